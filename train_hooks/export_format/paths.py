@@ -1,0 +1,92 @@
+"""The names of every file and directory of a run; no other module knows them.
+
+RUN/export/run.json                                  written once
+RUN/export/run_secret.hex                            salts of the leaves; publish it to let others recompute them
+RUN/export/tokenizer/<file>                          a copy of the tokenizer
+RUN/export/attempts/a000002/attempt.json             the claim of attempt 2
+RUN/export/attempts/a000002/rows-r00003-00000.arrows segment file 0 of dp_rank 3 (`.inprogress` until sealed)
+RUN/export/attempts/a000002/rows-r00003-00000.acks   its acknowledgement records
+RUN/export/attempts/a000002/rows-r00003-00000.seal.json
+RUN/index/…                                          disposable; `kiseki index` makes it again
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["IN_PROGRESS", "ExportPaths", "SegmentFileName"]
+
+IN_PROGRESS = ".inprogress"
+_STEM = re.compile(r"rows-r(\d{5,})-(\d{5,})\.(arrows|acks|seal\.json)(\.inprogress)?")
+_ATTEMPT = re.compile(r"a(\d{6,})")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, order=True)
+class SegmentFileName:
+    """Which segment file: the number counts the files of one dp_rank in one attempt, from 0."""
+
+    dp_rank: int
+    number: int
+
+    @property
+    def stem(self) -> str:
+        return f"rows-r{self.dp_rank:05d}-{self.number:05d}"
+
+    @property
+    def data(self) -> str:
+        return f"{self.stem}.arrows"
+
+    @property
+    def acks(self) -> str:
+        return f"{self.stem}.acks"
+
+    @property
+    def seal(self) -> str:
+        return f"{self.stem}.seal.json"
+
+    @classmethod
+    def parse(cls, name: str) -> "tuple[SegmentFileName, str, bool] | None":
+        """(segment file, part, in progress) of a file name, or None where it is not one of ours."""
+        match = _STEM.fullmatch(name)
+        if match is None:
+            return None
+        return cls(dp_rank=int(match[1]), number=int(match[2])), match[3], match[4] is not None
+
+
+@dataclass(frozen=True, slots=True)
+class ExportPaths:
+    """Paths below one run directory."""
+
+    run_dir: Path
+
+    @property
+    def export(self) -> Path:
+        return self.run_dir / "export"
+
+    @property
+    def run_json(self) -> Path:
+        return self.export / "run.json"
+
+    @property
+    def secret(self) -> Path:
+        return self.export / "run_secret.hex"
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        return self.export / "tokenizer"
+
+    @property
+    def attempts(self) -> Path:
+        return self.export / "attempts"
+
+    def attempt_dir(self, attempt: int) -> Path:
+        return self.attempts / f"a{attempt:06d}"
+
+    def attempt_json(self, attempt: int) -> Path:
+        return self.attempt_dir(attempt) / "attempt.json"
+
+    @staticmethod
+    def attempt_number(name: str) -> int | None:
+        """Number of an attempt's directory, or None where the name is not one."""
+        match = _ATTEMPT.fullmatch(name)
+        return int(match[1]) if match else None

@@ -1,0 +1,109 @@
+"""What can be derived from tokens and segments is not stored; what cannot is stored whole.
+
+Each further tensor of the forward call (labels, loss mask, positions, document ids …) is kept for every row as a name,
+a dtype, a shape and the first of these encodings that gives it back bit for bit:
+
+    tokens           equal to the tokens                                               no data
+    next             x[i] = tokens[i+1], the last one from data                        one element
+    next-in-segment  as `next`, but a segment's last position holds a mask value       two elements: last, mask
+    constant         every element the same bits                                       one element
+    arange           x[i] = i                                                          no data
+    arange-segment   x[i] = i - start of the segment that holds i                      no data
+    segment-index    x[i] = number of the segment that holds i, from 0                 no data
+    zlib             the elements, little-endian, deflated                             everything else
+
+The encoder decodes what it chose and compares bits, so an encoding can be wrong only by being longer than it need be.
+"""
+
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from train_hooks.export_format.errors import DamageError
+from train_hooks.export_format.records import Segment, TensorRecord
+
+__all__ = ["decode_tensor", "encode_tensor"]
+
+Array = npt.NDArray[np.generic]
+Tokens = npt.NDArray[np.unsignedinteger]
+
+
+def encode_tensor(name: str, value: Array, tokens: Tokens, segments: Sequence[Segment]) -> TensorRecord:
+    """The shortest record that gives `value` (one row of a tensor, any shape and dtype) back."""
+    exact = np.ascontiguousarray(value).astype(value.dtype.newbyteorder("<"), copy=False)
+    raw = exact.tobytes()
+    for encoding, data in _candidates(exact, raw, tokens, segments):
+        record = TensorRecord(name=name, dtype=exact.dtype.str, shape=exact.shape, encoding=encoding, data=data)
+        if encoding == "zlib" or decode_tensor(record, tokens, segments).tobytes() == raw:
+            return record
+    raise AssertionError("zlib holds everything")
+
+
+def _candidates(value: Array, raw: bytes, tokens: Tokens, segments: Sequence[Segment]) -> Iterator[tuple[str, bytes]]:
+    size = value.dtype.itemsize
+    if size and len(raw) >= size and raw == raw[:size] * (len(raw) // size):
+        yield "constant", raw[:size]
+    if value.shape == tokens.shape and value.dtype.kind in "iu" and len(tokens):
+        last = raw[-size:]
+        if _starts_alike(value, tokens):
+            yield "tokens", b""
+        yield "next", last
+        ends = [segment.start + segment.length - 1 for segment in segments[:-1]]
+        if ends:
+            yield "next-in-segment", last + raw[ends[0] * size : (ends[0] + 1) * size]
+        yield "arange", b""
+        yield "arange-segment", b""
+        yield "segment-index", b""
+    yield "zlib", zlib.compress(raw, 1)
+
+
+def _starts_alike(value: Array, tokens: Tokens) -> bool:
+    return bool(value[0] == tokens[0])
+
+
+def decode_tensor(record: TensorRecord, tokens: Tokens, segments: Sequence[Segment]) -> Array:
+    """The tensor that `record` stands for. Raises DamageError where it cannot be one."""
+    dtype = np.dtype(record.dtype)
+    match record.encoding:
+        case "zlib":
+            try:
+                return np.frombuffer(zlib.decompress(record.data), dtype).reshape(record.shape)
+            except (zlib.error, ValueError) as error:
+                raise DamageError(f"tensor {record.name!r}: stored elements do not unpack: {error}") from error
+        case "constant":
+            return np.broadcast_to(np.frombuffer(record.data, dtype, 1), record.shape)
+        case "tokens":
+            return tokens.astype(dtype)
+        case "next" | "next-in-segment":
+            return _decode_next(record, dtype, tokens, segments)
+        case "arange":
+            return np.arange(len(tokens), dtype=dtype)
+        case "arange-segment":
+            return _per_segment(segments, len(tokens), dtype, positions=True)
+        case "segment-index":
+            return _per_segment(segments, len(tokens), dtype, positions=False)
+        case other:
+            raise DamageError(f"tensor {record.name!r}: unknown encoding {other!r}; a newer kiseki may read it")
+
+
+def _decode_next(
+    record: TensorRecord, dtype: np.dtype[np.generic], tokens: Tokens, segments: Sequence[Segment]
+) -> Array:
+    stored = np.frombuffer(record.data, dtype)
+    out = np.empty(len(tokens), dtype)
+    out[:-1] = tokens[1:].astype(dtype)
+    if record.encoding == "next-in-segment":
+        for segment in segments[:-1]:
+            out[segment.start + segment.length - 1] = stored[1]
+    out[-1] = stored[0]
+    return out
+
+
+def _per_segment(segments: Sequence[Segment], length: int, dtype: np.dtype[np.generic], *, positions: bool) -> Array:
+    out = np.zeros(length, np.int64)
+    for index, segment in enumerate(segments):
+        end = segment.start + segment.length
+        out[segment.start : end] = np.arange(segment.length) if positions else index
+    return out.astype(dtype)
