@@ -1,0 +1,121 @@
+"""Generations: published lists of shards. One rename publishes; a reader keeps the one it opened.
+
+A generation is whole before CURRENT names it: its shards, its catalog and `generation.json` are synced first. Killed
+anywhere, the old generation stands and its files are all there.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from indexer.paths import IndexPaths
+from train_hooks.export_format.errors import DamageError, IncompleteError, RunError
+
+__all__ = ["Generation", "locked", "publish", "published"]
+
+GENERATION_FORMAT = "kiseki-generation-v1"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generation:
+    """One published list of shards, and the newest step of each attempt that they cover."""
+
+    number: int
+    run_id: str
+    created_unix_s: float
+    shards: tuple[str, ...]
+    covered: Mapping[int, int]
+    canonical_attempt: int | None
+
+
+def published(paths: IndexPaths) -> Generation | None:
+    """The generation that CURRENT names, or None where nothing was published yet. Raises DamageError, RunError."""
+    try:
+        name = paths.current.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return None
+    number = paths.generation_number(name)
+    path = paths.generation_json(number) if number is not None else paths.current
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DamageError(f"{path} does not read ({error}); delete {paths.index} and run `kiseki index`") from error
+    if document.pop("format", None) != GENERATION_FORMAT:
+        raise RunError(f"{path}: expected format {GENERATION_FORMAT}; a newer kiseki may have written it")
+    covered = {int(attempt): int(step) for attempt, step in document.pop("covered").items()}
+    return Generation(**{**document, "shards": tuple(document["shards"]), "covered": covered})
+
+
+def write_generation(paths: IndexPaths, generation: Generation) -> None:
+    """Write `generation.json`, synced; nobody reads it before `publish`."""
+    document = {"format": GENERATION_FORMAT, **dataclasses.asdict(generation)}
+    _write_synced(paths.generation_json(generation.number), json.dumps(document, indent=1) + "\n")
+
+
+def publish(paths: IndexPaths, generation: Generation) -> None:
+    """Make `generation` the current one."""
+    unfinished = paths.current.with_name("CURRENT.tmp")
+    _write_synced(unfinished, f"{generation.number:06d}\n")
+    unfinished.rename(paths.current)
+    link = paths.catalog_link.with_name("catalog.link.tmp")
+    link.unlink(missing_ok=True)
+    link.symlink_to(paths.catalog(generation.number).relative_to(paths.index))
+    link.rename(paths.catalog_link)
+    _sync_directory(paths.index)
+
+
+def new_number(paths: IndexPaths) -> int:
+    """A generation number that no directory has."""
+    if not paths.generations.exists():
+        return 1
+    numbers = [paths.generation_number(entry.name) for entry in paths.generations.iterdir()]
+    return max((number for number in numbers if number is not None), default=0) + 1
+
+
+@contextlib.contextmanager
+def locked(paths: IndexPaths) -> Iterator[None]:
+    """Hold the index for writing. Raises IncompleteError where another process does."""
+    paths.index.mkdir(parents=True, exist_ok=True)
+    with paths.lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise IncompleteError(f"another process is indexing {paths.run_dir}; wait for it, or stop it") from error
+        yield
+
+
+def _write_synced(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def new_generation(
+    paths: IndexPaths, run_id: str, shards: tuple[str, ...], covered: Mapping[int, int], canonical_attempt: int | None
+) -> Generation:
+    """A generation that is not yet published."""
+    return Generation(
+        number=new_number(paths),
+        run_id=run_id,
+        created_unix_s=time.time(),
+        shards=shards,
+        covered=dict(covered),
+        canonical_attempt=canonical_attempt,
+    )

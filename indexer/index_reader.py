@@ -1,0 +1,136 @@
+"""The one door to an index for everything that asks: read-only handles on one generation, from start to end."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+
+from indexer.generations import Generation, published
+from indexer.paths import IndexPaths
+from indexer.selection import Selection, shard_filter
+from indexer.shard import Shard
+from indexer.spans.filters import Filter
+from indexer.tokenization import RunTokenizer
+from train_hooks.export_format.errors import DamageError, IncompleteError, QueryError
+from train_hooks.export_format.lineage import StepInterval, lineage
+from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.records import RunInfo, Segment, SequenceAddress
+
+__all__ = ["IndexReader", "PackedSequence", "SelectedShard"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelectedShard:
+    """A shard of which a selection takes something."""
+
+    shard: Shard
+    filter: Filter
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedSequence:
+    """One packed sequence as the index holds it."""
+
+    address: SequenceAddress
+    shard: Shard
+    ordinal: int
+    tokens: npt.NDArray[np.unsignedinteger]
+    segments: Sequence[Segment]
+
+
+class IndexReader:
+    """One generation of one run's index. Safe to share between threads."""
+
+    def __init__(self, run: RunReader, paths: IndexPaths, generation: Generation) -> None:
+        self.run, self.paths, self.generation = run, paths, generation
+        self.shards: list[Shard] = []
+        self.failed: list[str] = []
+        for name in generation.shards:
+            try:
+                self.shards.append(Shard(paths.shard_dir(name)))
+            except (DamageError, OSError, ValueError) as error:
+                self.failed.append(f"{name}: {error}")
+        if not self.shards:
+            raise DamageError(f"no shard of {paths.index} can be opened: {'; '.join(self.failed)}")
+
+    @classmethod
+    def open(cls, run_dir: Path | str) -> Self:
+        """The published generation. Raises RunError for no run, IncompleteError where nothing is indexed yet."""
+        run = RunReader(run_dir)
+        paths = IndexPaths(run.paths.run_dir)
+        generation = published(paths)
+        if generation is None:
+            raise IncompleteError(f"{run.paths.run_dir} is not indexed yet; run `kiseki index {run.paths.run_dir}`")
+        return cls(run, paths, generation)
+
+    @property
+    def info(self) -> RunInfo:
+        """The run's `run.json`."""
+        return self.run.info
+
+    @cached_property
+    def tokenizer(self) -> RunTokenizer:
+        """The run's tokenizer. Raises RunError where the run has none."""
+        return RunTokenizer(self.run)
+
+    @cached_property
+    def canonical(self) -> dict[int, StepInterval]:
+        """The canonical interval of each attempt that has one."""
+        if self.generation.canonical_attempt is None:
+            return {}
+        attempts = [attempt.info for attempt in self.run.attempts()]
+        return {interval.attempt: interval for interval in lineage(attempts, self.generation.canonical_attempt)}
+
+    @cached_property
+    def unigrams(self) -> npt.NDArray[np.int64]:
+        """How often each token id occurs in the indexed data, i64 [vocab_size]."""
+        counts = np.zeros(self.info.vocab_size, np.int64)
+        for shard in self.shards:
+            counts += shard.unigrams(self.info.vocab_size)
+        return counts
+
+    def select(self, selection: Selection) -> list[SelectedShard]:
+        """The shards that `selection` takes something of, by attempt and step."""
+        found = []
+        for shard in self.shards:
+            chosen = shard_filter(shard, selection, self.canonical)
+            if chosen is not None:
+                found.append(SelectedShard(shard=shard, filter=chosen))
+        return found
+
+    def sequence(self, address: SequenceAddress | str) -> PackedSequence:
+        """One packed sequence. Raises QueryError for an address that the index does not hold."""
+        wanted = SequenceAddress.parse(address) if isinstance(address, str) else address
+        if wanted.run_id == self.info.run_id:
+            for shard in self.shards:
+                if shard.info.first_step <= wanted.global_step <= shard.info.last_step:
+                    ordinal = shard.ordinal_of(wanted)
+                    if ordinal is not None:
+                        return self.sequence_at(shard, ordinal)
+        raise QueryError(f"run {self.info.run_id} (generation {self.generation.number}) holds no sequence {wanted}")
+
+    def sequence_at(self, shard: Shard, ordinal: int) -> PackedSequence:
+        """One packed sequence by its place in the index."""
+        return PackedSequence(
+            address=shard.address(ordinal),
+            shard=shard,
+            ordinal=ordinal,
+            tokens=shard.tokens(ordinal),
+            segments=shard.segments_of(ordinal),
+        )
+
+    def catalog(self) -> duckdb.DuckDBPyConnection:
+        """A read-only connection of the caller's own to this generation's catalog."""
+        return duckdb.connect(str(self.paths.catalog(self.generation.number)), read_only=True)
+
+    def sql(self, statement: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """Rows of a trusted query over the catalog."""
+        with self.catalog() as connection:
+            result = connection.execute(statement, list(parameters))
+            names = [column[0] for column in result.description or []]
+            return [dict(zip(names, row, strict=True)) for row in result.fetchall()]

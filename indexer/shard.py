@@ -1,0 +1,307 @@
+"""One shard: an immutable directory that answers for a contiguous range of steps of one attempt.
+
+    spans.bin           tokens, suffix array, fingerprints (indexer.spans)
+    sequences.parquet   one row a sequence, by ordinal: address, sample_index, status, loss, leaf
+    segments.parquet    one row a segment: ordinal, segment, start, length, source, document_id, document_token_offset
+    unigrams.npy        how often each token id occurs, i64
+    text/               full text, one document a segment (where the run has a tokenizer)
+    shard.json          the manifest: what it covers, and SHA-256 and size of every other file; written last
+
+A shard is built under a `.building` name and renamed when it is whole and synced, so one that has its name is whole. Its
+name says what it covers, so building the same steps twice gives the same name, and the second time nothing is done.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from indexer.fulltext import SegmentText, TextIndex, build_text_index
+from indexer.ingest import StepRange, tokens_of
+from indexer.paths import BUILDING, IndexPaths
+from indexer.spans.arrays import SpanArrays, open_span_arrays
+from indexer.spans.build import build_span_arrays
+from indexer.tokenization import RunTokenizer
+from train_hooks.export_format.errors import DamageError
+from train_hooks.export_format.records import Segment, SequenceAddress
+
+__all__ = ["Shard", "ShardInfo", "build_shard"]
+
+SHARD_FORMAT = "kiseki-shard-v1"
+_MANIFEST, _SEQUENCES, _SEGMENTS, _TEXT = "shard.json", "sequences.parquet", "segments.parquet", "text"
+_UNIGRAMS = "unigrams.npy"
+_DECODE_BATCH = 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardFile:
+    """A file of a shard as its manifest lists it."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardInfo:
+    """What a shard covers: steps `first_step` to `last_step`, both included, of one attempt."""
+
+    name: str
+    run_id: str
+    attempt: int
+    first_step: int
+    last_step: int
+    num_sequences: int
+    num_segments: int
+    num_tokens: int
+    token_dtype: str
+    has_text: bool
+    files: tuple[ShardFile, ...]
+
+    @classmethod
+    def read(cls, directory: Path) -> "ShardInfo":
+        """The manifest of a shard. Raises DamageError where it is missing or is none."""
+        path = directory / _MANIFEST
+        try:
+            document = json.loads(path.read_bytes())
+            files = tuple(ShardFile(**file) for file in document["files"])
+            if document.pop("format") != SHARD_FORMAT:
+                raise ValueError("another format")
+            return cls(**{**document, "files": files})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamageError(
+                f"{path}: expected the manifest of a shard ({error}); run `kiseki index` to build it again"
+            ) from error
+
+
+def shard_name(steps: StepRange) -> str:
+    """Name of the shard of a step range."""
+    return f"a{steps.attempt:06d}-s{steps.first_step:09d}-s{steps.last_step:09d}"
+
+
+def build_shard(
+    paths: IndexPaths, run_id: str, token_dtype: str, steps: StepRange, rows: pa.Table, tokenizer: RunTokenizer | None
+) -> ShardInfo:
+    """Build the shard of `steps` from its sorted rows, or find that it is there. Raises OSError where the disk refuses."""
+    final = paths.shard_dir(shard_name(steps))
+    if final.exists():
+        return ShardInfo.read(final)
+    building = final.with_name(final.name + BUILDING)
+    if building.exists():
+        shutil.rmtree(building)
+    building.mkdir(parents=True)
+    tokens, starts = tokens_of(rows, token_dtype)
+    build_span_arrays([tokens[a:b] for a, b in itertools.pairwise(starts.tolist())], token_dtype, building)
+    np.save(building / _UNIGRAMS, np.bincount(tokens).astype(np.int64))
+    pq.write_table(_sequences(rows, steps), building / _SEQUENCES, compression="zstd", write_page_checksum=True)
+    segments = _segments(rows)
+    pq.write_table(segments, building / _SEGMENTS, compression="zstd", write_page_checksum=True)
+    if tokenizer is not None:
+        build_text_index(building / _TEXT, _segment_texts(rows, segments, tokens, starts, tokenizer))
+    info = ShardInfo(
+        name=final.name,
+        run_id=run_id,
+        attempt=steps.attempt,
+        first_step=steps.first_step,
+        last_step=steps.last_step,
+        num_sequences=rows.num_rows,
+        num_segments=segments.num_rows,
+        num_tokens=len(tokens),
+        token_dtype=token_dtype,
+        has_text=tokenizer is not None,
+        files=tuple(_listed_files(building)),
+    )
+    document = {"format": SHARD_FORMAT, **dataclasses.asdict(info)}
+    (building / _MANIFEST).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    _sync_tree(building)
+    building.rename(final)
+    _sync(final.parent)
+    return info
+
+
+def _sequences(rows: pa.Table, steps: StepRange) -> pa.Table:
+    num_tokens = pa.compute.binary_length(rows.column("tokens"))
+    ordinal = pa.array(np.arange(rows.num_rows, dtype=np.int64))
+    attempt = pa.array(np.full(rows.num_rows, steps.attempt, np.int32))
+    kept = rows.select(["global_step", "dp_rank", "microbatch", "slot", "sample_index", "status", "loss", "leaf"])
+    table = kept.add_column(0, "ordinal", ordinal).add_column(1, "attempt", attempt)
+    return table.append_column("num_bytes", num_tokens)
+
+
+def _segments(rows: pa.Table) -> pa.Table:
+    """Segments flattened; `segment` counts within the sequence."""
+    column = rows.column("segments").combine_chunks()
+    flat = column.flatten()
+    counts = pa.compute.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
+    ordinals = np.repeat(np.arange(rows.num_rows, dtype=np.int64), counts)
+    firsts = np.repeat(np.cumsum(counts) - counts, counts)
+    names = [field.name for field in flat.type]
+    arrays = [pa.array(ordinals), pa.array((np.arange(len(ordinals)) - firsts).astype(np.int32))]
+    return pa.table([*arrays, *flat.flatten()], names=["ordinal", "segment", *names])
+
+
+def _segment_texts(
+    rows: pa.Table,
+    segments: pa.Table,
+    tokens: npt.NDArray[np.unsignedinteger],
+    starts: npt.NDArray[np.int64],
+    tokenizer: RunTokenizer,
+) -> Iterator[SegmentText]:
+    steps, ranks = rows.column("global_step").to_numpy(), rows.column("dp_rank").to_numpy()
+    for batch in segments.to_batches(max_chunksize=_DECODE_BATCH):
+        items = batch.to_pylist()
+        begins = [int(starts[item["ordinal"]]) + item["start"] for item in items]
+        texts = tokenizer.decode_many(
+            [tokens[begin : begin + item["length"]] for begin, item in zip(begins, items, strict=True)]
+        )
+        for item, text in zip(items, texts, strict=True):
+            ordinal = item["ordinal"]
+            yield SegmentText(
+                ordinal=ordinal,
+                segment=item["segment"],
+                global_step=int(steps[ordinal]),
+                dp_rank=int(ranks[ordinal]),
+                source=item["source"],
+                text=text,
+            )
+
+
+def _listed_files(directory: Path) -> Iterator[ShardFile]:
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path.suffix != ".lock":
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            yield ShardFile(name=path.relative_to(directory).as_posix(), size_bytes=path.stat().st_size, sha256=digest)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _sync_tree(directory: Path) -> None:
+    for path in [*directory.rglob("*"), directory]:
+        _sync(path)
+
+
+class Shard:
+    """A shard opened for reading. The span arrays are mapped; metadata is loaded when first asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises DamageError where the shard is not whole by name and size; `check_hashes` reads every byte."""
+        self.directory = directory
+        self.info = ShardInfo.read(directory)
+        for file in self.info.files:
+            path = directory / file.name
+            found = path.stat().st_size if path.exists() else None
+            if found != file.size_bytes:
+                raise DamageError(f"{path}: expected {file.size_bytes} bytes, found {found}; run `kiseki index` again")
+        self.spans: SpanArrays = open_span_arrays(directory)
+        if self.spans.num_sequences != self.info.num_sequences:
+            raise DamageError(f"{directory}: the span index and the manifest disagree; run `kiseki index` again")
+
+    @cached_property
+    def sequences(self) -> pa.Table:
+        """`sequences.parquet`."""
+        return self._read(_SEQUENCES)
+
+    @cached_property
+    def segments(self) -> pa.Table:
+        """`segments.parquet`."""
+        return self._read(_SEGMENTS)
+
+    @cached_property
+    def steps(self) -> npt.NDArray[np.int64]:
+        """global_step by ordinal, ascending, i64 [num_sequences]."""
+        return np.asarray(self.sequences.column("global_step").to_numpy())
+
+    @cached_property
+    def dp_ranks(self) -> npt.NDArray[np.int32]:
+        """dp_rank by ordinal, i32 [num_sequences]."""
+        return np.asarray(self.sequences.column("dp_rank").to_numpy())
+
+    @cached_property
+    def applied(self) -> npt.NDArray[np.bool_]:
+        """Whether the step's update was applied, by ordinal."""
+        return np.asarray(pa.compute.equal(self.sequences.column("status"), "applied").to_numpy())
+
+    def unigrams(self, vocab_size: int) -> npt.NDArray[np.int64]:
+        """How often each token id occurs, i64 [vocab_size]."""
+        counts = np.asarray(np.load(self.directory / _UNIGRAMS))
+        return np.pad(counts, (0, max(0, vocab_size - len(counts))))[:vocab_size]
+
+    @cached_property
+    def _segment_firsts(self) -> npt.NDArray[np.int64]:
+        ordinals = self.segments.column("ordinal").to_numpy()
+        return np.searchsorted(ordinals, np.arange(self.info.num_sequences + 1))
+
+    @cached_property
+    def text(self) -> TextIndex | None:
+        """The full-text index, or None where the run has no tokenizer."""
+        return TextIndex(self.directory / _TEXT) if self.info.has_text else None
+
+    def address(self, ordinal: int) -> SequenceAddress:
+        """Address of a sequence."""
+        row = self.sequences.slice(ordinal, 1).to_pylist()[0]
+        return SequenceAddress(
+            run_id=self.info.run_id, attempt=self.info.attempt, global_step=row["global_step"],
+            dp_rank=row["dp_rank"], microbatch=row["microbatch"], slot=row["slot"],
+        )  # fmt: skip
+
+    def ordinal_of(self, address: SequenceAddress) -> int | None:
+        """Ordinal of a sequence, or None where the shard does not hold it."""
+        if address.attempt != self.info.attempt:
+            return None
+        first, last = (int(x) for x in np.searchsorted(self.steps, [address.global_step, address.global_step + 1]))
+        for ordinal in range(first, last):
+            if self.address(ordinal) == address:
+                return ordinal
+        return None
+
+    def tokens(self, ordinal: int) -> npt.NDArray[np.unsignedinteger]:
+        """Tokens of a sequence, without its separator."""
+        starts = self.spans.sequence_starts
+        return np.asarray(self.spans.tokens[int(starts[ordinal]) : int(starts[ordinal + 1]) - 1])
+
+    def segments_of(self, ordinal: int) -> Sequence[Segment]:
+        """Segments of a sequence, in order."""
+        first, last = int(self._segment_firsts[ordinal]), int(self._segment_firsts[ordinal + 1])
+        rows = self.segments.slice(first, last - first).drop_columns(["ordinal", "segment"]).to_pylist()
+        return [Segment(**row) for row in rows]
+
+    def leaf(self, ordinal: int) -> bytes:
+        """The leaf that the export recorded for a sequence."""
+        return bytes(self.sequences.column("leaf")[ordinal].as_py())
+
+    def check_hashes(self) -> None:
+        """Read every byte. Raises DamageError that names the file which does not match the manifest."""
+        for file in self.info.files:
+            with (self.directory / file.name).open("rb") as opened:
+                found = hashlib.file_digest(opened, "sha256").hexdigest()
+            if found != file.sha256:
+                raise DamageError(
+                    f"{self.directory / file.name}: expected SHA-256 {file.sha256}, found {found}; delete the shard and "
+                    "run `kiseki index`"
+                )
+
+    def _read(self, name: str) -> pa.Table:
+        try:
+            return pq.read_table(self.directory / name, page_checksum_verification=True).combine_chunks()
+        except (pa.ArrowException, OSError) as error:
+            raise DamageError(
+                f"{self.directory / name} does not read: {error}; delete the shard and run `kiseki index`"
+            ) from error

@@ -1,0 +1,320 @@
+"""Compiled leaves of the span index: packing, fingerprints, comparing, and looking into the suffix array.
+
+Rules:
+
+1. Positions, ranks and lengths are i64. Indexes are cast to u64 where that spares numba its check for negative ones.
+2. `query` has the dtype of `tokens` and holds no separator. As the tokens end with a separator, a comparison ends at the
+   latest there and never reads past the end.
+3. A range of ranks that these functions narrow always keeps every suffix that was asked for. Fingerprints are hashes:
+   strangers with the same one may stand before, between and after, and whoever needs certainty compares tokens.
+4. `work` i64 [3] counts what was done: table searches, tokens compared, ranks scanned. Tests bound it; nothing reads it
+   back.
+"""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.spans.arrays import BLOCK, GRAM, SUPERBLOCK
+from indexer.spans.jit import jit
+
+Tokens: TypeAlias = NDArray[Any]
+I32: TypeAlias = NDArray[np.int32]
+I64: TypeAlias = NDArray[np.int64]
+U16: TypeAlias = NDArray[np.uint16]
+U64: TypeAlias = NDArray[np.uint64]
+Shard: TypeAlias = tuple[Tokens, I32, U16, U64, I32, I32, I64]
+
+SEARCHES, COMPARED, SCANNED = 0, 1, 2
+LANE = 16
+AHEAD = 4
+MIX = 0x9E3779B97F4A7C15
+
+
+@jit
+def pack(tokens: Tokens, position: int, length: int, padding: int, key: U64) -> None:
+    """Pack tokens[position:position+length] into the words of key, first token highest; the rest of GRAM is padding."""
+    per_word = GRAM // len(key)
+    bits = np.uint64(64 // per_word)
+    for word in range(len(key)):
+        packed = np.uint64(0)
+        for j in range(word * per_word, (word + 1) * per_word):
+            token = np.uint64(padding)
+            if j < length and position + j < len(tokens):
+                token = np.uint64(tokens[position + j])
+            packed = (packed << bits) | token
+        key[word] = packed
+
+
+@jit
+def fingerprint(key: U64) -> np.uint16:
+    """16-bit hash of a packed gram: multiply and fold, word by word."""
+    mixed = np.uint64(0)
+    for word in range(len(key)):
+        mixed = (mixed ^ key[word]) * np.uint64(MIX)
+        mixed ^= mixed >> np.uint64(32)
+    return np.uint16((mixed * np.uint64(MIX)) >> np.uint64(48))
+
+
+@jit
+def fill_side_arrays(tokens: Tokens, suffix_array: I32, fingerprints: U16, table: U64, ranges: I32) -> None:
+    """Fill fingerprints [n], prefix table [blocks, words] and block ranges [blocks, 2] from the suffix array."""
+    key = np.empty(table.shape[1], np.uint64)
+    for rank in range(len(suffix_array)):
+        position = int(suffix_array[rank])
+        pack(tokens, position, GRAM, 0, key)
+        fingerprints[rank] = fingerprint(key)
+        block = rank // BLOCK
+        if rank % BLOCK == 0:
+            table[block, :] = key
+            ranges[block, 0] = ranges[block, 1] = position
+        ranges[block, 0] = min(ranges[block, 0], position)
+        ranges[block, 1] = max(ranges[block, 1], position)
+
+
+@jit
+def keep_aligned(byte_ranks: I32, itemsize: int) -> int:
+    """Keep the suffixes of a byte view that begin at a token, as token positions, in place; returns how many."""
+    kept = 0
+    for rank in range(len(byte_ranks)):
+        position = byte_ranks[rank]
+        byte_ranks[kept] = position // itemsize
+        kept += position % itemsize == 0
+    return kept
+
+
+@jit
+def table_bound(table: U64, first: int, key: U64, after_equal: bool) -> int:
+    """First row from `first` on that is not below key (after_equal: above key)."""
+    lo, hi = first, len(table)
+    while lo < hi:
+        mid = (lo + hi) >> 1
+        order = 0
+        for word in range(len(key)):
+            row = table[np.uint64(mid), np.uint64(word)]
+            if row != key[word]:
+                order = -1 if row < key[word] else 1
+                break
+        if order < 0 or (after_equal and order == 0):
+            lo = mid + 1
+        else:
+            hi = mid
+    return lo
+
+
+@jit
+def any_equal(fingerprints: U16, lo: int, hi: int, wanted: np.uint16) -> bool:
+    """Whether a rank in [lo, hi) has that fingerprint. No early end: the compiler turns this into vector compares."""
+    found = False
+    for rank in range(lo, hi):
+        found |= fingerprints[np.uint64(rank)] == wanted
+    return found
+
+
+@jit
+def common_prefix(tokens: Tokens, position: int, query: Tokens, start: int, known: int, limit: int, work: I64) -> int:
+    """Tokens that tokens[position:] and query[start:start+limit] have in common, of which `known` are known."""
+    k = known
+    room = min(limit, len(tokens) - position)
+    short = min(room, known + 8)
+    while k < short and tokens[np.uint64(position + k)] == query[np.uint64(start + k)]:
+        k += 1
+    if k == short:
+        while k + LANE <= room:
+            different = tokens[np.uint64(position + k)] ^ query[np.uint64(start + k)]
+            for j in range(1, LANE):
+                different |= tokens[np.uint64(position + k + j)] ^ query[np.uint64(start + k + j)]
+            if different:
+                break
+            k += LANE
+        while k < room and tokens[np.uint64(position + k)] == query[np.uint64(start + k)]:
+            k += 1
+    work[COMPARED] += k - known + 1
+    return k
+
+
+@jit
+def insertion(
+    tokens: Tokens, suffix_array: I32, lo: int, hi: int, query: Tokens, start: int, limit: int, work: I64
+) -> tuple[int, int, int]:
+    """First rank in [lo, hi) whose suffix is not below query[start:start+limit], or hi.
+
+    Also how much the suffix before it and the suffix at it share with the query (0 where it is out of the range). A
+    comparison begins where the two bounds are known to agree (Manber and Myers 1993, section 3).
+    """
+    below, above = 0, 0
+    while lo < hi:
+        mid = (lo + hi) >> 1
+        position = int(suffix_array[np.uint64(mid)])
+        k = common_prefix(tokens, position, query, start, min(below, above), limit, work)
+        if k == limit or tokens[np.uint64(position + k)] > query[np.uint64(start + k)]:
+            hi, above = mid, k
+        else:
+            lo, below = mid + 1, k
+    return lo, below, above
+
+
+@jit
+def run_edge(
+    tokens: Tokens, suffix_array: I32, outside: int, inside: int, query: Tokens, start: int, length: int, work: I64
+) -> int:
+    """Outermost rank from `inside` towards `outside` (never reached) that shares query[start:start+length].
+
+    Gallops outward, then bisects; what a rank outside shares, every rank further in shares too.
+    """
+    step = -1 if outside < inside else 1
+    jump, known, galloping = 1, 0, True
+    while abs(outside - inside) > 1:
+        probe = inside + step * jump if galloping else (inside + outside) >> 1
+        if galloping and (outside - probe) * step <= 0:
+            galloping = False
+            continue
+        position = int(suffix_array[np.uint64(probe)])
+        k = common_prefix(tokens, position, query, start, known, length, work)
+        if k == length:
+            inside = probe
+            jump *= 2
+        else:
+            outside, known, galloping = probe, k, False
+    return inside
+
+
+@jit
+def short_ranks(shard: Shard, query: Tokens, start: int, length: int, work: I64) -> tuple[int, int]:
+    """Ranks [lo, hi) of exactly the suffixes that begin with query[start:start+length], 1 <= length <= GRAM."""
+    tokens, suffix_array, table = shard[0], shard[1], shard[3]
+    work[SEARCHES] += 1
+    key = np.empty(table.shape[1], np.uint64)
+    pack(query, start, length, 0, key)
+    first = table_bound(table, 0, key, False)
+    pack(query, start, length, (1 << (64 * len(key) // GRAM)) - 1, key)
+    last = table_bound(table, first, key, True)
+    lo, hi = max(first - 1, 0) * BLOCK, min(last * BLOCK, len(suffix_array))
+    lo, _, shared = insertion(tokens, suffix_array, lo, hi, query, start, length, work)
+    if lo == hi or shared < length:
+        return lo, lo
+    return lo, run_edge(tokens, suffix_array, hi, lo, query, start, length, work) + 1
+
+
+@jit
+def table_bounds(table: U64, keys: U64, num: int, firsts: I64) -> None:
+    """The first row that is not below each of keys[:num], into firsts.
+
+    All searches advance together, without branches, so that their cache misses overlap.
+    """
+    firsts[:num] = 0
+    size = len(table)
+    while size > 0:
+        half = (size + 1) >> 1
+        for k in range(num):
+            row = np.uint64(firsts[k] + half - 1)
+            below = False
+            for word in range(table.shape[1] - 1, -1, -1):
+                value, wanted = table[row, np.uint64(word)], keys[k, word]
+                below = (value < wanted) | ((value == wanted) & below)
+            firsts[k] += half if below else 0
+        size -= half
+
+
+@jit
+def gram_ranks(shard: Shard, query: Tokens, start: int, stride: int, memo: I64, work: I64) -> tuple[int, int]:
+    """Ranks [lo, hi) that hold every suffix beginning with the GRAM tokens at query[start]; often no other.
+
+    An empty range is certain; in another one strangers are possible. One search of the table, and a look at the
+    fingerprints of the first and last block. memo i64 [len(query), 2], filled with -1, keeps the answers; the grams at
+    start + stride, start + 2 stride … are looked up along, as they are what is asked for next if this one is absent
+    (stride 0: none is).
+    """
+    if memo[start, 0] >= 0:
+        return memo[start, 0], memo[start, 1]
+    suffix_array, fingerprints, table = shard[1], shard[2], shard[3]
+    keys, firsts, present = (
+        np.empty((AHEAD, table.shape[1]), np.uint64),
+        np.empty(AHEAD, np.int64),
+        np.empty(AHEAD, np.bool_),
+    )
+    num = 0
+    while num < AHEAD and start + num * stride + GRAM <= len(query):
+        pack(query, start + num * stride, GRAM, 0, keys[num])
+        num += 1
+        if stride == 0:
+            break
+    work[SEARCHES] += num
+    table_bounds(table, keys, num, firsts)
+    for k in range(num):
+        lo = max(firsts[k] - 1, 0) * BLOCK
+        present[k] = any_equal(fingerprints, lo, min(lo + BLOCK, len(fingerprints)), fingerprint(keys[k]))
+    for k in range(num):
+        first, at = firsts[k], start + k * stride
+        repeated = first < len(table) and table[first, 0] == keys[k, 0]
+        last = table_bound(table, first, keys[k], True) if repeated else first
+        lo, hi = max(first - 1, 0) * BLOCK, min(last * BLOCK, len(suffix_array))
+        wanted = fingerprint(keys[k])
+        if present[k]:
+            while fingerprints[np.uint64(lo)] != wanted:
+                lo += 1
+        else:
+            lo = min(lo + BLOCK, hi)
+        while hi > lo and fingerprints[np.uint64(hi - 1)] != wanted:
+            hi -= 1
+        memo[at, 0], memo[at, 1] = lo, hi
+    return memo[start, 0], memo[start, 1]
+
+
+@jit
+def ordinal_at(sequence_starts: I64, position: int) -> int:
+    """Ordinal of the sequence at a position: a guess as if all were of one length, a gallop, a bisection."""
+    num_sequences = len(sequence_starts) - 1
+    lo = int(position * (num_sequences / sequence_starts[num_sequences]))
+    lo = min(max(lo, 0), num_sequences - 1)
+    hi, step = lo + 1, 1
+    while sequence_starts[lo] > position:
+        hi = lo
+        lo = max(lo - step, 0)
+        step *= 2
+    while hi < num_sequences and sequence_starts[hi] <= position:
+        lo = hi
+        hi = min(hi + step, num_sequences)
+        step *= 2
+    while hi - lo > 1:
+        mid = (lo + hi) >> 1
+        if sequence_starts[mid] <= position:
+            lo = mid
+        else:
+            hi = mid
+    return lo
+
+
+@jit
+def in_sequences(sequence_starts: I64, passing: NDArray[np.uint8], position: int) -> bool:
+    """Whether the bitmap admits the sequence at a position; an empty bitmap admits all."""
+    return len(passing) == 0 or passing[ordinal_at(sequence_starts, position)] != 0
+
+
+@jit
+def skip_blocks(block_range: I32, superblock_range: I32, rank: int, first: int, end: int) -> int:
+    """The first rank from `rank` on whose block reaches into the positions [first, end); may be beyond the array."""
+    while rank < len(block_range) * BLOCK:
+        block, large = rank // BLOCK, rank // SUPERBLOCK
+        if block_range[block, 1] >= first and block_range[block, 0] < end:
+            break
+        if superblock_range[large, 1] < first or superblock_range[large, 0] >= end:
+            rank = (large + 1) * SUPERBLOCK
+        else:
+            rank = (block + 1) * BLOCK
+    return rank
+
+
+@jit
+def skip_blocks_down(block_range: I32, superblock_range: I32, rank: int, first: int, end: int) -> int:
+    """The last rank up to `rank` whose block reaches into the positions [first, end), or -1."""
+    while rank >= 0:
+        block, large = rank // BLOCK, rank // SUPERBLOCK
+        if block_range[block, 1] >= first and block_range[block, 0] < end:
+            break
+        if superblock_range[large, 1] < first or superblock_range[large, 0] >= end:
+            rank = large * SUPERBLOCK - 1
+        else:
+            rank = block * BLOCK - 1
+    return rank

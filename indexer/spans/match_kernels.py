@@ -1,0 +1,230 @@
+"""Compiled search: the longest passing match at a start, and all maximal spans of a query.
+
+Rules (all of them hold under any filter, because they speak of what occurs in the passing sequences only):
+
+1. *Reach.* If query[s:e] occurs, so does query[s+1:e]: the ends of the longest matches never fall. A span is maximal
+   exactly if it ends beyond the spans that start before it.
+2. *Skipping.* Let `reach = max(last end + 1, start + min_length)`. A new span that starts in [start, h] contains
+   query[h:reach]. If that does not occur, the next start is h + 1. The last gram before `reach` is looked up first: it
+   costs one table search and one block of fingerprints, no token.
+3. *Going back.* Where the last min_length tokens before `reach` occur, the next span is the one with the smallest start
+   s such that query[s:reach] occurs; what occurs at s occurs at s + 1, so it is found by galloping backward and
+   bisecting. Going forward, start by start, would compare the whole overlap at each of them.
+4. *Nearest passing suffix.* What a suffix shares with the query falls monotonically away from the insertion point. The
+   longest passing match is therefore shared by the nearest passing suffix on one side or the other.
+5. *Bounded comparing.* A look-up compares at most a small multiple of what the filter then admits, so that a long copy
+   in sequences that do not pass costs nothing.
+6. *Repetition.* If the span just found has the ranks and length of an earlier one, `shift` before, then the query
+   repeats itself there; as long as query[i] == query[i - shift], the spans repeat too, shifted, up to and including
+   the token after the end (which is what ended them). Those are copied without a search: a run of one token, or any
+   period, costs time proportional to the query.
+"""
+
+import numpy as np
+
+from indexer.spans.arrays import GRAM
+from indexer.spans.hit_kernels import Chosen, count_passing, next_passing, previous_passing
+from indexer.spans.jit import jit
+from indexer.spans.kernels import (
+    I64,
+    Shard,
+    Tokens,
+    common_prefix,
+    gram_ranks,
+    insertion,
+    run_edge,
+    short_ranks,
+)
+
+START, END, LO, HI, COUNT = 0, 1, 2, 3, 4
+RECENT = 256
+
+STEP = 4
+
+
+@jit
+def is_unfiltered(shard: Shard, chosen: Chosen) -> bool:
+    """Whether every sequence passes."""
+    return len(chosen[2]) == 0 and chosen[0] <= 0 and chosen[1] >= len(shard[0])
+
+
+@jit
+def longest(
+    shard: Shard, chosen: Chosen, query: Tokens, start: int, need: int, lo: int, hi: int, work: I64
+) -> tuple[int, int, int, int]:
+    """(length, rank, lo, hi) of the longest passing match at `start` if it has at least `need` >= 1 tokens, else zeros.
+
+    The suffixes that share `need` tokens are in the given [lo, hi). `rank` is one that shares the match; all others that
+    share it are in the returned [lo, hi).
+    """
+    tokens, suffix_array = shard[0], shard[1]
+    room = len(query) - start
+    if room < need or chosen[0] >= chosen[1]:
+        return 0, 0, 0, 0
+    everything = is_unfiltered(shard, chosen)
+    limit = min(room, max(4 * GRAM, 2 * need))
+    while lo < hi:
+        rank, below, above = insertion(tokens, suffix_array, lo, hi, query, start, limit, work)
+        length, inside = max(below, above), rank if above >= below else rank - 1
+        if length < need:
+            break
+        if not everything:
+            lo = run_edge(tokens, suffix_array, lo - 1, inside, query, start, need, work)
+            hi = run_edge(tokens, suffix_array, hi, inside, query, start, need, work) + 1
+            length = 0
+            before = previous_passing(shard, chosen, lo, rank, work)
+            if before >= 0:
+                position = int(suffix_array[before])
+                length, inside = common_prefix(tokens, position, query, start, need, limit, work), before
+            after = next_passing(shard, chosen, rank, hi, work)
+            if after >= 0:
+                shared = common_prefix(tokens, int(suffix_array[after]), query, start, need, limit, work)
+                if shared > length:
+                    length, inside = shared, after
+            if length == 0:
+                break
+        if length < limit or limit == room:
+            return length, inside, lo, hi
+        lo, need = rank, limit
+        limit = min(room, 4 * limit)
+    return 0, 0, 0, 0
+
+
+@jit
+def starting_ranks(
+    shard: Shard, query: Tokens, start: int, length: int, stride: int, memo: I64, work: I64
+) -> tuple[int, int]:
+    """Ranks that hold every suffix beginning with query[start:start+length], or with its first gram if that is shorter."""
+    if length < GRAM:
+        return short_ranks(shard, query, start, length, work)
+    return gram_ranks(shard, query, start, stride, memo, work)
+
+
+@jit
+def find_ranks(shard: Shard, query: Tokens, work: I64) -> tuple[int, int]:
+    """Suffix ranks [lo, hi) of the whole query, which is not empty; (0, 0) if it does not occur."""
+    tokens, suffix_array = shard[0], shard[1]
+    if (query == tokens[-1]).any():
+        return 0, 0
+    memo = np.full((1, 2), -1, np.int64)
+    lo, hi = starting_ranks(shard, query, 0, len(query), 0, memo, work)
+    rank, _, above = insertion(tokens, suffix_array, lo, hi, query, 0, len(query), work)
+    if above < len(query):
+        return 0, 0
+    return rank, run_edge(tokens, suffix_array, hi, rank, query, 0, len(query), work) + 1
+
+
+@jit
+def longest_length(shard: Shard, chosen: Chosen, query: Tokens, work: I64) -> int:
+    """Length of the longest passing match at the start of the query, which may be 0."""
+    end = 0
+    while end < len(query) and query[end] != shard[0][-1]:
+        end += 1
+    if end == 0:
+        return 0
+    query = query[:end]
+    lo, hi = short_ranks(shard, query, 0, 1, work)
+    return longest(shard, chosen, query, 0, 1, lo, hi, work)[0]
+
+
+@jit
+def earliest(
+    shard: Shard, chosen: Chosen, query: Tokens, first: int, at: int, reach: int, memo: I64, work: I64
+) -> tuple[int, int, int, int, int]:
+    """(start, length, rank, lo, hi) of the smallest start in [first, at] from which a passing match gets to `reach`.
+
+    Length is 0 if not even query[at:reach] passes.
+    """
+    lo, hi = starting_ranks(shard, query, at, reach - at, 0, memo, work)
+    length, rank, lo, hi = longest(shard, chosen, query, at, reach - at, lo, hi, work)
+    start, outside, jump, galloping = at, first - 1, 1, True
+    while length > 0 and start - outside > 1:
+        probe = start - jump if galloping else (start + outside) >> 1
+        if galloping and probe <= outside:
+            galloping = False
+            continue
+        low, high = starting_ranks(shard, query, probe, reach - probe, 0, memo, work)
+        found = longest(shard, chosen, query, probe, reach - probe, low, high, work)
+        if found[0] > 0:
+            start, (length, rank, lo, hi) = probe, found
+            jump *= 2
+        else:
+            outside, galloping = probe, False
+    return start, length, rank, lo, hi
+
+
+@jit
+def spans_of_piece(shard: Shard, chosen: Chosen, query: Tokens, min_length: int, spans: I64, work: I64) -> int:
+    """Write (start, end, lo, hi, count) of every maximal span of a query without separators to rows of `spans`."""
+    tokens, suffix_array = shard[0], shard[1]
+    memo = np.full((len(query), 2), -1, np.int64)
+    recent = np.full(RECENT, -1, np.int64)
+    gram = min(min_length, GRAM)
+    num_spans, start, last_end = 0, 0, 0
+    model, shift, verified = -1, 0, 0
+    while True:
+        if model >= 0:
+            end = spans[model + 1, END] + shift
+            while verified <= end and verified < len(query) and query[verified] == query[verified - shift]:
+                verified += 1
+            if verified > end:
+                model += 1
+                spans[num_spans] = spans[model]
+                spans[num_spans, START] += shift
+                spans[num_spans, END] = last_end = end
+                start = spans[num_spans, START] + 1
+                num_spans += 1
+                continue
+            model = -1
+        reach = max(last_end + 1, start + min_length)
+        if reach > len(query):
+            return num_spans
+        at, probe, stride = reach - min_length, reach - gram, min_length - gram + 1
+        while True:
+            lo, hi = starting_ranks(shard, query, probe, gram, stride, memo, work)
+            if lo == hi or probe == at:
+                break
+            probe, stride = max(at, probe - STEP), 0
+        if lo == hi:
+            start = probe + 1
+            continue
+        found, length, rank, lo, hi = earliest(shard, chosen, query, start, at, reach, memo, work)
+        if length == 0:
+            start = at + 1
+            continue
+        lo = run_edge(tokens, suffix_array, lo - 1, rank, query, found, length, work)
+        hi = run_edge(tokens, suffix_array, hi, rank, query, found, length, work) + 1
+        last_end, start = found + length, found + 1
+        spans[num_spans, START], spans[num_spans, END], spans[num_spans, LO], spans[num_spans, HI] = (
+            found,
+            last_end,
+            lo,
+            hi,
+        )
+        spans[num_spans, COUNT] = count_passing(shard, chosen, lo, hi)
+        slot = (lo * 31 + length) % RECENT
+        model = recent[slot]
+        recent[slot] = num_spans
+        if model >= 0:
+            same = spans[model, LO] == lo and spans[model, END] - spans[model, START] == length
+            shift, verified = found - spans[model, START], last_end
+            model = model if same else -1
+        num_spans += 1
+
+
+@jit
+def maximal_spans(shard: Shard, chosen: Chosen, query: Tokens, min_length: int, work: I64) -> I64:
+    """Columns start, end, lo, hi, count, i64 [5, k], of every maximal span; separators cut the query in pieces."""
+    separator = shard[0][-1]
+    spans = np.empty((max(0, len(query) - min_length + 1), 5), np.int64)
+    num_spans, begin = 0, 0
+    while begin < len(query):
+        end = begin
+        while end < len(query) and query[end] != separator:
+            end += 1
+        if end - begin >= min_length:
+            found = spans_of_piece(shard, chosen, query[begin:end], min_length, spans[num_spans:], work)
+            spans[num_spans : num_spans + found, : END + 1] += begin
+            num_spans += found
+        begin = end + 1
+    return spans[:num_spans].T.copy()

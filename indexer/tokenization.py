@@ -1,0 +1,68 @@
+"""The run's own tokenizer: text ⇄ token ids, with character offsets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from train_hooks.export_format.errors import InputError, RunError
+from train_hooks.export_format.reader import RunReader
+
+__all__ = ["Encoded", "RunTokenizer"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """token_ids i64 [n]; token i stands for characters [char_starts[i], char_ends[i]) of the text."""
+
+    token_ids: npt.NDArray[np.int64]
+    char_starts: npt.NDArray[np.int64]
+    char_ends: npt.NDArray[np.int64]
+
+
+class RunTokenizer:
+    """The tokenizer that the export carries. Safe to use from several threads."""
+
+    def __init__(self, run: RunReader) -> None:
+        """Raises RunError where the run has no tokenizer or one that is not a `tokenizers` file or does not fit."""
+        path = run.tokenizer_path()
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise RunError(f"{path}: expected a tokenizer.json of the tokenizers library: {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        highest = max(self._tokenizer.get_vocab().values(), default=-1)
+        if highest >= run.info.vocab_size:
+            raise RunError(
+                f"{path} has token ids up to {highest}, the run was exported with vocab_size {run.info.vocab_size}; "
+                "export with the tokenizer that made the tokens"
+            )
+
+    def encode(self, text: str) -> Encoded:
+        """No special tokens are added: a trace asks what the text itself says."""
+        found = self._tokenizer.encode(text, add_special_tokens=False)
+        offsets = np.array(found.offsets, np.int64).reshape(-1, 2)
+        return Encoded(
+            token_ids=np.array(found.ids, np.int64), char_starts=offsets[:, 0].copy(), char_ends=offsets[:, 1].copy()
+        )
+
+    def decode(self, token_ids: Sequence[int] | npt.NDArray[np.integer]) -> str:
+        """Text of the tokens, special tokens included; half a character at an edge becomes U+FFFD."""
+        return str(self._tokenizer.decode(_as_list(token_ids), skip_special_tokens=False))
+
+    def decode_many(self, many: Sequence[npt.NDArray[np.integer]]) -> list[str]:
+        """`decode` of each, several at a time."""
+        return [
+            str(text)
+            for text in self._tokenizer.decode_batch([_as_list(ids) for ids in many], skip_special_tokens=False)
+        ]
+
+
+def _as_list(token_ids: Sequence[int] | npt.NDArray[np.integer]) -> list[int]:
+    ids = token_ids.tolist() if isinstance(token_ids, np.ndarray) else list(token_ids)
+    if any(token_id < 0 for token_id in ids):
+        raise InputError(f"expected token ids ≥ 0, found {min(ids)}")
+    return ids

@@ -1,0 +1,92 @@
+"""What a trace returns. `to_json` gives the same as plain data, which the command line, the API and the pages share."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from indexer.selection import Selection
+from train_hooks.export_format.records import Segment, SequenceAddress
+
+__all__ = ["Hit", "Span", "Trace", "TracedDocument"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hit:
+    """One place where a span occurs: tokens [offset, offset + span length) of the sequence at `address`.
+
+    segments: the segments it touches, two or more where the packing put documents side by side inside it.
+    """
+
+    address: SequenceAddress
+    offset: int
+    segments: tuple[Segment, ...]
+    document_token_offset: int | None
+    context_before: str
+    context_after: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """A maximal span: tokens [start, end), characters [char_start, char_end) of the text.
+
+    count: exposures in the selected rows. rarity_rank: place among the selected spans, 0 the rarest; None where the span
+    was not selected and has no hits listed. dp_ranks: None where there are too many hits to look at each.
+    """
+
+    start: int
+    end: int
+    char_start: int | None
+    char_end: int | None
+    text: str
+    token_ids: tuple[int, ...]
+    num_tokens: int
+    count: int
+    count_relation: str
+    log_probability: float
+    rarity_rank: int | None
+    first_step: int
+    last_step: int
+    dp_ranks: tuple[int, ...] | None
+    hits: tuple[Hit, ...]
+    hits_truncated: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TracedDocument:
+    """A document that listed hits lie in: which spans (by index), and how many of their tokens."""
+
+    source: str
+    document_id: str
+    spans: tuple[int, ...]
+    num_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trace:
+    """The answer to one trace, with what it was asked of."""
+
+    run_id: str
+    generation: int
+    shards_total: int
+    shards_searched: int
+    shards_failed: int
+    failures: tuple[str, ...]
+    took_ms: float
+    truncated: bool
+    min_length: int
+    selection: Selection
+    text: str
+    num_tokens: int
+    num_tokens_covered: int
+    spans: tuple[Span, ...]
+    documents: tuple[TracedDocument, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; sequence addresses are texts."""
+        document = dataclasses.asdict(self)
+        for span, plain in zip(self.spans, document["spans"], strict=True):
+            for hit, plain_hit in zip(span.hits, plain["hits"], strict=True):
+                plain_hit["address"] = str(hit.address)
+                plain_hit["global_step"] = hit.address.global_step
+                plain_hit["dp_rank"] = hit.address.dp_rank
+        return document

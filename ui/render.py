@@ -1,0 +1,135 @@
+"""A trace as text for a terminal or a pipe. Corpus text is printed as it is, never read as markup."""
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.text import Text
+
+from indexer.trace_records import Hit, Span, Trace
+from train_hooks.export_format.records import Segment
+
+__all__ = ["print_trace"]
+
+_STYLES = ("bold black on bright_yellow", "bold black on yellow", "black on cyan")
+_UNLISTED = "underline"
+
+
+def print_trace(console: Console, trace: Trace) -> None:
+    """The output with its spans marked, then each selected span with its exposures and hits, then the documents."""
+    if not trace.spans:
+        _print_no_match(console, trace)
+        return
+    listed = _listed(trace)
+    console.print(_marked(trace, plain=not console.is_terminal))
+    console.print()
+    console.print(
+        f"{len(trace.spans)} spans of ≥ {trace.min_length} tokens cover {trace.num_tokens_covered} of "
+        f"{trace.num_tokens} tokens; the {len(listed)} rarest:",
+        style="dim",
+    )
+    for place, span in enumerate(listed, 1):
+        _print_span(console, place, span)
+    console.print()
+    console.print("documents behind these spans:", style="bold")
+    for document in trace.documents[:10]:
+        console.print(
+            Text.assemble(
+                f"  {document.num_tokens:5d} tokens  ",
+                (f"{document.source} / {document.document_id}", "green"),
+                f"  in {len(document.spans)} span{'s' if len(document.spans) > 1 else ''}",
+            )
+        )
+    _print_footer(console, trace)
+
+
+def _listed(trace: Trace) -> list[Span]:
+    selected = [span for span in trace.spans if span.rarity_rank is not None]
+    return sorted(selected, key=lambda span: span.rarity_rank or 0)
+
+
+def _print_no_match(console: Console, trace: Trace) -> None:
+    console.print(Text(trace.text))
+    console.print(
+        f"\nno span of ≥ {trace.min_length} tokens of these {trace.num_tokens} occurs in the selected steps; "
+        "try a smaller --min-length",
+        style="dim",
+    )
+    _print_footer(console, trace)
+
+
+def _print_footer(console: Console, trace: Trace) -> None:
+    failed = f", {trace.shards_failed} failed" if trace.shards_failed else ""
+    console.print(
+        f"\nrun {trace.run_id}, generation {trace.generation}, {trace.shards_searched} of {trace.shards_total} shards "
+        f"searched{failed}, {trace.took_ms:.1f} ms",
+        style="dim",
+    )
+    for failure in trace.failures:
+        console.print(Text(f"failed: {failure}"), style="red")
+
+
+def _marked(trace: Trace, *, plain: bool) -> Text:
+    """The text; a listed span carries its number. Where spans overlap, the later one begins a mark of its own."""
+    text = Text()
+    position = 0
+    for span in trace.spans:
+        if span.char_start is None or span.char_end is None:
+            continue
+        start = max(span.char_start, position)
+        text.append(trace.text[position:start])
+        body = trace.text[start : span.char_end]
+        number = None if span.rarity_rank is None else span.rarity_rank + 1
+        if plain:
+            text.append(f"⟦{'' if number is None else f'{number}: '}{body}⟧")
+        else:
+            style = _UNLISTED if number is None else _STYLES[min(len(_STYLES) - 1, (number - 1) // 2)]
+            text.append(body, style=style)
+            text.append("" if number is None else f"[{number}]", style="bold")
+        position = max(position, span.char_end)
+    text.append(trace.text[position:])
+    return text
+
+
+def _print_span(console: Console, place: int, span: Span) -> None:
+    steps = (
+        f"step {span.first_step}" if span.first_step == span.last_step else f"steps {span.first_step}–{span.last_step}"
+    )
+    ranks = "many ranks" if span.dp_ranks is None else _numbered("rank", span.dp_ranks)
+    times = "once" if span.count == 1 else f"{span.count:,} times"
+    console.print()
+    console.print(
+        Text.assemble(
+            (f"[{place}] ", "bold"), f"{span.num_tokens} tokens, seen {times}, {steps}, {ranks}: ",
+            (_one_line(span.text, 160), "bold"),
+        )
+    )  # fmt: skip
+    for hit in span.hits:
+        for line in _hit_lines(hit, span):
+            console.print(line)
+    left = span.count - len(span.hits)
+    if left > 0:
+        console.print(f"    … and {left:,} more", style="dim")
+
+
+def _hit_lines(hit: Hit, span: Span) -> Iterator[Text]:
+    where = " + ".join(_document(segment) for segment in hit.segments) or "document unknown"
+    yield Text.assemble("    ", (str(hit.address), "cyan"), f" at token {hit.offset}  ", (where, "green"))
+    before, after = _one_line(hit.context_before, 70, keep_end=True), _one_line(hit.context_after, 70)
+    yield Text.assemble("      … ", (before, "dim"), (_one_line(span.text, 60), "bold"), (after, "dim"), " …")
+
+
+def _document(segment: Segment) -> str:
+    return f"{segment.source} / {segment.document_id}" if segment.document_id else "document unknown"
+
+
+def _numbered(word: str, numbers: tuple[int, ...]) -> str:
+    plural = "s" if len(numbers) != 1 else ""
+    shown = ", ".join(str(number) for number in numbers[:8])
+    return f"{word}{plural} {shown}{' …' if len(numbers) > 8 else ''}"
+
+
+def _one_line(text: str, width: int, *, keep_end: bool = False) -> str:
+    line = "".join(character if character.isprintable() else "⏎" if character == "\n" else " " for character in text)
+    if len(line) <= width:
+        return line
+    return "…" + line[-width + 1 :] if keep_end else line[: width - 1] + "…"
