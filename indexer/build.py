@@ -95,7 +95,7 @@ def _build(
         state = by_number[steps.attempt]
         rows = read_rows(state.attempt, state.writers, steps)
         if rows.num_rows:
-            built.append(build_shard(paths, run.info.run_id, run.info.token_dtype, steps, rows, tokenizer))
+            built.append(build_shard(paths, run, steps, rows, tokenizer))
         done += steps.num_rows
         if progress is not None:
             progress(done, total)

@@ -108,7 +108,7 @@ class TextIndex:
         for score, place in found.hits:
             stored = searcher.doc(place)
             hits.append(TextHit(ordinal=stored["ordinal"][0], segment=stored["segment"][0], score=float(score)))
-        return int(found.count), hits
+        return int(found.count), hits  # type: ignore[attr-defined]  # missing in the stubs
 
     def _parse(self, query: str) -> tantivy.Query:
         _check_query(query)

@@ -79,6 +79,11 @@ class IndexReader:
         return RunTokenizer(self.run)
 
     @cached_property
+    def _secret(self) -> bytes | None:
+        """What the leaves are salted with; None where the export was handed on without it, and no leaf can be checked."""
+        return self.run.secret() if self.run.file_system.exists(self.run.paths.secret) else None
+
+    @cached_property
     def canonical(self) -> dict[int, StepInterval]:
         """The canonical interval of each attempt that has one."""
         if self.generation.canonical_attempt is None:
@@ -115,7 +120,9 @@ class IndexReader:
         raise QueryError(f"run {self.info.run_id} (generation {self.generation.number}) holds no sequence {wanted}")
 
     def sequence_at(self, shard: Shard, ordinal: int) -> PackedSequence:
-        """One packed sequence by its place in the index."""
+        """One packed sequence by its place in the index. Raises DamageError where it does not match its leaf."""
+        if self._secret is not None:
+            shard.check_sequence(ordinal, self._secret)
         return PackedSequence(
             address=shard.address(ordinal),
             shard=shard,

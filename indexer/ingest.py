@@ -12,9 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from train_hooks.export_format.reader import AttemptReader, WriterLog
+from train_hooks.export_format.errors import DamageError
+from train_hooks.export_format.leaf import tensors_commitment
+from train_hooks.export_format.reader import AttemptReader, RunReader, WriterLog
+from train_hooks.export_format.records import SequenceAddress, TensorRecord
 
-__all__ = ["StepRange", "committed_ranges", "read_rows", "tokens_of"]
+__all__ = ["StepRange", "committed_ranges", "read_rows", "tensors_commitments", "tokens_of"]
 
 _SORT = [("global_step", "ascending"), ("dp_rank", "ascending"), ("microbatch", "ascending"), ("slot", "ascending")]
 
@@ -77,6 +80,34 @@ def tokens_of(rows: pa.Table, dtype: npt.DTypeLike) -> tuple[npt.NDArray[np.unsi
     starts = np.zeros(rows.num_rows + 1, np.int64)
     np.cumsum(np.concatenate(lengths), out=starts[1:])
     return np.concatenate(pieces), starts
+
+
+def tensors_commitments(rows: pa.Table, run: RunReader, attempt: int) -> pa.Array:
+    """For each row what its leaf holds of labels, masks and positions: with it, tokens and segments alone can be checked.
+
+    Nulls where the run's secret is not part of the export that we have.
+    """
+    try:
+        secret = run.secret()
+    except DamageError:
+        return pa.nulls(rows.num_rows, pa.binary(32))
+    columns = rows.select(["global_step", "dp_rank", "microbatch", "slot", "tensors"])
+    commitments = []
+    for batch in columns.to_batches(max_chunksize=4096):
+        for step, dp_rank, microbatch, slot, tensors in zip(
+            *(batch.column(i).to_pylist() for i in range(5)), strict=True
+        ):
+            address = SequenceAddress(
+                run_id=run.info.run_id,
+                attempt=attempt,
+                global_step=step,
+                dp_rank=dp_rank,
+                microbatch=microbatch,
+                slot=slot,
+            )
+            records = [TensorRecord(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in tensors]
+            commitments.append(tensors_commitment(secret, str(address), records))
+    return pa.array(commitments, pa.binary(32))
 
 
 def _chunks(column: pa.ChunkedArray) -> Sequence[pa.BinaryArray]:

@@ -28,12 +28,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from indexer.fulltext import SegmentText, TextIndex, build_text_index
-from indexer.ingest import StepRange, tokens_of
+from indexer.ingest import StepRange, tensors_commitments, tokens_of
 from indexer.paths import BUILDING, IndexPaths
 from indexer.spans.arrays import SpanArrays, open_span_arrays
 from indexer.spans.build import build_span_arrays
 from indexer.tokenization import RunTokenizer
 from train_hooks.export_format.errors import DamageError
+from train_hooks.export_format.leaf import leaf_of_parts
+from train_hooks.export_format.reader import RunReader
 from train_hooks.export_format.records import Segment, SequenceAddress
 
 __all__ = ["Shard", "ShardInfo", "build_shard"]
@@ -91,7 +93,7 @@ def shard_name(steps: StepRange) -> str:
 
 
 def build_shard(
-    paths: IndexPaths, run_id: str, token_dtype: str, steps: StepRange, rows: pa.Table, tokenizer: RunTokenizer | None
+    paths: IndexPaths, run: RunReader, steps: StepRange, rows: pa.Table, tokenizer: RunTokenizer | None
 ) -> ShardInfo:
     """Build the shard of `steps` from its sorted rows, or find that it is there. Raises OSError where the disk refuses."""
     final = paths.shard_dir(shard_name(steps))
@@ -101,17 +103,18 @@ def build_shard(
     if building.exists():
         shutil.rmtree(building)
     building.mkdir(parents=True)
+    token_dtype = run.info.token_dtype
     tokens, starts = tokens_of(rows, token_dtype)
     build_span_arrays([tokens[a:b] for a, b in itertools.pairwise(starts.tolist())], token_dtype, building)
     np.save(building / _UNIGRAMS, np.bincount(tokens).astype(np.int64))
-    pq.write_table(_sequences(rows, steps), building / _SEQUENCES, compression="zstd", write_page_checksum=True)
+    pq.write_table(_sequences(rows, run, steps), building / _SEQUENCES, compression="zstd", write_page_checksum=True)
     segments = _segments(rows)
     pq.write_table(segments, building / _SEGMENTS, compression="zstd", write_page_checksum=True)
     if tokenizer is not None:
         build_text_index(building / _TEXT, _segment_texts(rows, segments, tokens, starts, tokenizer))
     info = ShardInfo(
         name=final.name,
-        run_id=run_id,
+        run_id=run.info.run_id,
         attempt=steps.attempt,
         first_step=steps.first_step,
         last_step=steps.last_step,
@@ -130,13 +133,14 @@ def build_shard(
     return info
 
 
-def _sequences(rows: pa.Table, steps: StepRange) -> pa.Table:
+def _sequences(rows: pa.Table, run: RunReader, steps: StepRange) -> pa.Table:
     num_tokens = pa.compute.binary_length(rows.column("tokens"))
     ordinal = pa.array(np.arange(rows.num_rows, dtype=np.int64))
     attempt = pa.array(np.full(rows.num_rows, steps.attempt, np.int32))
     kept = rows.select(["global_step", "dp_rank", "microbatch", "slot", "sample_index", "status", "loss", "leaf"])
     table = kept.add_column(0, "ordinal", ordinal).add_column(1, "attempt", attempt)
-    return table.append_column("num_bytes", num_tokens)
+    table = table.append_column("num_bytes", num_tokens)
+    return table.append_column("tensors_commitment", tensors_commitments(rows, run, steps.attempt))
 
 
 def _segments(rows: pa.Table) -> pa.Table:
@@ -283,9 +287,20 @@ class Shard:
         rows = self.segments.slice(first, last - first).drop_columns(["ordinal", "segment"]).to_pylist()
         return [Segment(**row) for row in rows]
 
-    def leaf(self, ordinal: int) -> bytes:
-        """The leaf that the export recorded for a sequence."""
-        return bytes(self.sequences.column("leaf")[ordinal].as_py())
+    def check_sequence(self, ordinal: int, secret: bytes) -> None:
+        """Hash a sequence against the leaf that the export recorded. Raises DamageError where they differ."""
+        row = self.sequences.slice(ordinal, 1).to_pylist()[0]
+        commitment = row["tensors_commitment"]
+        address = self.address(ordinal)
+        if commitment is None:
+            return
+        leaf = leaf_of_parts(
+            secret, str(address), row["sample_index"], self.tokens(ordinal), self.segments_of(ordinal), commitment
+        )
+        if leaf != row["leaf"]:
+            raise DamageError(
+                f"{self.directory}: sequence {address} does not match its leaf; delete the shard and run `kiseki index`"
+            )
 
     def check_hashes(self) -> None:
         """Read every byte. Raises DamageError that names the file which does not match the manifest."""

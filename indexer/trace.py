@@ -21,18 +21,18 @@ import numpy.typing as npt
 
 from indexer.index_reader import IndexReader, SelectedShard
 from indexer.selection import Selection
-from indexer.merge_interim import MergedSpans, spans_over_shards
-from indexer.spans.search import count, extent, ordinal_of, page
+from indexer.spans.merge import MergedSpans, spans_over_shards
+from indexer.spans.search import count, extent, find, ordinal_of, page
 from indexer.tokenization import Encoded
+from indexer.trace_input import variants_of
 from indexer.trace_records import Hit, Span, Trace, TracedDocument
 from train_hooks.export_format.errors import QueryError
 from train_hooks.export_format.records import Segment
 
-__all__ = ["TraceOptions", "trace"]
+__all__ = ["MIN_LENGTH_DEFAULT", "TraceOptions", "count_ngram", "trace"]
 
 MIN_LENGTH_DEFAULT = 8
 MIN_SELECTED = 5
-MAX_QUERY_TOKENS = 100_000
 MAX_HITS = 100
 RANKS_FROM_HITS = 10_000
 
@@ -83,7 +83,7 @@ def trace(
     """Trace a text, or token ids of the run's tokenizer. Raises QueryError for empty or overlong input."""
     started = time.perf_counter()
     options = options or TraceOptions()
-    text, variants = _variants(reader, text, token_ids)
+    text, variants = variants_of(reader, text, token_ids)
     encoded = variants[0]
     selected = reader.select(options.selection)
     found = _all_spans(selected, variants, text, options.min_length)
@@ -110,57 +110,6 @@ def trace(
     )
 
 
-def _variants(reader: IndexReader, text: str | None, token_ids: Sequence[int] | None) -> tuple[str, list[Encoded]]:
-    if (text is None) == (token_ids is None):
-        raise QueryError("expected either text or token ids")
-    if token_ids is not None:
-        return _from_ids(reader, token_ids)
-    assert text is not None
-    if not text.strip():
-        raise QueryError("expected text to trace, found none (or white space alone)")
-    variants = [reader.tokenizer.encode(text)]
-    if not text[0].isspace():
-        variants.append(_shifted(reader.tokenizer.encode(" " + text)))
-    for encoded in variants:
-        _check_length(len(encoded.token_ids))
-    return text, variants
-
-
-def _from_ids(reader: IndexReader, token_ids: Sequence[int]) -> tuple[str, list[Encoded]]:
-    ids = np.asarray(token_ids, dtype=np.int64)
-    if ids.size == 0:
-        raise QueryError("expected token ids to trace, found none")
-    _check_length(len(ids))
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= reader.info.vocab_size:
-        raise QueryError(
-            f"expected token ids in [0, {reader.info.vocab_size}), the vocabulary of run {reader.info.run_id}, found {low} to "
-            f"{high}; are these ids of another tokenizer? Then trace the text"
-        )
-    if reader.info.tokenizer_file is None:
-        zeros = np.zeros(len(ids), np.int64)
-        return "", [Encoded(token_ids=ids, char_starts=zeros, char_ends=zeros)]
-    pieces = reader.tokenizer.decode_many([ids[: index + 1] for index in range(len(ids))]) if len(ids) <= 512 else []
-    if not pieces:
-        pieces = list(np.char.add.accumulate(reader.tokenizer.decode_many([ids[i : i + 1] for i in range(len(ids))])))
-    ends = np.array([len(piece) for piece in pieces], np.int64)
-    return pieces[-1], [Encoded(token_ids=ids, char_starts=np.concatenate([[0], ends[:-1]]), char_ends=ends)]
-
-
-def _check_length(num_tokens: int) -> None:
-    if num_tokens > MAX_QUERY_TOKENS:
-        raise QueryError(f"expected at most {MAX_QUERY_TOKENS} tokens, found {num_tokens}; trace it in parts")
-
-
-def _shifted(encoded: Encoded) -> Encoded:
-    """Offsets in the text without the space that was put before it."""
-    return Encoded(
-        token_ids=encoded.token_ids,
-        char_starts=np.maximum(encoded.char_starts - 1, 0),
-        char_ends=np.maximum(encoded.char_ends - 1, 0),
-    )
-
-
 def _all_spans(
     selected: Sequence[SelectedShard], variants: Sequence[Encoded], text: str, min_length: int
 ) -> list[_Found]:
@@ -178,7 +127,10 @@ def _all_spans(
                     char_start=int(encoded.char_starts[start]) if text else start,
                     char_end=int(encoded.char_ends[end - 1]) if text else end,
                     count=int(merged.count[index]),
-                    ranks=tuple((int(lo), int(hi)) for lo, hi in zip(merged.lo[index], merged.hi[index], strict=True)),
+                    ranks=tuple(
+                        (int(lo), int(hi))
+                        for lo, hi in zip(merged.shard_lo[index], merged.shard_hi[index], strict=True)
+                    ),
                 )
             )
     found.sort(key=lambda span: (span.char_start, -span.char_end))
@@ -189,6 +141,12 @@ def _all_spans(
             kept.append(span)
             furthest = span.char_end
     return kept
+
+
+def _rank_pairs(merged: MergedSpans, index: int) -> tuple[tuple[int, int], ...]:
+    """Suffix ranks [lo, hi) of a span in each shard."""
+    pairs = zip(merged.shard_lo[index].tolist(), merged.shard_hi[index].tolist(), strict=True)
+    return tuple(pairs)
 
 
 def _search(selected: Sequence[SelectedShard], encoded: Encoded, min_length: int) -> MergedSpans:
@@ -337,8 +295,6 @@ def _documents(spans: Sequence[Span]) -> tuple[TracedDocument, ...]:
 
 def count_ngram(reader: IndexReader, token_ids: Sequence[int], selection: Selection) -> int:
     """How often a token n-gram occurs in the selected rows."""
-    from indexer.spans.search import find
-
     total = 0
     for item in reader.select(selection):
         lo, hi = find(item.shard.spans, token_ids)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from indexer.generations import published
 from indexer.index_reader import IndexReader
+from indexer.trace import trace
 from search_api.problems import Problem
 
 __all__ = ["Runs"]
@@ -22,6 +23,7 @@ class Runs:
             reader = IndexReader.open(run_dir)
             if reader.info.run_id in self._readers:
                 raise Problem(400, "run", "Two runs of one name", f"two of the runs are called {reader.info.run_id}")
+            warm_up(reader)
             self._readers[reader.info.run_id] = reader
 
     def ids(self) -> list[str]:
@@ -44,5 +46,11 @@ class Runs:
             now = published(reader.paths)
             if now is not None and now.number != reader.generation.number:
                 reader = IndexReader(reader.run, reader.paths, now)
+                warm_up(reader)
                 self._readers[run_id] = reader
             return reader
+
+
+def warm_up(reader: IndexReader) -> None:
+    """Load compiled kernels, tables and tokenizer, so that the first request need not: trace a stretch of the data."""
+    trace(reader, token_ids=reader.shards[0].tokens(0)[:64].tolist())

@@ -32,7 +32,7 @@ def serve_run(run: Path, *, host: str, port: int, pages: bool) -> None:
     console.output.print(
         f"{'pages and API' if pages else 'API'} of {run}: {url}   (API description: {url}/docs)", markup=False
     )
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5))
     server.run(sockets=[listener])
 
 
@@ -50,9 +50,6 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _with_pages(api: AsgiApp, url: str) -> AsgiApp:
     os.environ[API_URL_VARIABLE] = url
-    os.environ.setdefault("STREAMLIT_BROWSER_GATHER_USAGE_STATS", "false")
-    os.environ.setdefault("STREAMLIT_SERVER_FILE_WATCHER_TYPE", "none")
-    os.environ.setdefault("STREAMLIT_CLIENT_TOOLBAR_MODE", "minimal")
     try:
         import streamlit
     except ImportError as error:

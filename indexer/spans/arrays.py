@@ -91,9 +91,12 @@ class Section:
 
 def token_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     """The little-endian u16 or u32 dtype that was asked for; SpanIndexError for any other."""
-    found = np.dtype(dtype)
+    try:
+        found = np.dtype(dtype)
+    except TypeError as error:
+        raise SpanIndexError(f"token dtype: expected uint16 or uint32, found {dtype!r}; use one of them") from error
     if found.kind != "u" or found.itemsize not in (2, 4):
-        raise SpanIndexError(f"token dtype: expected uint16 or uint32, found {found}; convert the tokens first")
+        raise SpanIndexError(f"token dtype: expected uint16 or uint32, found {found}; use one of them")
     return found.newbyteorder("<")
 
 

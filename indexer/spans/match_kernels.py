@@ -11,7 +11,8 @@ Rules (all of them hold under any filter, because they speak of what occurs in t
    s such that query[s:reach] occurs; what occurs at s occurs at s + 1, so it is found by galloping backward and
    bisecting. Going forward, start by start, would compare the whole overlap at each of them.
 4. *Nearest passing suffix.* What a suffix shares with the query falls monotonically away from the insertion point. The
-   longest passing match is therefore shared by the nearest passing suffix on one side or the other.
+   longest passing match is therefore shared by the nearest passing suffix on one side or the other. Walks outward skip
+   blocks without a passing position, and end where less is shared than is already found.
 5. *Bounded comparing.* A look-up compares at most a small multiple of what the filter then admits, so that a long copy
    in sequences that do not pass costs nothing.
 6. *Repetition.* If the span just found has the ranks and length of an earlier one, `shift` before, then the query
@@ -27,6 +28,7 @@ from indexer.spans.hit_kernels import Chosen, count_passing, next_passing, previ
 from indexer.spans.jit import jit
 from indexer.spans.kernels import (
     I64,
+    SCANNED,
     Shard,
     Tokens,
     common_prefix,
@@ -38,6 +40,7 @@ from indexer.spans.kernels import (
 
 START, END, LO, HI, COUNT = 0, 1, 2, 3, 4
 RECENT = 256
+NEAR = 32
 
 STEP = 4
 
@@ -49,13 +52,75 @@ def is_unfiltered(shard: Shard, chosen: Chosen) -> bool:
 
 
 @jit
+def nearest_above(
+    shard: Shard, chosen: Chosen, query: Tokens, start: int, need: int, rank: int, hi: int, limit: int, work: I64
+) -> tuple[int, int]:
+    """(length, rank) of the first passing suffix in [rank, hi) if it shares `need` tokens, as the one at `rank` does."""
+    tokens, suffix_array = shard[0], shard[1]
+    near = min(hi, rank + NEAR)
+    found = next_passing(shard, chosen, rank, near, work)
+    if found < 0 and near < hi:
+        edge = run_edge(tokens, suffix_array, hi, rank, query, start, need, work) + 1
+        found = next_passing(shard, chosen, near, edge, work)
+    if found < 0:
+        return 0, rank
+    length = common_prefix(tokens, int(suffix_array[found]), query, start, 0, limit, work)
+    return (length, found) if length >= need else (0, rank)
+
+
+@jit
+def nearest_below(
+    shard: Shard, chosen: Chosen, query: Tokens, start: int, need: int, lo: int, rank: int, limit: int, work: I64
+) -> tuple[int, int]:
+    """(length, rank) of the last passing suffix in [lo, rank] if it shares `need` tokens, as the one at `rank` does."""
+    tokens, suffix_array = shard[0], shard[1]
+    near = max(lo, rank - NEAR)
+    found = previous_passing(shard, chosen, near, rank + 1, work)
+    if found < 0 and near > lo:
+        edge = run_edge(tokens, suffix_array, lo - 1, rank, query, start, need, work)
+        found = previous_passing(shard, chosen, edge, near, work)
+    if found < 0:
+        return 0, rank
+    length = common_prefix(tokens, int(suffix_array[found]), query, start, 0, limit, work)
+    return (length, found) if length >= need else (0, rank)
+
+
+@jit
+def nearest_passing(
+    shard: Shard, chosen: Chosen, query: Tokens, start: int, need: int, place: tuple[int, int, int, int, int], limit: int,
+    work: I64,
+) -> tuple[int, int]:  # fmt: skip
+    """(length, rank) of the passing suffix that shares most, if that is `need` or more; else length 0.
+
+    `place` is (lo, hi, insertion rank, shared below it, shared at it). The side that shares more goes first; the other
+    one only as far as it shares more than what was found.
+    """
+    lo, hi, rank, below, above = place
+    length, inside = 0, rank
+    if above >= need and above >= below:
+        length, inside = nearest_above(shard, chosen, query, start, need, rank, hi, limit, work)
+    if below >= need and below > length:
+        least = max(need, length + 1)
+        shared, found = nearest_below(shard, chosen, query, start, least, lo, rank - 1, limit, work)
+        if shared > length:
+            length, inside = shared, found
+    if need <= above < below and above > length:
+        least = max(need, length + 1)
+        shared, found = nearest_above(shard, chosen, query, start, least, rank, hi, limit, work)
+        if shared > length:
+            length, inside = shared, found
+    return length, inside
+
+
+@jit
 def longest(
-    shard: Shard, chosen: Chosen, query: Tokens, start: int, need: int, lo: int, hi: int, work: I64
+    shard: Shard, chosen: Chosen, query: Tokens, start: int, need: int, lo: int, hi: int, barren: I64, work: I64
 ) -> tuple[int, int, int, int]:
     """(length, rank, lo, hi) of the longest passing match at `start` if it has at least `need` >= 1 tokens, else zeros.
 
     The suffixes that share `need` tokens are in the given [lo, hi). `rank` is one that shares the match; all others that
-    share it are in the returned [lo, hi).
+    share it are in the returned [lo, hi). `barren` i64 [3] keeps the last long range of suffixes in vain: no suffix in
+    ranks [0]:[1] passes, and those are all that share their first [2] tokens.
     """
     tokens, suffix_array = shard[0], shard[1]
     room = len(query) - start
@@ -69,19 +134,16 @@ def longest(
         if length < need:
             break
         if not everything:
-            lo = run_edge(tokens, suffix_array, lo - 1, inside, query, start, need, work)
-            hi = run_edge(tokens, suffix_array, hi, inside, query, start, need, work) + 1
-            length = 0
-            before = previous_passing(shard, chosen, lo, rank, work)
-            if before >= 0:
-                position = int(suffix_array[before])
-                length, inside = common_prefix(tokens, position, query, start, need, limit, work), before
-            after = next_passing(shard, chosen, rank, hi, work)
-            if after >= 0:
-                shared = common_prefix(tokens, int(suffix_array[after]), query, start, need, limit, work)
-                if shared > length:
-                    length, inside = shared, after
+            if barren[0] <= inside < barren[1] and need >= barren[2]:
+                break
+            sharing, scanned = inside, work[SCANNED]
+            place = (lo, hi, rank, below, above)
+            length, inside = nearest_passing(shard, chosen, query, start, need, place, limit, work)
             if length == 0:
+                if work[SCANNED] - scanned > NEAR:
+                    barren[0] = run_edge(tokens, suffix_array, lo - 1, sharing, query, start, need, work)
+                    barren[1] = run_edge(tokens, suffix_array, hi, sharing, query, start, need, work) + 1
+                    barren[2] = need
                 break
         if length < limit or limit == room:
             return length, inside, lo, hi
@@ -124,19 +186,27 @@ def longest_length(shard: Shard, chosen: Chosen, query: Tokens, work: I64) -> in
         return 0
     query = query[:end]
     lo, hi = short_ranks(shard, query, 0, 1, work)
-    return longest(shard, chosen, query, 0, 1, lo, hi, work)[0]
+    return longest(shard, chosen, query, 0, 1, lo, hi, np.zeros(3, np.int64), work)[0]
 
 
 @jit
 def earliest(
-    shard: Shard, chosen: Chosen, query: Tokens, first: int, at: int, reach: int, memo: I64, work: I64
+    shard: Shard,
+    chosen: Chosen,
+    query: Tokens,
+    first: int,
+    at: int,
+    reach: int,
+    memo: I64,
+    barren: I64,
+    work: I64,
 ) -> tuple[int, int, int, int, int]:
     """(start, length, rank, lo, hi) of the smallest start in [first, at] from which a passing match gets to `reach`.
 
     Length is 0 if not even query[at:reach] passes.
     """
     lo, hi = starting_ranks(shard, query, at, reach - at, 0, memo, work)
-    length, rank, lo, hi = longest(shard, chosen, query, at, reach - at, lo, hi, work)
+    length, rank, lo, hi = longest(shard, chosen, query, at, reach - at, lo, hi, barren, work)
     start, outside, jump, galloping = at, first - 1, 1, True
     while length > 0 and start - outside > 1:
         probe = start - jump if galloping else (start + outside) >> 1
@@ -144,7 +214,7 @@ def earliest(
             galloping = False
             continue
         low, high = starting_ranks(shard, query, probe, reach - probe, 0, memo, work)
-        found = longest(shard, chosen, query, probe, reach - probe, low, high, work)
+        found = longest(shard, chosen, query, probe, reach - probe, low, high, barren, work)
         if found[0] > 0:
             start, (length, rank, lo, hi) = probe, found
             jump *= 2
@@ -158,6 +228,7 @@ def spans_of_piece(shard: Shard, chosen: Chosen, query: Tokens, min_length: int,
     """Write (start, end, lo, hi, count) of every maximal span of a query without separators to rows of `spans`."""
     tokens, suffix_array = shard[0], shard[1]
     memo = np.full((len(query), 2), -1, np.int64)
+    barren = np.zeros(3, np.int64)
     recent = np.full(RECENT, -1, np.int64)
     gram = min(min_length, GRAM)
     num_spans, start, last_end = 0, 0, 0
@@ -188,7 +259,7 @@ def spans_of_piece(shard: Shard, chosen: Chosen, query: Tokens, min_length: int,
         if lo == hi:
             start = probe + 1
             continue
-        found, length, rank, lo, hi = earliest(shard, chosen, query, start, at, reach, memo, work)
+        found, length, rank, lo, hi = earliest(shard, chosen, query, start, at, reach, memo, barren, work)
         if length == 0:
             start = at + 1
             continue

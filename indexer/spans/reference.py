@@ -49,10 +49,10 @@ def passing_positions(arrays: SpanArrays, chosen: Filter | None = None) -> NDArr
 
 def shared_lengths(arrays: SpanArrays, query: Sequence[int]) -> NDArray[np.int64]:
     """How many tokens query[i:] shares with the tokens at each position, within the sequence: i64 [len(query) + 1, n]."""
-    tokens = arrays.tokens.astype(object)
+    tokens = arrays.tokens.astype(np.int64)
     shared = np.zeros((len(query) + 1, arrays.num_tokens), np.int64)
     for i in range(len(query) - 1, -1, -1):
-        if query[i] != arrays.separator:
+        if 0 <= query[i] < arrays.separator:
             after = np.append(shared[i + 1][1:], 0)
             shared[i] = np.where(tokens == int(query[i]), after + 1, 0)
     return shared

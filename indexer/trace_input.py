@@ -1,0 +1,85 @@
+"""What is traced: text or token ids → the token sequences to look for, each with its place in the text."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer.index_reader import IndexReader
+from indexer.tokenization import Encoded, RunTokenizer
+from train_hooks.export_format.errors import QueryError
+
+__all__ = ["variants_of"]
+
+Ids = npt.NDArray[np.int64]
+MAX_QUERY_TOKENS = 100_000
+HALF, LONGEST_CHARACTER = "\ufffd", 8
+
+
+def variants_of(reader: IndexReader, text: str | None, token_ids: Sequence[int] | None) -> tuple[str, list[Encoded]]:
+    """(text, token sequences). Text is tokenized as it stands, and as if a space stood before it.
+
+    Raises QueryError for nothing to trace, both given, more than MAX_QUERY_TOKENS tokens, ids out of the vocabulary.
+    """
+    if (text is None) == (token_ids is None):
+        raise QueryError("expected either text or token ids")
+    if token_ids is not None:
+        return _from_ids(reader, token_ids)
+    if text is None or not text.strip():
+        raise QueryError("expected text to trace, found none (or white space alone)")
+    variants = [reader.tokenizer.encode(text)]
+    if not text[0].isspace():
+        variants.append(_shifted(reader.tokenizer.encode(" " + text)))
+    for encoded in variants:
+        _check_length(len(encoded.token_ids))
+    return text, variants
+
+
+def _from_ids(reader: IndexReader, token_ids: Sequence[int]) -> tuple[str, list[Encoded]]:
+    ids = np.asarray(token_ids, dtype=np.int64)
+    if ids.size == 0:
+        raise QueryError("expected token ids to trace, found none")
+    _check_length(len(ids))
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= reader.info.vocab_size:
+        raise QueryError(
+            f"expected token ids in [0, {reader.info.vocab_size}), the vocabulary of run {reader.info.run_id}, found {low} to "
+            f"{high}; are these ids of another tokenizer? Then trace the text"
+        )
+    if reader.info.tokenizer_file is None:
+        zeros = np.zeros(len(ids), np.int64)
+        return "", [Encoded(token_ids=ids, char_starts=zeros, char_ends=zeros)]
+    text, starts, ends = _decoded(reader.tokenizer, ids)
+    return text, [Encoded(token_ids=ids, char_starts=starts, char_ends=ends)]
+
+
+def _decoded(tokenizer: RunTokenizer, ids: Ids) -> tuple[str, Ids, Ids]:
+    """The ids' text and the characters of each. A character made of several tokens belongs to all of them.
+
+    Decoding is not quite a concatenation, so tokens are added to a run until it decodes without half a character.
+    """
+    pieces: list[str] = []
+    starts, ends = np.zeros(len(ids), np.int64), np.zeros(len(ids), np.int64)
+    position, first = 0, 0
+    for index in range(len(ids)):
+        piece = tokenizer.decode(ids[first : index + 1])
+        whole = not piece.endswith(HALF) or index + 1 - first >= LONGEST_CHARACTER or index + 1 == len(ids)
+        if whole:
+            pieces.append(piece)
+            starts[first : index + 1], ends[first : index + 1] = position, position + len(piece)
+            position, first = position + len(piece), index + 1
+    return "".join(pieces), starts, ends
+
+
+def _check_length(num_tokens: int) -> None:
+    if num_tokens > MAX_QUERY_TOKENS:
+        raise QueryError(f"expected at most {MAX_QUERY_TOKENS} tokens, found {num_tokens}; trace it in parts")
+
+
+def _shifted(encoded: Encoded) -> Encoded:
+    """Offsets in the text without the space that was put before it."""
+    return Encoded(
+        token_ids=encoded.token_ids,
+        char_starts=np.maximum(encoded.char_starts - 1, 0),
+        char_ends=np.maximum(encoded.char_ends - 1, 0),
+    )

@@ -1,0 +1,134 @@
+"""Tracing text: word position, documents, checkpoints, what is refused."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from indexer.index_reader import IndexReader
+from indexer.selection import Selection
+from indexer.trace import TraceOptions, trace
+from tests.conftest import TextRun
+from train_hooks.export_format.errors import DamageError, IncompleteError, QueryError, RunError
+from train_hooks.export_format.records import SequenceAddress
+
+
+@pytest.fixture(scope="module")
+def reader(text_run: TextRun) -> IndexReader:
+    return IndexReader.open(text_run.run_dir)
+
+
+def test_several_shards_were_built(reader: IndexReader) -> None:
+    assert len(reader.shards) >= 4
+
+
+def test_verbatim_text_is_found_with_its_document(reader: IndexReader, text_run: TextRun) -> None:
+    (source, document_id), text = list(text_run.documents.items())[3]
+    passage = text[10:150]
+    found = trace(reader, "Something before. " + passage, options=TraceOptions(num_hits=10, max_spans=100))
+    span = max(found.spans, key=lambda span: span.num_tokens)
+    assert span.text in passage
+    assert span.count >= 2 and span.last_step - span.first_step >= text_run.num_steps // 2 - 2
+    assert {(s.source, s.document_id) for hit in span.hits for s in hit.segments} == {(source, document_id)}
+    for hit in span.hits:
+        sequence = reader.sequence(hit.address)
+        assert sequence.tokens[hit.offset : hit.offset + span.num_tokens].tolist() == list(span.token_ids)
+        assert hit.context_before + span.text + hit.context_after in reader.tokenizer.decode(sequence.tokens)
+        inside = text.encode().find(span.text.encode())
+        assert hit.document_token_offset is not None and inside >= 0
+    assert (found.documents[0].source, found.documents[0].document_id) == (source, document_id)
+
+
+def test_first_word_matches_in_the_middle_of_training_text(reader: IndexReader, text_run: TextRun) -> None:
+    text = list(text_run.documents.values())[3]
+    middle = text[text.index(" ", 30) + 1 :][:60]
+    assert middle[0].isalpha()
+    found = trace(reader, middle, options=TraceOptions(min_length=3, max_spans=100))
+    first = min(found.spans, key=lambda span: span.char_start or 0)
+    assert first.char_start == 0, "the word after a space is another token; the trace tries both"
+
+
+def test_before_step_is_what_a_checkpoint_had_seen(reader: IndexReader, text_run: TextRun) -> None:
+    passage = next(iter(text_run.documents.values()))[:120]
+    everything = max(trace(reader, passage).spans, key=lambda span: span.num_tokens)
+    half = text_run.num_steps // 2
+    early = trace(reader, passage, options=TraceOptions(selection=Selection(before_step=half + 1)))
+    assert max(early.spans, key=lambda span: span.num_tokens).count * 2 == everything.count
+    assert all(span.last_step <= half for span in early.spans)
+    none = trace(reader, passage, options=TraceOptions(selection=Selection(before_step=1)))
+    assert none.spans == () and none.shards_searched == 0
+
+
+def test_text_without_match(reader: IndexReader) -> None:
+    found = trace(reader, "zzqx vvkw qqjj xyzzy plugh 0987")
+    assert found.spans == () and found.num_tokens_covered == 0 and not found.truncated
+
+
+def test_token_ids_are_the_same_as_their_text(reader: IndexReader, text_run: TextRun) -> None:
+    passage = next(text for (source, _), text in text_run.documents.items() if source == "tatoeba-ja")[:60]
+    by_text = trace(reader, passage)
+    by_ids = trace(reader, token_ids=reader.tokenizer.encode(passage).token_ids.tolist())
+    assert by_ids.text == passage
+    assert by_ids.num_tokens_covered > 0
+    assert [s.token_ids for s in by_ids.spans] == [s.token_ids for s in by_text.spans]
+
+
+@pytest.mark.parametrize(
+    ("text", "ids", "message"),
+    [
+        ("", None, "found none"),
+        (" \n\t", None, "found none"),
+        (None, [], "found none"),
+        (None, [1, 2_000], "vocabulary"),
+        (None, [-1], "vocabulary"),
+        (None, None, "either"),
+        ("a", [1], "either"),
+        ("a b " * 60_000, None, "at most 100000"),
+    ],
+)
+def test_bad_input_is_named(reader: IndexReader, text: str | None, ids: list[int] | None, message: str) -> None:
+    with pytest.raises(QueryError, match=message):
+        trace(reader, text, token_ids=ids)
+
+
+@pytest.mark.parametrize("options", [{"min_length": 0}, {"num_hits": 101}, {"max_spans": -1}, {"context_tokens": 9999}])
+def test_options_have_limits(options: dict[str, int]) -> None:
+    with pytest.raises(QueryError, match="expected"):
+        TraceOptions(**options)  # type: ignore[arg-type]
+
+
+def test_addresses(reader: IndexReader) -> None:
+    address = SequenceAddress(run_id="text", attempt=1, global_step=3, dp_rank=1, microbatch=0, slot=1)
+    found = reader.sequence(str(address))
+    assert found.address == address and len(found.tokens) == 64 and sum(s.length for s in found.segments) == 64
+    for wrong in ("text/a1/s3/r7/m0/q1", "other/a1/s3/r1/m0/q1", "text/a2/s3/r1/m0/q1"):
+        with pytest.raises(QueryError, match="holds no sequence"):
+            reader.sequence(wrong)
+
+
+def test_not_a_run_and_not_indexed(tmp_path_factory: pytest.TempPathFactory, text_run: TextRun) -> None:
+    with pytest.raises(RunError, match="not a run directory"):
+        IndexReader.open(tmp_path_factory.mktemp("empty"))
+    bare = tmp_path_factory.mktemp("bare")
+    (bare / "export").symlink_to(text_run.run_dir / "export")
+    with pytest.raises(IncompleteError, match="kiseki index"):
+        IndexReader.open(bare)
+
+
+def test_a_changed_token_is_never_returned(text_run: TextRun, tmp_path_factory: pytest.TempPathFactory) -> None:
+    copy = tmp_path_factory.mktemp("damaged") / "run"
+    shutil.copytree(text_run.run_dir, copy, symlinks=True)
+    reader = IndexReader.open(copy)
+    shard = reader.shards[0]
+    spans = shard.directory / "spans.bin"
+    tokens = shard.tokens(5).copy()
+    place = spans.read_bytes().find(tokens.tobytes())
+    data = bytearray(spans.read_bytes())
+    data[place + 40] ^= 1
+    spans.write_bytes(data)
+    damaged = IndexReader.open(copy)
+    with pytest.raises(DamageError, match="leaf"):
+        damaged.sequence_at(damaged.shards[0], 5)
+    with pytest.raises(DamageError, match=r"spans\.bin"):
+        damaged.shards[0].check_hashes()
+    assert np.array_equal(damaged.sequence_at(damaged.shards[0], 6).tokens, reader.sequence_at(shard, 6).tokens)

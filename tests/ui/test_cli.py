@@ -1,0 +1,132 @@
+"""The command as a user has it: a real process, its output, its errors, its exit code."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import TextRun, byte_level_bpe
+from tests.export_maker import MadeStep, make_attempt
+from train_hooks.attempts import RunSpec
+from ui.cli import main
+
+PROGRAM = Path(sys.executable).with_name("kiseki")
+
+
+def kiseki(*arguments: str | Path, text: str | bytes = b"") -> tuple[int, str, str]:
+    """(exit code, standard output, standard error)."""
+    data = text.encode() if isinstance(text, str) else text
+    done = subprocess.run([PROGRAM, *map(str, arguments)], input=data, capture_output=True, timeout=120, check=False)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+@pytest.fixture(scope="module")
+def passage(text_run: TextRun) -> str:
+    return "Not in the corpus at all. " + next(iter(text_run.documents.values()))[:150]
+
+
+def test_trace_marks_the_text_and_names_the_places(text_run: TextRun, passage: str) -> None:
+    code, out, err = kiseki("trace", text_run.run_dir, passage)
+    assert (code, err) == (0, "")
+    assert "⟦1: " in out and "seen 2 times" in out and ", rank" in out
+    assert "text/a1/s1/r" in out and "devils-dictionary / " in out
+
+
+def test_trace_reads_files_and_standard_input_alike(text_run: TextRun, passage: str, tmp_path: Path) -> None:
+    file = tmp_path / "output.txt"
+    file.write_text(passage, encoding="utf-8")
+    answers = [
+        kiseki("trace", text_run.run_dir, "--file", file, "--json"),
+        kiseki("trace", text_run.run_dir, "-", "--json", text=passage),
+        kiseki("trace", text_run.run_dir, "--json", text=passage),
+    ]
+    documents = [json.loads(out) for _, out, _ in answers]
+    for document in documents:
+        del document["took_ms"]
+    assert all(document == documents[0] for document in documents)
+    assert documents[0]["spans"][0]["count"] == 2
+
+
+def test_no_match_says_so(text_run: TextRun) -> None:
+    code, out, _ = kiseki("trace", text_run.run_dir, "xyzzy plugh qqqq zzzz vvvv 9q8q7")
+    assert code == 0 and "no span of ≥ 8 tokens" in out
+
+
+def test_index_says_it_is_up_to_date(text_run: TextRun) -> None:
+    code, out, _ = kiseki("index", text_run.run_dir, "--json")
+    assert code == 0 and json.loads(out)["published"] is False
+
+
+@pytest.mark.parametrize("command", [[], ["index"], ["trace"], ["serve"], ["demo"]])
+def test_help(command: list[str]) -> None:
+    code, out, _ = kiseki(*command, "--help")
+    assert code == 0 and "Usage: kiseki" in out
+
+
+def run_here(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object
+) -> tuple[int, str, str]:
+    """The same in this process, which saves the start of an interpreter."""
+    monkeypatch.setattr(sys, "argv", ["kiseki", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    captured = capsys.readouterr()
+    return int(stopped.value.code or 0), captured.out, captured.err
+
+
+def test_checkpoint_and_steps_narrow_the_answer(
+    text_run: TextRun, passage: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = text_run.num_steps // 2
+
+    def count(*options: str) -> int:
+        code, out, _ = run_here(capsys, monkeypatch, "trace", text_run.run_dir, passage, "--json", *options)
+        assert code == 0
+        return max((span["count"] for span in json.loads(out)["spans"]), default=0)
+
+    assert count() == 2
+    assert count("--checkpoint", str(half)) == count("--before-step", str(half + 1)) == 1
+    assert count("--steps", f"{half + 1}:") == 1
+    assert count("--before-step", "1") == 0
+
+
+def test_bad_input_is_one_line_and_exit_code_2(
+    text_run: TextRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half_made = tmp_path / "half"
+    (half_made / "export").mkdir(parents=True)
+    (tmp_path / "latin1.txt").write_bytes(b"caf\xe9")
+    run = text_run.run_dir
+    cases: list[tuple[list[object], str]] = [
+        (["trace", tmp_path, "text"], "is not a run directory"),
+        (["index", half_made], "is not a run directory"),
+        (["index", tmp_path / "missing"], "is not a run directory"),
+        (["trace", run, ""], "found none"),
+        (["trace", run, "--token-ids", "1 2 3 70000"], "vocabulary"),
+        (["trace", run, "--token-ids", "1 two"], "expected integers"),
+        (["trace", run, "text", "--steps", "abc"], "A:B"),
+        (["trace", run, "text", "--min-length", "0"], "min_length"),
+        (["trace", run, "--file", tmp_path / "nothing.txt"], "nothing.txt"),
+        (["trace", run, "--file", tmp_path / "latin1.txt"], "UTF-8"),
+        (["serve", tmp_path], "is not a run directory"),
+    ]
+    for arguments, expected in cases:
+        code, out, err = run_here(capsys, monkeypatch, *arguments)
+        assert (code, out) == (2, ""), arguments
+        assert err.startswith("kiseki: ") and expected in err and len(err.strip().splitlines()) == 1, err
+    assert run_here(capsys, monkeypatch, "nonsense")[0] == 2
+    code, out, err = kiseki("trace", tmp_path, "text")
+    assert (code, out) == (2, "") and len(err.splitlines()) == 1
+
+
+def test_tokenizer_that_does_not_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    byte_level_bpe(["some text " * 50], 400).save(str(tmp_path / "tokenizer.json"))
+    spec = RunSpec(sequence_length=4, vocab_size=100, tokenizer=tmp_path / "tokenizer.json", config={})
+    make_attempt(tmp_path / "run", spec, [MadeStep(microbatches={0: [np.array([[1, 2, 3, 4]])]})])
+    code, _, err = run_here(capsys, monkeypatch, "index", tmp_path / "run")
+    assert code == 2 and "vocab_size 100" in err and len(err.splitlines()) == 1
