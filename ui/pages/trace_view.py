@@ -66,10 +66,10 @@ def show_trace(found: Json) -> None:
 
 
 def _show_span(span: Json) -> None:
-    steps = (
-        f"{span['first_step']}–{span['last_step']}" if span["first_step"] != span["last_step"] else span["first_step"]
-    )
-    title = f"{span['rarity_rank'] + 1} · {span['num_tokens']} tokens · seen {span['count']:,} times · steps {steps}"
+    first, last = span["first_step"], span["last_step"]
+    steps = f"step {first:,}" if first == last else f"steps {first:,}–{last:,}"
+    times = "once" if span["count"] == 1 else f"{span['count']:,} times"
+    title = f"{span['rarity_rank'] + 1} · {span['num_tokens']} tokens · seen {times} · {steps}"
     with st.expander(title, expanded=span["rarity_rank"] == 0):
         st.text(span["text"])
         if span["dp_ranks"] is not None:
