@@ -1,28 +1,66 @@
 """`kiseki index`: bring the index of a run up to what its export holds. Idempotent; killed anywhere, it goes on.
 
-Each attempt's committed steps after the ones that are covered are cut into shards; a shard that is whole already is kept.
-Then the catalog is written and one rename publishes the new generation. Steps committed meanwhile wait for the next call.
+Each attempt's committed steps after the ones that are covered are cut into ranges, small neighbours are joined
+(`planning`), and every range that is no shard yet is built from the export, several side by side. Then the catalog is
+written and one rename publishes the new generation. Steps committed meanwhile wait for the next call.
 """
 
+import concurrent.futures
+import multiprocessing
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.catalog import AttemptState, write_catalog
-from indexer.generations import Generation, locked, new_generation, publish, published, write_generation
-from indexer.ingest import StepRange, committed_ranges, read_rows
+from indexer.generations import (
+    Generation,
+    locked,
+    new_generation,
+    publish,
+    published,
+    remove_retired,
+    write_generation,
+)
+from indexer.ingest import StepRange, read_range
 from indexer.paths import BUILDING, IndexPaths
-from indexer.shard import ShardInfo, build_shard
+from indexer.planning import committed_ranges, merged
+from indexer.shard import ShardInfo, build_shard, shard_name
 from indexer.tokenization import RunTokenizer
-from train_hooks.export_format.errors import IncompleteError, RunError
+from train_hooks.export_format.errors import IncompleteError, InputError, RunError
 from train_hooks.export_format.lineage import StepInterval, canonical_attempt, lineage
 from train_hooks.export_format.reader import RunReader
 
-__all__ = ["IndexReport", "update_index"]
+__all__ = ["DEFAULT_SHARD_TOKENS", "IndexOptions", "IndexReport", "update_index"]
 
 DEFAULT_SHARD_TOKENS = 64_000_000
+BUILD_BYTES_PER_TOKEN = 40
+MIN_SHARD_TOKENS = 100_000
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexOptions:
+    """shard_tokens: tokens in a shard, at most. jobs: shards built side by side. memory_limit_bytes: for all of them."""
+
+    shard_tokens: int = DEFAULT_SHARD_TOKENS
+    jobs: int = 1
+    memory_limit_bytes: int | None = None
+
+    def fitted(self) -> "IndexOptions":
+        """Fewer jobs, then smaller shards, until the memory limit holds. Raises InputError where nothing fits."""
+        if self.shard_tokens < 1 or self.jobs < 1:
+            raise InputError(f"expected shard_tokens and jobs ≥ 1, found {self.shard_tokens} and {self.jobs}")
+        if self.memory_limit_bytes is None:
+            return self
+        tokens_at_once = self.memory_limit_bytes // BUILD_BYTES_PER_TOKEN
+        if tokens_at_once < MIN_SHARD_TOKENS:
+            raise InputError(
+                f"memory limit: expected at least {MIN_SHARD_TOKENS * BUILD_BYTES_PER_TOKEN} bytes, "
+                f"found {self.memory_limit_bytes}"
+            )
+        jobs = max(1, min(self.jobs, tokens_at_once // self.shard_tokens))
+        return IndexOptions(shard_tokens=min(self.shard_tokens, tokens_at_once), jobs=jobs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,13 +77,14 @@ class IndexReport:
 
 
 def update_index(
-    run_dir: Path | str, *, shard_tokens: int = DEFAULT_SHARD_TOKENS, progress: Progress | None = None
+    run_dir: Path | str, options: IndexOptions | None = None, *, progress: Progress | None = None
 ) -> IndexReport:
     """Index all committed steps of a run. `progress` is told (sequences done, sequences in all).
 
     Raises RunError for a directory that is no run, IncompleteError where nothing is committed yet or another process
     indexes, DamageError where the export does not match its hashes.
     """
+    options = (options or IndexOptions()).fitted()
     run = RunReader(run_dir)
     paths = IndexPaths(run.paths.run_dir)
     with locked(paths):
@@ -56,64 +95,79 @@ def update_index(
                 f"{paths.index} is of run {before.run_id}, the export of {run.info.run_id}; delete the index"
             )
         states = [AttemptState(attempt) for attempt in run.attempts()]
-        plan = _plan(states, before, max(1, shard_tokens // run.info.sequence_length))
-        if before is None and not plan:
+        old = [ShardInfo.read(paths.shard_dir(name)) for name in before.shards] if before is not None else []
+        wanted = _plan(states, before, old, max(1, options.shard_tokens // run.info.sequence_length))
+        if not wanted:
             raise IncompleteError(f"{run.paths.run_dir} has no committed step yet; run `kiseki index` again later")
         intervals = _canonical(states)
-        if before is not None and not plan and before.canonical_attempt == _last_attempt(intervals):
-            return _report(paths, before, built=0, changed=False)
-        built = _build(paths, run, states, plan, progress)
-        generation = _next(paths, run, before, built, intervals)
-        infos = [ShardInfo.read(paths.shard_dir(name)) for name in generation.shards]
-        write_catalog(paths, generation, run, states, infos, intervals)
+        have = {info.name for info in old}
+        missing = [steps for steps in wanted if shard_name(steps) not in have]
+        if before is not None and not missing and before.canonical_attempt == _last_attempt(intervals):
+            return _report(before, old, built=0, changed=False)
+        _build(run, missing, options.jobs, progress)
+        infos = [ShardInfo.read(paths.shard_dir(shard_name(steps))) for steps in wanted]
+        generation = new_generation(
+            paths, run.info.run_id, tuple(info.name for info in infos), _covered(infos), _last_attempt(intervals)
+        )
+        write_catalog(paths, before, generation, run, states, infos, intervals)
         write_generation(paths, generation)
         publish(paths, generation)
-        return _report(paths, generation, built=len(built), changed=True)
+        remove_retired(paths)
+        return _report(generation, infos, built=len(missing), changed=True)
 
 
-def _plan(states: Sequence[AttemptState], before: Generation | None, max_rows: int) -> list[StepRange]:
-    covered = {} if before is None else before.covered
-    plan: list[StepRange] = []
+def _plan(
+    states: Sequence[AttemptState], before: Generation | None, old: Sequence[ShardInfo], max_rows: int
+) -> list[StepRange]:
+    """The shards that the next generation should have."""
+    ranges = [
+        StepRange(
+            attempt=info.attempt, first_step=info.first_step, last_step=info.last_step, num_rows=info.num_sequences
+        )
+        for info in old
+    ]
     for state in states:
-        number = state.attempt.info.attempt
-        after = covered.get(number, state.attempt.info.resume_step)
-        plan += committed_ranges(state.attempt, state.writers, after, max_rows)
-    return plan
+        info = state.attempt.info
+        after = info.resume_step if before is None else before.covered.get(info.attempt, info.resume_step)
+        ranges += committed_ranges(info.attempt, state.committed, state.writers, after, max_rows)
+    return merged(ranges, max_rows)
 
 
-def _build(
-    paths: IndexPaths,
-    run: RunReader,
-    states: Sequence[AttemptState],
-    plan: Sequence[StepRange],
-    progress: Progress | None,
-) -> list[ShardInfo]:
-    tokenizer = None if run.info.tokenizer_file is None else RunTokenizer(run)
-    by_number = {state.attempt.info.attempt: state for state in states}
-    total, done, built = sum(steps.num_rows for steps in plan), 0, []
-    for steps in plan:
-        state = by_number[steps.attempt]
-        rows = read_rows(state.attempt, state.writers, steps)
-        if rows.num_rows:
-            built.append(build_shard(paths, run, steps, rows, tokenizer))
+def _build(run: RunReader, missing: Sequence[StepRange], jobs: int, progress: Progress | None) -> None:
+    total, done = sum(steps.num_rows for steps in missing), 0
+    for steps in _built(run.paths.run_dir, missing, min(jobs, len(missing))):
         done += steps.num_rows
         if progress is not None:
             progress(done, total)
-    return built
 
 
-def _next(
-    paths: IndexPaths,
-    run: RunReader,
-    before: Generation | None,
-    built: Sequence[ShardInfo],
-    intervals: Sequence[StepInterval],
-) -> Generation:
-    covered = dict(before.covered) if before is not None else {}
-    for info in built:
+def _built(run_dir: Path, missing: Sequence[StepRange], jobs: int) -> Iterator[StepRange]:
+    if jobs <= 1:
+        for steps in missing:
+            yield _build_one(run_dir, steps)
+        return
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        waiting = [pool.submit(_build_one, run_dir, steps) for steps in missing]
+        for future in concurrent.futures.as_completed(waiting):
+            yield future.result()
+
+
+def _build_one(run_dir: Path, steps: StepRange) -> StepRange:
+    """Build one shard from the export; a task that needs nothing but the run directory."""
+    run = RunReader(run_dir)
+    attempt = run.attempt(steps.attempt)
+    data = read_range(attempt, attempt.writers(), steps)
+    tokenizer = None if run.info.tokenizer_file is None else RunTokenizer(run)
+    build_shard(IndexPaths(run_dir), run, data, tokenizer)
+    return steps
+
+
+def _covered(infos: Sequence[ShardInfo]) -> dict[int, int]:
+    covered: dict[int, int] = {}
+    for info in infos:
         covered[info.attempt] = max(covered.get(info.attempt, 0), info.last_step)
-    names = (before.shards if before is not None else ()) + tuple(info.name for info in built)
-    return new_generation(paths, run.info.run_id, tuple(sorted(names)), covered, _last_attempt(intervals))
+    return covered
 
 
 def _canonical(states: Sequence[AttemptState]) -> list[StepInterval]:
@@ -132,8 +186,7 @@ def _remove_unfinished(paths: IndexPaths) -> None:
                 shutil.rmtree(entry)
 
 
-def _report(paths: IndexPaths, generation: Generation, *, built: int, changed: bool) -> IndexReport:
-    infos = [ShardInfo.read(paths.shard_dir(name)) for name in generation.shards]
+def _report(generation: Generation, infos: Sequence[ShardInfo], *, built: int, changed: bool) -> IndexReport:
     return IndexReport(
         generation=generation.number,
         published=changed,

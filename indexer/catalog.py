@@ -1,31 +1,27 @@
 """The catalog: runs, attempts, steps, sequences, segments, documents, shards and gaps in one DuckDB file a generation.
 
 `index/catalog.duckdb` opens with plain duckdb; `catalog.sql` holds the tables and views. A catalog is written once, for
-a generation that nobody reads yet, and opened read-only ever after. Sequences and segments of shards that the catalog
-before has as well are copied from it.
+a generation that nobody reads yet, and opened read-only ever after. It begins as a copy of the one before; rows are keyed
+by address, so merging shards changes none of them.
 """
 
 import datetime
 import json
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from importlib import resources
-from pathlib import Path
 
 import duckdb
-import pyarrow as pa
+import numpy as np
 
 from indexer.generations import Generation
+from indexer.ingest import late_records
 from indexer.paths import IndexPaths
 from indexer.shard import ShardInfo
 from train_hooks.export_format.lineage import StepInterval
 from train_hooks.export_format.reader import AttemptReader, RunReader, WriterLog
 
 __all__ = ["AttemptState", "write_catalog"]
-
-_SEQUENCE_COLUMNS = (
-    "ordinal, attempt, global_step, dp_rank, microbatch, slot, sample_index, status, loss, leaf, num_bytes // $width"
-)
-_SEGMENT_COLUMNS = "ordinal, segment, start, length, source, document_id, document_token_offset"
 
 
 class AttemptState:
@@ -44,23 +40,31 @@ class AttemptState:
 
 def write_catalog(
     paths: IndexPaths,
+    before: Generation | None,
     generation: Generation,
     run: RunReader,
     states: Sequence[AttemptState],
     shards: Sequence[ShardInfo],
     intervals: Sequence[StepInterval],
 ) -> None:
-    """Write the catalog of `generation`, which is not yet published."""
+    """Write the catalog of `generation`, which is not yet published: that of the one before, and the steps since."""
     path = paths.catalog(generation.number)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
+    covered: Mapping[int, int] = {}
+    if before is not None and paths.catalog(before.number).exists():
+        shutil.copyfile(paths.catalog(before.number), path)
+        covered = before.covered
     with duckdb.connect(str(path)) as connection:
-        connection.execute((resources.files("indexer") / "catalog.sql").read_text(encoding="utf-8"))
+        if not covered:
+            connection.execute((resources.files("indexer") / "catalog.sql").read_text(encoding="utf-8"))
+        for table in ("runs", "attempts", "shards"):
+            connection.execute(f"DELETE FROM {table}")
         _insert_run(connection, generation, run)
         _insert_attempts(connection, generation, states, intervals)
-        _insert_steps(connection, generation, states)
         for shard in shards:
-            _insert_shard(connection, paths, shard, itemsize=2 if run.info.token_dtype == "uint16" else 4)
+            _insert_shard(connection, paths, shard, covered.get(shard.attempt, 0), run.info.token_dtype)
+        _insert_late_records(connection, generation, states)
         connection.execute("CHECKPOINT")
 
 
@@ -99,42 +103,9 @@ def _insert_attempts(
         )  # fmt: skip
 
 
-def _insert_steps(
-    connection: duckdb.DuckDBPyConnection, generation: Generation, states: Sequence[AttemptState]
+def _insert_shard(
+    connection: duckdb.DuckDBPyConnection, paths: IndexPaths, shard: ShardInfo, covered: int, token_dtype: str
 ) -> None:
-    statuses: list[tuple[int, int, str]] = []
-    metrics: list[tuple[int, int, int, float, str, float]] = []
-    gaps: list[tuple[int, int, int, int, str | None]] = []
-    for state in states:
-        number = state.attempt.info.attempt
-        last = generation.covered.get(number, 0)
-        of_step = state.attempt.step_status(state.writers)
-        statuses += [(number, step, of_step[step].value) for step in state.committed if step <= last]
-        for dp_rank, record in state.attempt.step_records(state.writers):
-            if record.kind == "gap":
-                lost = int(record.values.get("num_rows", 0))
-                gaps.append((number, record.global_step, dp_rank, lost, record.text))
-            elif record.global_step <= last:
-                metrics += [
-                    (number, record.global_step, dp_rank, record.unix_time_s, name, value)
-                    for name, value in record.values.items()
-                ]
-    _insert_many(connection, "step_status", statuses)
-    _insert_many(connection, "step_metrics", metrics)
-    _insert_many(connection, "gaps", gaps)
-
-
-def _insert_many(connection: duckdb.DuckDBPyConnection, table: str, rows: Iterable[tuple[object, ...]]) -> None:
-    columns = list(zip(*rows, strict=True))
-    if columns:
-        names = [name for name, *_ in connection.execute(f"DESCRIBE {table}").fetchall()]
-        incoming = pa.table({name: list(column) for name, column in zip(names, columns, strict=True)})
-        connection.register("incoming", incoming)
-        connection.execute(f"INSERT INTO {table} SELECT * FROM incoming")
-        connection.unregister("incoming")
-
-
-def _insert_shard(connection: duckdb.DuckDBPyConnection, paths: IndexPaths, shard: ShardInfo, itemsize: int) -> None:
     size = sum(file.size_bytes for file in shard.files)
     connection.execute(
         "INSERT INTO shards VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -143,12 +114,47 @@ def _insert_shard(connection: duckdb.DuckDBPyConnection, paths: IndexPaths, shar
             shard.num_tokens, size,
         ],
     )  # fmt: skip
-    directory: Path = paths.shard_dir(shard.name)
+    if shard.last_step <= covered:
+        return
+    directory = paths.shard_dir(shard.name)
+    files = {name: str(directory / f"{name}.parquet") for name in ("sequences", "segments", "records", "statuses")}
+    values = {"attempt": shard.attempt, "covered": covered}
     connection.execute(
-        f"INSERT INTO all_sequences SELECT $shard, {_SEQUENCE_COLUMNS} FROM read_parquet($file)",
-        {"shard": shard.name, "file": str(directory / "sequences.parquet"), "width": itemsize},
+        "INSERT INTO step_status SELECT $attempt, global_step, status FROM read_parquet($file) WHERE global_step > $covered",
+        {**values, "file": files["statuses"]},
     )
     connection.execute(
-        f"INSERT INTO all_segments SELECT $shard, {_SEGMENT_COLUMNS} FROM read_parquet($file)",
-        {"shard": shard.name, "file": str(directory / "segments.parquet")},
+        "INSERT INTO step_records SELECT $attempt, *, false FROM read_parquet($file) WHERE global_step > $covered",
+        {**values, "file": files["records"]},
     )
+    connection.execute(
+        """INSERT INTO all_sequences
+           SELECT attempt, global_step, dp_rank, microbatch, slot, sample_index, status, loss, leaf, num_bytes // $width
+           FROM read_parquet($file) WHERE global_step > $covered""",
+        {"covered": covered, "file": files["sequences"], "width": np.dtype(token_dtype).itemsize},
+    )
+    connection.execute(
+        """INSERT INTO all_segments
+           SELECT q.attempt, q.global_step, q.dp_rank, q.microbatch, q.slot, g.segment, g.start, g.length, g.source,
+                  g.document_id, g.document_token_offset
+           FROM read_parquet($segments) g JOIN read_parquet($sequences) q USING (ordinal)
+           WHERE q.global_step > $covered ORDER BY g.ordinal, g.segment""",
+        {"covered": covered, "segments": files["segments"], "sequences": files["sequences"]},
+    )
+
+
+def _insert_late_records(
+    connection: duckdb.DuckDBPyConnection, generation: Generation, states: Sequence[AttemptState]
+) -> None:
+    """Metrics that came after their step, read anew each time: they are few."""
+    connection.execute("DELETE FROM step_records WHERE late")
+    for state in states:
+        number = state.attempt.info.attempt
+        records = late_records(state.attempt, state.writers)
+        if records.num_rows:
+            connection.register("late_records", records)
+            connection.execute(
+                "INSERT INTO step_records SELECT $attempt, *, true FROM late_records WHERE global_step <= $covered",
+                {"attempt": number, "covered": generation.covered.get(number, 0)},
+            )
+            connection.unregister("late_records")

@@ -6,14 +6,22 @@ CREATE TABLE attempts (attempt INTEGER, parent_attempt INTEGER, resume_step BIGI
                        started TIMESTAMP, host VARCHAR, first_step BIGINT, last_step BIGINT,
                        canonical BOOLEAN, canonical_first_step BIGINT, canonical_last_step BIGINT);
 CREATE TABLE step_status (attempt INTEGER, global_step BIGINT, status VARCHAR);
-CREATE TABLE step_metrics (attempt INTEGER, global_step BIGINT, dp_rank INTEGER, unix_time_s DOUBLE, name VARCHAR, value DOUBLE);
-CREATE TABLE gaps (attempt INTEGER, global_step BIGINT, dp_rank INTEGER, num_rows BIGINT, reason VARCHAR);
+CREATE TABLE step_records (attempt INTEGER, global_step BIGINT, dp_rank INTEGER, kind VARCHAR, unix_time_s DOUBLE,
+                           name VARCHAR, value DOUBLE, text VARCHAR, late BOOLEAN);
 CREATE TABLE shards (shard VARCHAR, attempt INTEGER, first_step BIGINT, last_step BIGINT, num_sequences BIGINT,
                      num_segments BIGINT, num_tokens BIGINT, size_bytes BIGINT);
-CREATE TABLE all_sequences (shard VARCHAR, ordinal BIGINT, attempt INTEGER, global_step BIGINT, dp_rank INTEGER, microbatch INTEGER,
-                            slot INTEGER, sample_index BIGINT, status VARCHAR, loss FLOAT, leaf BLOB, num_tokens BIGINT);
-CREATE TABLE all_segments (shard VARCHAR, ordinal BIGINT, segment INTEGER, start INTEGER, length INTEGER, source VARCHAR,
-                           document_id VARCHAR, document_token_offset BIGINT);
+CREATE TABLE all_sequences (attempt INTEGER, global_step BIGINT, dp_rank INTEGER, microbatch INTEGER, slot INTEGER,
+                            sample_index BIGINT, status VARCHAR, loss FLOAT, leaf BLOB, num_tokens BIGINT);
+CREATE TABLE all_segments (attempt INTEGER, global_step BIGINT, dp_rank INTEGER, microbatch INTEGER, slot INTEGER,
+                           segment INTEGER, start INTEGER, length INTEGER, source VARCHAR, document_id VARCHAR,
+                           document_token_offset BIGINT);
+
+CREATE VIEW step_metrics AS
+SELECT attempt, global_step, dp_rank, unix_time_s, name, value FROM step_records WHERE kind = 'metrics';
+
+CREATE VIEW gaps AS
+SELECT attempt, global_step, dp_rank, value::BIGINT AS num_rows, text AS reason
+FROM step_records WHERE kind = 'gap' AND name = 'num_rows';
 
 CREATE VIEW steps AS
 SELECT s.attempt, s.global_step, s.status,
@@ -40,7 +48,7 @@ FROM all_sequences q JOIN attempts a USING (attempt) CROSS JOIN runs r;
 CREATE VIEW segments AS
 SELECT q.address, q.attempt, q.global_step, q.dp_rank, q.canonical, g.segment, g.start, g.length, g.source, g.document_id,
        g.document_token_offset
-FROM all_segments g JOIN sequences q USING (shard, ordinal);
+FROM all_segments g JOIN sequences q USING (attempt, global_step, dp_rank, microbatch, slot);
 
 CREATE VIEW documents AS
 SELECT source, document_id, count(DISTINCT (attempt, global_step)) AS num_steps, count(*) AS num_segments,

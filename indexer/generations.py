@@ -7,8 +7,10 @@ anywhere, the old generation stands and its files are all there.
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,9 +19,10 @@ from pathlib import Path
 from indexer.paths import IndexPaths
 from train_hooks.export_format.errors import DamageError, IncompleteError, RunError
 
-__all__ = ["Generation", "locked", "publish", "published"]
+__all__ = ["Generation", "locked", "publish", "published", "remove_retired"]
 
 GENERATION_FORMAT = "kiseki-generation-v1"
+KEEP_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +79,28 @@ def new_number(paths: IndexPaths) -> int:
         return 1
     numbers = [paths.generation_number(entry.name) for entry in paths.generations.iterdir()]
     return max((number for number in numbers if number is not None), default=0) + 1
+
+
+def remove_retired(paths: IndexPaths, keep_s: float = KEEP_S) -> None:
+    """Remove generations that have had a successor for `keep_s`, and shards that no generation left names.
+
+    A reader keeps the generation that it opened; it has this long to finish.
+    """
+    kept = []
+    numbers = sorted(n for entry in paths.generations.iterdir() if (n := paths.generation_number(entry.name)))
+    for number, successor in itertools.zip_longest(numbers, numbers[1:]):
+        path = paths.generation_json(successor) if successor is not None else None
+        if path is not None and path.exists() and time.time() - path.stat().st_mtime > keep_s:
+            shutil.rmtree(paths.generation_dir(number))
+        else:
+            kept.append(number)
+    named = set()
+    for number in kept:
+        with contextlib.suppress(FileNotFoundError):  # it died before it said what it names
+            named.update(json.loads(paths.generation_json(number).read_bytes())["shards"])
+    for entry in paths.shards.iterdir():
+        if entry.name not in named:
+            shutil.rmtree(entry)
 
 
 @contextlib.contextmanager

@@ -5,24 +5,37 @@ against their hash by the export reader before they are parsed. Rows come sorted
 slot), so that a range of steps is a contiguous range of rows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from train_hooks.export_format.acknowledgement import AckKind
 from train_hooks.export_format.errors import DamageError
 from train_hooks.export_format.leaf import tensors_commitment
 from train_hooks.export_format.reader import AttemptReader, RunReader, WriterLog
-from train_hooks.export_format.records import SequenceAddress, TensorRecord
+from train_hooks.export_format.records import SequenceAddress, StepRecord, TensorRecord
 
-__all__ = ["StepRange", "committed_ranges", "read_rows", "tensors_commitments", "tokens_of"]
+__all__ = ["RangeData", "StepRange", "late_records", "read_range", "tensors_commitments", "tokens_of"]
 
 _SORT = [("global_step", "ascending"), ("dp_rank", "ascending"), ("microbatch", "ascending"), ("slot", "ascending")]
+RECORD_SCHEMA = pa.schema(
+    [
+        ("global_step", pa.int64()),
+        ("dp_rank", pa.int32()),
+        ("kind", pa.string()),
+        ("unix_time_s", pa.float64()),
+        ("name", pa.string()),
+        ("value", pa.float64()),
+        ("text", pa.string()),
+    ]
+)
+STATUS_SCHEMA = pa.schema([("global_step", pa.int64()), ("status", pa.string())])
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, order=True)
 class StepRange:
     """Steps `first_step` to `last_step`, both included, of one attempt, and how many rows they have."""
 
@@ -32,39 +45,61 @@ class StepRange:
     num_rows: int
 
 
-def committed_ranges(
-    attempt: AttemptReader, writers: dict[int, WriterLog], after_step: int, max_rows: int
-) -> Iterator[StepRange]:
-    """Committed steps after `after_step`, cut into ranges of about `max_rows` rows, at least one step each."""
-    rows_of: dict[int, int] = {}
-    for writer in writers.values():
-        for _, ack in writer.steps():
-            rows_of[ack.global_step] = rows_of.get(ack.global_step, 0) + ack.num_rows
-    first, rows, last = None, 0, after_step
-    for step in attempt.committed_steps(writers):
-        if step <= after_step:
-            continue
-        if first is not None and (rows + rows_of[step] > max_rows or step != last + 1):
-            yield StepRange(attempt=attempt.info.attempt, first_step=first, last_step=last, num_rows=rows)
-            first, rows = None, 0
-        first = step if first is None else first
-        rows, last = rows + rows_of[step], step
-    if first is not None:
-        yield StepRange(attempt=attempt.info.attempt, first_step=first, last_step=last, num_rows=rows)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RangeData:
+    """What the export holds of a step range: rows (sorted, with dp_rank), step records by name, statuses by step."""
+
+    steps: StepRange
+    rows: pa.Table
+    records: pa.Table
+    statuses: pa.Table
 
 
-def read_rows(attempt: AttemptReader, writers: dict[int, WriterLog], steps: StepRange) -> pa.Table:
-    """The rows of a step range with their dp_rank, sorted. Raises DamageError where a frame does not match its hash."""
-    batches = []
+def read_range(attempt: AttemptReader, writers: dict[int, WriterLog], steps: StepRange) -> RangeData:
+    """Read a range of committed steps. Raises DamageError where a frame does not match its hash."""
+    batches: list[pa.RecordBatch] = []
+    records: list[tuple[int, StepRecord]] = []
+    statuses: dict[int, str] = {}
     for dp_rank, writer in writers.items():
         for file, ack in writer.steps():
-            if steps.first_step <= ack.global_step <= steps.last_step and ack.num_rows:
-                batch = attempt.frame(file, ack).batch
-                ranks = pa.array(np.full(batch.num_rows, dp_rank, np.int32))
-                batches.append(batch.replace_schema_metadata(None).append_column("dp_rank", ranks))
-    if not batches:
-        return pa.table({})
-    return pa.Table.from_batches(batches).sort_by(_SORT).combine_chunks()
+            if not steps.first_step <= ack.global_step <= steps.last_step:
+                continue
+            frame = attempt.frame(file, ack)
+            records += [(dp_rank, record) for record in frame.records]
+            if ack.status is not None:
+                statuses.setdefault(ack.global_step, ack.status.value)
+            if frame.batch.num_rows:
+                ranks = pa.array(np.full(frame.batch.num_rows, dp_rank, np.int32))
+                batches.append(frame.batch.replace_schema_metadata(None).append_column("dp_rank", ranks))
+    rows = pa.Table.from_batches(batches).sort_by(_SORT).combine_chunks() if batches else pa.table({})
+    of_steps = pa.table({"global_step": list(statuses), "status": list(statuses.values())}, schema=STATUS_SCHEMA)
+    return RangeData(steps=steps, rows=rows, records=record_table(records), statuses=of_steps.sort_by("global_step"))
+
+
+def late_records(attempt: AttemptReader, writers: dict[int, WriterLog]) -> pa.Table:
+    """Records that came after their step was committed, as trainers give them that log every few steps."""
+    records = [
+        (dp_rank, record)
+        for dp_rank, writer in writers.items()
+        for file in writer.files
+        for ack in file.acks
+        if ack.kind is AckKind.NOTE
+        for record in attempt.frame(file, ack).records
+    ]
+    return record_table(records)
+
+
+def record_table(records: Iterable[tuple[int, StepRecord]]) -> pa.Table:
+    """One row for each number of each record, and one for each gap."""
+    rows = [
+        {
+            "global_step": record.global_step, "dp_rank": dp_rank, "kind": record.kind,
+            "unix_time_s": record.unix_time_s, "name": name, "value": value, "text": record.text,
+        }
+        for dp_rank, record in records
+        for name, value in record.values.items()
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=RECORD_SCHEMA)
 
 
 def tokens_of(rows: pa.Table, dtype: npt.DTypeLike) -> tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.int64]]:

@@ -3,6 +3,8 @@
     spans.bin           tokens, suffix array, fingerprints (indexer.spans)
     sequences.parquet   one row a sequence, by ordinal: address, sample_index, status, loss, leaf
     segments.parquet    one row a segment: ordinal, segment, start, length, source, document_id, document_token_offset
+    records.parquet     step records: metrics and gaps, one row a number
+    statuses.parquet    status of each step
     unigrams.npy        how often each token id occurs, i64
     text/               full text, one document a segment (where the run has a tokenizer)
     shard.json          the manifest: what it covers, and SHA-256 and size of every other file; written last
@@ -28,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from indexer.fulltext import SegmentText, TextIndex, build_text_index
-from indexer.ingest import StepRange, tensors_commitments, tokens_of
+from indexer.ingest import RangeData, StepRange, tensors_commitments, tokens_of
 from indexer.paths import BUILDING, IndexPaths
 from indexer.spans.arrays import SpanArrays, open_span_arrays
 from indexer.spans.build import build_span_arrays
@@ -42,7 +44,7 @@ __all__ = ["Shard", "ShardInfo", "build_shard"]
 
 SHARD_FORMAT = "kiseki-shard-v1"
 _MANIFEST, _SEQUENCES, _SEGMENTS, _TEXT = "shard.json", "sequences.parquet", "segments.parquet", "text"
-_UNIGRAMS = "unigrams.npy"
+_UNIGRAMS, _RECORDS, _STATUSES = "unigrams.npy", "records.parquet", "statuses.parquet"
 _DECODE_BATCH = 1024
 
 
@@ -92,10 +94,9 @@ def shard_name(steps: StepRange) -> str:
     return f"a{steps.attempt:06d}-s{steps.first_step:09d}-s{steps.last_step:09d}"
 
 
-def build_shard(
-    paths: IndexPaths, run: RunReader, steps: StepRange, rows: pa.Table, tokenizer: RunTokenizer | None
-) -> ShardInfo:
-    """Build the shard of `steps` from its sorted rows, or find that it is there. Raises OSError where the disk refuses."""
+def build_shard(paths: IndexPaths, run: RunReader, data: RangeData, tokenizer: RunTokenizer | None) -> ShardInfo:
+    """Build the shard of a step range, or find that it is there. Raises OSError where the disk refuses."""
+    steps, rows = data.steps, data.rows
     final = paths.shard_dir(shard_name(steps))
     if final.exists():
         return ShardInfo.read(final)
@@ -107,9 +108,14 @@ def build_shard(
     tokens, starts = tokens_of(rows, token_dtype)
     build_span_arrays([tokens[a:b] for a, b in itertools.pairwise(starts.tolist())], token_dtype, building)
     np.save(building / _UNIGRAMS, np.bincount(tokens).astype(np.int64))
-    pq.write_table(_sequences(rows, run, steps), building / _SEQUENCES, compression="zstd", write_page_checksum=True)
     segments = _segments(rows)
-    pq.write_table(segments, building / _SEGMENTS, compression="zstd", write_page_checksum=True)
+    for name, table in (
+        (_SEQUENCES, _sequences(rows, run, steps)),
+        (_SEGMENTS, segments),
+        (_RECORDS, data.records),
+        (_STATUSES, data.statuses),
+    ):
+        pq.write_table(table, building / name, compression="zstd", write_page_checksum=True)
     if tokenizer is not None:
         build_text_index(building / _TEXT, _segment_texts(rows, segments, tokens, starts, tokenizer))
     info = ShardInfo(

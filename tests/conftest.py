@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from indexer.build import update_index
+from indexer.build import IndexOptions, update_index
 from tests.export_maker import MadeStep, make_attempt
 from train_hooks import Segment
 from train_hooks.attempts import RunSpec
@@ -104,5 +104,5 @@ def text_run(tmp_path_factory: pytest.TempPathFactory) -> TextRun:
         sequence_length=LENGTH, vocab_size=2000, run_id="text", tokenizer=directory / "tokenizer.json", config={"a": 1}
     )
     make_attempt(directory / "run", spec, steps, num_writers=WRITERS)
-    update_index(directory / "run", shard_tokens=LENGTH * len(rows) // 2)
+    update_index(directory / "run", IndexOptions(shard_tokens=LENGTH * len(rows) // 2))
     return TextRun(run_dir=directory / "run", documents=documents, num_steps=len(steps))

@@ -41,7 +41,7 @@ def index_command(
 ) -> None:
     """Index what the export holds by now. Run it again, or at any time, to add new steps."""
     with console.progress("indexing sequences") as progress:
-        report = update_index(run, shard_tokens=shard_tokens, progress=progress)
+        report = update_index(run, options, progress=progress)
     if as_json:
         _print_json({name: getattr(report, name) for name in IndexReport.__dataclass_fields__})
         return

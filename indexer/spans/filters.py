@@ -1,8 +1,12 @@
 """Which sequences count: a range of ordinals, a bitmap over ordinals, or both.
 
-A step range is a contiguous range of sequence ordinals, hence of token positions, and a position answers by two
-comparisons. Everything else (lineage, data-parallel rank, source) is a bitmap with one entry a sequence. A match never
-crosses a sequence, so that a suffix passes exactly if the sequence that it starts in passes.
+Rules:
+
+1. A step range is a contiguous range of sequence ordinals, hence of token positions, and a position answers by two
+   comparisons. Everything else (lineage, data-parallel rank, source) is a bitmap with one entry a sequence.
+2. A match never crosses a sequence, so that a suffix passes exactly if the sequence that it starts in passes.
+3. A bitmap is prepared for a shard before use: the shard's positions are cut into at most 65,536 equal stretches, and
+   those with a passing sequence are marked. A thin bitmap turns most positions away by one look at the marks.
 """
 
 from dataclasses import dataclass
@@ -12,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.spans.arrays import SpanArrays, SpanIndexError
+from indexer.spans.kernels import Chosen, mark_stretches
 
-__all__ = ["Filter"]
+__all__ = ["Filter", "PreparedFilter", "prepare"]
 
-NO_BITMAP: NDArray[np.uint8] = np.zeros(0, np.uint8)
-NO_BITMAP.setflags(write=False)
+MAX_STRETCHES = 65_536
+NONE: NDArray[np.uint8] = np.zeros(0, np.uint8)
+NONE.setflags(write=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,17 +38,32 @@ class Filter:
     passing: NDArray[np.bool_] | NDArray[np.uint8] | None = None
 
 
-def resolve(arrays: SpanArrays, chosen: Filter | None) -> tuple[int, int, NDArray[np.uint8]]:
-    """(first position, end position, bitmap u8 [s] or [0] for none) as the kernels take it.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedFilter:
+    """A filter in the form that the kernels take, for one shard: position range, bitmap, marks, log2 of the stretch."""
 
-    Raises SpanIndexError for a bitmap of another length or dtype than the shard's.
+    chosen: Chosen
+
+
+def prepare(arrays: SpanArrays, chosen: Filter | PreparedFilter | None) -> PreparedFilter:
+    """Prepare a filter for a shard, worth doing once if several questions follow under a bitmap.
+
+    Raises SpanIndexError for a bitmap of another length or dtype than the shard's. A prepared filter comes back as is.
     """
+    if isinstance(chosen, PreparedFilter):
+        return chosen
     if chosen is None:
-        return 0, arrays.num_tokens, NO_BITMAP
+        return PreparedFilter(chosen=(0, arrays.num_tokens, NONE, NONE, 0))
     first = min(max(chosen.first, 0), arrays.num_sequences)
     last = arrays.num_sequences if chosen.last is None else min(max(chosen.last, first), arrays.num_sequences)
-    bounds = int(arrays.sequence_starts[first]), int(arrays.sequence_starts[last])
-    return *bounds, NO_BITMAP if chosen.passing is None else bitmap(arrays, chosen.passing)
+    begin, end = int(arrays.sequence_starts[first]), int(arrays.sequence_starts[last])
+    if chosen.passing is None:
+        return PreparedFilter(chosen=(begin, end, NONE, NONE, 0))
+    passing = bitmap(arrays, chosen.passing)
+    shift = max(0, (arrays.num_tokens - 1).bit_length() - (MAX_STRETCHES - 1).bit_length())
+    marks = mark_stretches(arrays.sequence_starts, passing, shift)
+    marks.setflags(write=False)
+    return PreparedFilter(chosen=(begin, end, passing, marks, shift))
 
 
 def bitmap(arrays: SpanArrays, passing: NDArray[Any]) -> NDArray[np.uint8]:

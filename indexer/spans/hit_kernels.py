@@ -1,17 +1,10 @@
 """Compiled walks over the hits of a range of suffix ranks, under a filter.
 
-Rules:
-
-1. A shard is the tuple (tokens, suffix_array, fingerprints, prefix_table, block_range, superblock_range,
-   sequence_starts); a filter is the tuple (first position, end position, bitmap or empty array).
-2. No walk materialises hits. Blocks without a passing position are skipped by their range; a block that lies wholly
-   inside an answer is taken by its range.
+No walk materialises hits. Blocks without a passing position are skipped by their range; a block that lies wholly inside
+an answer is taken by its range.
 """
 
-from typing import TypeAlias
-
 import numpy as np
-from numpy.typing import NDArray
 
 from indexer.spans.arrays import BLOCK, SUPERBLOCK
 from indexer.spans.jit import jit
@@ -20,13 +13,12 @@ from indexer.spans.kernels import (
     I64,
     LANE,
     SCANNED,
+    Chosen,
     Shard,
-    in_sequences,
+    passes,
     skip_blocks,
     skip_blocks_down,
 )
-
-Chosen: TypeAlias = tuple[int, int, NDArray[np.uint8]]
 
 HINTS = 1024
 
@@ -45,7 +37,7 @@ def any_inside(suffix_array: I32, rank: int, first: int, end: int) -> bool:
 def next_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, work: I64) -> int:
     """Smallest rank in [lo, hi) whose suffix passes, or -1."""
     _, suffix_array, _, _, block_range, superblock_range, sequence_starts = shard
-    first, end, passing = chosen
+    first, end = chosen[0], chosen[1]
     rank = lo
     while rank < hi:
         rank = skip_blocks(block_range, superblock_range, rank, first, end)
@@ -56,7 +48,7 @@ def next_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, work: I64) -> i
                 rank += LANE
                 continue
             position = int(suffix_array[np.uint64(rank)])
-            if first <= position < end and in_sequences(sequence_starts, passing, position):
+            if passes(sequence_starts, chosen, position):
                 return rank
             rank += 1
     return -1
@@ -66,7 +58,7 @@ def next_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, work: I64) -> i
 def previous_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, work: I64) -> int:
     """Largest rank in [lo, hi) whose suffix passes, or -1."""
     _, suffix_array, _, _, block_range, superblock_range, sequence_starts = shard
-    first, end, passing = chosen
+    first, end = chosen[0], chosen[1]
     rank = hi - 1
     while rank >= lo:
         rank = skip_blocks_down(block_range, superblock_range, rank, first, end)
@@ -77,7 +69,7 @@ def previous_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, work: I64) 
                 rank -= LANE
                 continue
             position = int(suffix_array[np.uint64(rank)])
-            if first <= position < end and in_sequences(sequence_starts, passing, position):
+            if passes(sequence_starts, chosen, position):
                 return rank
             rank -= 1
     return -1
@@ -87,7 +79,7 @@ def previous_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, work: I64) 
 def count_passing(shard: Shard, chosen: Chosen, lo: int, hi: int) -> int:
     """How many of the suffixes [lo, hi) pass."""
     _, suffix_array, _, _, block_range, superblock_range, sequence_starts = shard
-    first, end, passing = chosen
+    first, end, passing = chosen[0], chosen[1], chosen[2]
     if len(passing) == 0 and first == 0 and end >= len(suffix_array):
         return hi - lo
     if first >= end:
@@ -103,7 +95,7 @@ def count_passing(shard: Shard, chosen: Chosen, lo: int, hi: int) -> int:
         if len(passing) > 0:
             for i in range(rank, stop):
                 position = int(suffix_array[i])
-                total += first <= position < end and in_sequences(sequence_starts, passing, position)
+                total += passes(sequence_starts, chosen, position)
         elif block_range[block, 0] >= first and block_range[block, 1] < end:
             total += stop - rank
         else:
@@ -120,7 +112,7 @@ def extent_passing(shard: Shard, chosen: Chosen, lo: int, hi: int) -> tuple[int,
     A block is looked into only while it can widen the answer.
     """
     _, suffix_array, _, _, block_range, superblock_range, sequence_starts = shard
-    first, end, passing = chosen
+    first, end, passing = chosen[0], chosen[1], chosen[2]
     smallest, largest = end, first - 1
     rank = lo
     while rank < hi:
@@ -139,8 +131,7 @@ def extent_passing(shard: Shard, chosen: Chosen, lo: int, hi: int) -> tuple[int,
             stop = min(hi, (rank // BLOCK + 1) * BLOCK)
             for i in range(rank, stop):
                 position = int(suffix_array[np.uint64(i)])
-                widens = first <= position < end and (position < smallest or position > largest)
-                if widens and in_sequences(sequence_starts, passing, position):
+                if (position < smallest or position > largest) and passes(sequence_starts, chosen, position):
                     smallest, largest = min(smallest, position), max(largest, position)
             rank = stop
     return (smallest, largest) if largest >= first else (-1, -1)
@@ -162,7 +153,7 @@ def bin_of(edges: I64, lo: int, hi: int, position: int) -> int:
 def histogram_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, edges: I64, counts: I64) -> None:
     """Add the passing suffixes [lo, hi) to counts [k], where bin j holds the positions [edges[j], edges[j+1])."""
     _, suffix_array, _, _, block_range, superblock_range, sequence_starts = shard
-    first, end, passing = max(chosen[0], edges[0]), min(chosen[1], edges[-1]), chosen[2]
+    first, end = max(chosen[0], edges[0]), min(chosen[1], edges[-1])
     shift = 0
     while (end - first) >> shift >= HINTS:
         shift += 1
@@ -175,7 +166,7 @@ def histogram_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, edges: I64
         stop = min(hi, (rank // BLOCK + 1) * BLOCK)
         for i in range(rank, stop):
             position = int(suffix_array[np.uint64(i)])
-            if first <= position < end and in_sequences(sequence_starts, passing, position):
+            if first <= position < end and passes(sequence_starts, chosen, position):
                 bucket = (position - first) >> shift
                 counts[bin_of(edges, hints[bucket], hints[bucket + 1], position)] += 1
         rank = max(stop, rank)
@@ -203,7 +194,7 @@ def page_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, descending: boo
     A full heap narrows the range of positions that are still wanted, by which whole blocks drop out.
     """
     _, suffix_array, _, _, block_range, superblock_range, sequence_starts = shard
-    first, end, passing = chosen
+    first, end = chosen[0], chosen[1]
     kept = 0
     rank = lo
     while rank < hi and len(heap) > 0:
@@ -211,7 +202,7 @@ def page_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, descending: boo
         stop = min(hi, (rank // BLOCK + 1) * BLOCK)
         for i in range(rank, stop):
             position = int(suffix_array[np.uint64(i)])
-            if not (first <= position < end and in_sequences(sequence_starts, passing, position)):
+            if position < first or position >= end or not passes(sequence_starts, chosen, position):
                 continue
             if kept < len(heap):
                 heap[kept] = -position if descending else position

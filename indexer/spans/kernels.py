@@ -7,7 +7,9 @@ Rules:
    latest there and never reads past the end.
 3. A range of ranks that these functions narrow always keeps every suffix that was asked for. Fingerprints are hashes:
    strangers with the same one may stand before, between and after, and whoever needs certainty compares tokens.
-4. `work` i64 [3] counts what was done: table searches, tokens compared, ranks scanned. Tests bound it; nothing reads it
+4. A shard is the tuple (tokens, suffix_array, fingerprints, prefix_table, block_range, superblock_range,
+   sequence_starts); a filter is (first position, end position, bitmap or empty, marked stretches, log2 of a stretch).
+5. `work` i64 [3] counts what was done: table searches, tokens compared, ranks scanned. Tests bound it; nothing reads it
    back.
 """
 
@@ -24,6 +26,8 @@ I32: TypeAlias = NDArray[np.int32]
 I64: TypeAlias = NDArray[np.int64]
 U16: TypeAlias = NDArray[np.uint16]
 U64: TypeAlias = NDArray[np.uint64]
+U8: TypeAlias = NDArray[np.uint8]
+Chosen: TypeAlias = tuple[int, int, U8, U8, int]
 Shard: TypeAlias = tuple[Tokens, I32, U16, U64, I32, I32, I64]
 
 SEARCHES, COMPARED, SCANNED = 0, 1, 2
@@ -287,9 +291,26 @@ def ordinal_at(sequence_starts: I64, position: int) -> int:
 
 
 @jit
-def in_sequences(sequence_starts: I64, passing: NDArray[np.uint8], position: int) -> bool:
-    """Whether the bitmap admits the sequence at a position; an empty bitmap admits all."""
-    return len(passing) == 0 or passing[ordinal_at(sequence_starts, position)] != 0
+def mark_stretches(sequence_starts: I64, passing: U8, shift: int) -> U8:
+    """Which stretches of 2^shift positions hold a position of a passing sequence, u8 [ceil(n / 2^shift)]."""
+    marks = np.zeros(((sequence_starts[-1] - 1) >> shift) + 1, np.uint8)
+    for ordinal in range(len(passing)):
+        if passing[ordinal]:
+            marks[sequence_starts[ordinal] >> shift : ((sequence_starts[ordinal + 1] - 1) >> shift) + 1] = 1
+    return marks
+
+
+@jit
+def passes(sequence_starts: I64, chosen: Chosen, position: int) -> bool:
+    """Whether the suffix at a position passes."""
+    first, end, passing, marks, shift = chosen
+    if position < first or position >= end:
+        return False
+    if len(passing) == 0:
+        return True
+    if marks[np.uint64(position) >> np.uint64(shift)] == 0:
+        return False
+    return bool(passing[ordinal_at(sequence_starts, position)])
 
 
 @jit

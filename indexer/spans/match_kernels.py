@@ -24,11 +24,12 @@ Rules (all of them hold under any filter, because they speak of what occurs in t
 import numpy as np
 
 from indexer.spans.arrays import GRAM
-from indexer.spans.hit_kernels import Chosen, count_passing, next_passing, previous_passing
+from indexer.spans.hit_kernels import count_passing, next_passing, previous_passing
 from indexer.spans.jit import jit
 from indexer.spans.kernels import (
     I64,
     SCANNED,
+    Chosen,
     Shard,
     Tokens,
     common_prefix,
@@ -272,14 +273,15 @@ def spans_of_piece(shard: Shard, chosen: Chosen, query: Tokens, min_length: int,
             lo,
             hi,
         )
-        spans[num_spans, COUNT] = count_passing(shard, chosen, lo, hi)
         slot = (lo * 31 + length) % RECENT
         model = recent[slot]
         recent[slot] = num_spans
-        if model >= 0:
-            same = spans[model, LO] == lo and spans[model, END] - spans[model, START] == length
+        if model >= 0 and spans[model, LO] == lo and spans[model, END] - spans[model, START] == length:
             shift, verified = found - spans[model, START], last_end
-            model = model if same else -1
+            spans[num_spans, COUNT] = spans[model, COUNT]
+        else:
+            model = -1
+            spans[num_spans, COUNT] = count_passing(shard, chosen, lo, hi)
         num_spans += 1
 
 

@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.spans.arrays import SpanArrays, SpanIndexError
-from indexer.spans.filters import Filter
-from indexer.spans.search import Query, Spans, maximal_spans
+from indexer.spans.search import AnyFilter, Query, Spans, maximal_spans
 
 __all__ = ["MergedSpans", "merge_spans", "spans_over_shards"]
 
@@ -66,7 +65,7 @@ def spans_over_shards(
     shards: Sequence[SpanArrays],
     query: Query,
     min_length: int,
-    filters: Sequence[Filter | None] | None = None,
+    filters: Sequence[AnyFilter] | None = None,
     executor: Executor | None = None,
 ) -> MergedSpans:
     """Maximal spans of a query in all shards, each under its own filter (ordinals are those of the shard).
@@ -74,7 +73,7 @@ def spans_over_shards(
     With an executor of threads the shards are searched side by side. Raises SpanIndexError for a number of filters
     that is not that of the shards, and as `maximal_spans` does.
     """
-    chosen = [None] * len(shards) if filters is None else list(filters)
+    chosen: list[AnyFilter] = [None] * len(shards) if filters is None else list(filters)
     if len(chosen) != len(shards):
         raise SpanIndexError(f"filters: expected one a shard, {len(shards)}, found {len(chosen)}")
     run = map if executor is None else executor.map

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from indexer.spans import hit_kernels, kernels, match_kernels
 from indexer.spans.arrays import SpanArrays, SpanIndexError
-from indexer.spans.filters import Filter, resolve
+from indexer.spans.filters import Filter, PreparedFilter, prepare
 
 __all__ = [
     "Order",
@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 Query: TypeAlias = Sequence[int] | NDArray[Any]
+AnyFilter: TypeAlias = Filter | PreparedFilter | None
 Order: TypeAlias = Literal["position", "position_descending"]
 
 
@@ -104,7 +105,7 @@ def find(arrays: SpanArrays, query: Query) -> tuple[int, int]:
     return match_kernels.find_ranks(shard_of(arrays), tokens, new_work())
 
 
-def longest_match(arrays: SpanArrays, query: Query, at: int, position_filter: Filter | None = None) -> int:
+def longest_match(arrays: SpanArrays, query: Query, at: int, position_filter: AnyFilter = None) -> int:
     """Length of the longest prefix of query[at:] that occurs in a passing sequence; 0 if its first token does not.
 
     Raises SpanIndexError if `at` is not in 0 … len(query).
@@ -112,10 +113,12 @@ def longest_match(arrays: SpanArrays, query: Query, at: int, position_filter: Fi
     tokens = as_tokens(arrays, query)
     if not 0 <= at <= len(tokens):
         raise SpanIndexError(f"longest_match: expected a start in 0 … {len(tokens)}, found {at}")
-    return match_kernels.longest_length(shard_of(arrays), resolve(arrays, position_filter), tokens[at:], new_work())
+    return match_kernels.longest_length(
+        shard_of(arrays), prepare(arrays, position_filter).chosen, tokens[at:], new_work()
+    )
 
 
-def maximal_spans(arrays: SpanArrays, query: Query, min_length: int, position_filter: Filter | None = None) -> Spans:
+def maximal_spans(arrays: SpanArrays, query: Query, min_length: int, position_filter: AnyFilter = None) -> Spans:
     """Every span of at least `min_length` >= 1 tokens that occurs in a passing sequence and cannot be extended there.
 
     From 8 tokens on, most of a query that does not occur is skipped by fingerprints. Raises SpanIndexError for a
@@ -123,7 +126,7 @@ def maximal_spans(arrays: SpanArrays, query: Query, min_length: int, position_fi
     """
     if min_length < 1:
         raise SpanIndexError(f"maximal_spans: expected min_length >= 1, found {min_length}")
-    tokens, chosen, work = as_tokens(arrays, query), resolve(arrays, position_filter), new_work()
+    tokens, chosen, work = as_tokens(arrays, query), prepare(arrays, position_filter).chosen, new_work()
     found = match_kernels.maximal_spans(shard_of(arrays), chosen, tokens, min_length, work)
     return Spans(start=found[0], end=found[1], lo=found[2], hi=found[3], count=found[4], work=work)
 
@@ -139,16 +142,16 @@ def check_ranks(arrays: SpanArrays, lo: int, hi: int) -> None:
         raise SpanIndexError(f"suffix ranks: expected 0 <= lo <= hi <= {arrays.num_tokens}, found [{lo}, {hi})")
 
 
-def count(arrays: SpanArrays, lo: int, hi: int, position_filter: Filter | None = None) -> int:
+def count(arrays: SpanArrays, lo: int, hi: int, position_filter: AnyFilter = None) -> int:
     """How many of the hits at suffix ranks [lo, hi) lie in passing sequences."""
     check_ranks(arrays, lo, hi)
-    return int(hit_kernels.count_passing(shard_of(arrays), resolve(arrays, position_filter), lo, hi))
+    return int(hit_kernels.count_passing(shard_of(arrays), prepare(arrays, position_filter).chosen, lo, hi))
 
 
-def extent(arrays: SpanArrays, lo: int, hi: int, position_filter: Filter | None = None) -> tuple[int, int] | None:
+def extent(arrays: SpanArrays, lo: int, hi: int, position_filter: AnyFilter = None) -> tuple[int, int] | None:
     """Ordinals of the first and the last passing sequence with a hit at suffix ranks [lo, hi); None without one."""
     check_ranks(arrays, lo, hi)
-    first, last = hit_kernels.extent_passing(shard_of(arrays), resolve(arrays, position_filter), lo, hi)
+    first, last = hit_kernels.extent_passing(shard_of(arrays), prepare(arrays, position_filter).chosen, lo, hi)
     if first < 0:
         return None
     ordinals, _ = ordinal_of(arrays, np.array([first, last]))
@@ -157,7 +160,7 @@ def extent(arrays: SpanArrays, lo: int, hi: int, position_filter: Filter | None 
 
 def histogram(
     arrays: SpanArrays, lo: int, hi: int, ordinal_edges: Sequence[int] | NDArray[np.int64],
-    position_filter: Filter | None = None,
+    position_filter: AnyFilter = None,
 ) -> NDArray[np.int64]:  # fmt: skip
     """Passing hits at suffix ranks [lo, hi) by sequence ordinal: i64 [k] for k + 1 edges, bin j = [edge j, edge j + 1).
 
@@ -170,13 +173,13 @@ def histogram(
         raise SpanIndexError(f"histogram: expected two or more edges that do not fall, found {edges.tolist()[:20]}")
     positions = arrays.sequence_starts[np.clip(edges, 0, arrays.num_sequences)]
     counts = np.zeros(len(edges) - 1, np.int64)
-    chosen = resolve(arrays, position_filter)
+    chosen = prepare(arrays, position_filter).chosen
     hit_kernels.histogram_passing(shard_of(arrays), chosen, lo, hi, positions, counts)
     return counts
 
 
 def page(
-    arrays: SpanArrays, lo: int, hi: int, position_filter: Filter | None = None, *, order: Order = "position",
+    arrays: SpanArrays, lo: int, hi: int, position_filter: AnyFilter = None, *, order: Order = "position",
     after: int | None = None, limit: int,
 ) -> NDArray[np.int64]:  # fmt: skip
     """The next `limit` passing hits at suffix ranks [lo, hi): token positions i64, ascending or descending.
@@ -188,11 +191,11 @@ def page(
     if limit < 0 or order not in ("position", "position_descending"):
         raise SpanIndexError(f"page: expected a limit >= 0 and an order of {Order}, found {limit} and {order!r}")
     descending = order == "position_descending"
-    first, end, passing = resolve(arrays, position_filter)
+    first, end, passing, marks, shift = prepare(arrays, position_filter).chosen
     if after is not None:
         first, end = (first, min(end, after)) if descending else (max(first, after + 1), end)
     heap = np.empty(min(limit, hi - lo), np.int64)
-    kept = hit_kernels.page_passing(shard_of(arrays), (first, end, passing), lo, hi, descending, heap)
+    kept = hit_kernels.page_passing(shard_of(arrays), (first, end, passing, marks, shift), lo, hi, descending, heap)
     positions = np.sort(heap[:kept])
     return -positions if descending else positions
 

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer.build import update_index
+from indexer.build import IndexOptions, update_index
 from indexer.index_reader import IndexReader
 from indexer.selection import Selection
 from indexer.trace import TraceOptions, count_ngram, trace
@@ -59,7 +59,7 @@ def test_trace_equals_brute_force(job: tuple[int, int, list[list[list[int]]]], d
         make_attempt(run, RunSpec(sequence_length=LENGTH, vocab_size=alphabet, config={}), made, num_writers=writers)
         rows = all_rows(run)
         assert [row.tokens.tolist() for row in rows] == [row for step in steps for row in step]
-        update_index(run, shard_tokens=LENGTH * writers * data.draw(st.integers(1, 4)))
+        update_index(run, IndexOptions(shard_tokens=LENGTH * writers * data.draw(st.integers(1, 4))))
         reader = IndexReader.open(run)
         flat = [token for step in steps for row in step for token in row]
         start = data.draw(st.integers(0, len(flat) - 1))
@@ -117,13 +117,13 @@ def test_indexing_appends_and_is_idempotent(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     steps = [MadeStep(microbatches={0: [rng.integers(0, 1000, (4, LENGTH))]}, metrics={"loss": 1.0}) for _ in range(5)]
     make_attempt(run, spec, steps)
-    first = update_index(run, shard_tokens=100)
+    first = update_index(run, IndexOptions(shard_tokens=100))
     assert (first.published, first.num_sequences, first.last_step) == (True, 20, 5)
     reader = IndexReader.open(run)
-    same = update_index(run, shard_tokens=100)
+    same = update_index(run, IndexOptions(shard_tokens=100))
     assert (same.published, same.shards_built, same.generation) == (False, 0, first.generation)
     make_attempt(run, spec, steps[:2], resume=ResumeToken(run_id="run", attempt=1, global_step=5))
-    more = update_index(run, shard_tokens=100)
+    more = update_index(run, IndexOptions(shard_tokens=100))
     assert (more.published, more.num_sequences, more.last_step) == (True, 28, 7)
     gram = steps[0].microbatches[0][0][1].tolist()
     assert count_ngram(reader, gram, Selection()) == 1, "a reader keeps the generation it opened"

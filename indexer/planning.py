@@ -1,0 +1,78 @@
+"""Which shards a generation should have: pure functions over step ranges.
+
+New steps are cut into ranges of at most `max_rows` rows. While a run is followed the new ranges are small, so FANOUT
+neighbours of one tier (tier t holds shards of about max_rows / FANOUT^t rows) are replaced by one shard over all their
+steps. A run of any length so has at most FANOUT - 1 shards a tier and attempt, beside the full ones, and each row is built
+again at most once a tier.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+from indexer.ingest import StepRange
+from train_hooks.export_format.chain import WriterLog
+
+__all__ = ["FANOUT", "committed_ranges", "merged"]
+
+FANOUT = 8
+
+
+def committed_ranges(
+    attempt: int, committed: Sequence[int], writers: dict[int, WriterLog], after_step: int, max_rows: int
+) -> Iterator[StepRange]:
+    """Committed steps after `after_step`, cut into ranges of about `max_rows` rows, at least one step each.
+
+    Steps without rows go with those that follow; at the very end they wait for them.
+    """
+    rows_of: dict[int, int] = {}
+    for writer in writers.values():
+        for _, ack in writer.steps():
+            rows_of[ack.global_step] = rows_of.get(ack.global_step, 0) + ack.num_rows
+    first, rows, last = None, 0, after_step
+    for step in committed:
+        if step <= after_step:
+            continue
+        if first is not None and rows and (rows + rows_of[step] > max_rows or step != last + 1):
+            yield StepRange(attempt=attempt, first_step=first, last_step=last, num_rows=rows)
+            first, rows = None, 0
+        first = step if first is None else first
+        rows, last = rows + rows_of[step], step
+    if first is not None and rows:
+        yield StepRange(attempt=attempt, first_step=first, last_step=last, num_rows=rows)
+
+
+def merged(ranges: Sequence[StepRange], max_rows: int) -> list[StepRange]:
+    """The same steps in fewer ranges: neighbours of one attempt and tier are joined, FANOUT at a time."""
+    result: list[StepRange] = []
+    for _, group in itertools.groupby(sorted(ranges), key=lambda steps: steps.attempt):
+        of_attempt = list(group)
+        while (joined := _join_once(of_attempt, max_rows)) is not None:
+            of_attempt = joined
+        result += of_attempt
+    return result
+
+
+def _tier(num_rows: int, max_rows: int) -> int:
+    """0 for a full shard, t for one of about max_rows / FANOUT^t rows."""
+    tier = 0
+    while num_rows * FANOUT <= max_rows:
+        num_rows *= FANOUT
+        tier += 1
+    return tier
+
+
+def _join_once(ranges: list[StepRange], max_rows: int) -> list[StepRange] | None:
+    """Join the first FANOUT neighbours of one tier that together fit into a shard; None where there are none."""
+    for index in range(len(ranges) - FANOUT + 1):
+        window = ranges[index : index + FANOUT]
+        tiers = {_tier(steps.num_rows, max_rows) for steps in window}
+        total = sum(steps.num_rows for steps in window)
+        if len(tiers) == 1 and total <= max_rows:
+            joined = StepRange(
+                attempt=window[0].attempt,
+                first_step=window[0].first_step,
+                last_step=window[-1].last_step,
+                num_rows=total,
+            )
+            return [*ranges[:index], joined, *ranges[index + FANOUT :]]
+    return None
