@@ -1,5 +1,6 @@
 """The one door to an index for everything that asks: read-only handles on one generation, from start to end."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -131,13 +132,31 @@ class IndexReader:
             segments=shard.segments_of(ordinal),
         )
 
+    def describe(self, sequence: PackedSequence) -> dict[str, Any]:
+        """A sequence as plain data: its tokens, and its segments with their text where the run has a tokenizer."""
+        decode = self.tokenizer.decode if self.info.tokenizer_file is not None else None
+        segments = []
+        for segment in sequence.segments:
+            tokens = sequence.tokens[segment.start : segment.start + segment.length]
+            segments.append({**dataclasses.asdict(segment), "text": decode(tokens) if decode else None})
+        return {
+            "address": str(sequence.address),
+            "generation": self.generation.number,
+            "token_ids": sequence.tokens.tolist(),
+            "text": decode(sequence.tokens) if decode else None,
+            "segments": segments,
+        }
+
     def catalog(self) -> duckdb.DuckDBPyConnection:
         """A read-only connection of the caller's own to this generation's catalog."""
         return duckdb.connect(str(self.paths.catalog(self.generation.number)), read_only=True)
 
     def sql(self, statement: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        """Rows of a trusted query over the catalog."""
+        """Rows of a trusted query over the catalog. Raises QueryError where it does not run."""
         with self.catalog() as connection:
-            result = connection.execute(statement, list(parameters))
-            names = [column[0] for column in result.description or []]
-            return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+            try:
+                result = connection.execute(statement, list(parameters))
+                names = [column[0] for column in result.description or []]
+                return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+            except duckdb.Error as error:
+                raise QueryError(f"SQL: {error}") from error

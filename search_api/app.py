@@ -49,7 +49,8 @@ def create_app(settings: Settings) -> FastAPI:
     @app.get("/v1/sequences/{address:path}", summary="One packed sequence by its address")
     def get_sequence(address: str) -> dict[str, Any]:
         wanted = SequenceAddress.parse(address)
-        return _sequence(runs.reader(wanted.run_id), wanted)
+        reader = runs.reader(wanted.run_id)
+        return reader.describe(reader.sequence(wanted))
 
     return app
 
@@ -66,28 +67,6 @@ def _run(reader: IndexReader) -> dict[str, Any]:
         "num_sequences": sum(info.num_sequences for info in infos),
         "num_tokens": sum(info.num_tokens for info in infos),
         "last_step": max(info.last_step for info in infos),
-    }
-
-
-def _sequence(reader: IndexReader, address: SequenceAddress) -> dict[str, Any]:
-    found = reader.sequence(address)
-    decode = reader.tokenizer.decode if reader.info.tokenizer_file is not None else None
-    return {
-        "address": str(found.address),
-        "generation": reader.generation.number,
-        "token_ids": found.tokens.tolist(),
-        "text": decode(found.tokens) if decode else None,
-        "segments": [
-            {
-                "start": segment.start,
-                "length": segment.length,
-                "source": segment.source,
-                "document_id": segment.document_id,
-                "document_token_offset": segment.document_token_offset,
-                "text": decode(found.tokens[segment.start : segment.start + segment.length]) if decode else None,
-            }
-            for segment in found.segments
-        ],
     }
 
 

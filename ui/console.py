@@ -1,16 +1,22 @@
 """Where the command line writes: results to standard output, progress and errors to standard error."""
 
 import contextlib
+import json
 import sys
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["errors", "output", "progress"]
+__all__ = ["errors", "output", "print_json", "progress"]
 
-output = Console(highlight=False, soft_wrap=True)
+output = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(document: object) -> None:
+    """A result for a program to read."""
+    sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=1, default=str) + "\n")
 
 
 @contextlib.contextmanager

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.text import Text
 
+from indexer.index_reader import IndexReader, PackedSequence
 from indexer.trace_records import Hit, Span, Trace
 from train_hooks.export_format.records import Segment
 
-__all__ = ["print_trace"]
+__all__ = ["print_sequence", "print_trace"]
 
 _STYLES = ("bold black on bright_yellow", "bold black on yellow", "black on cyan")
 _UNLISTED = "underline"
@@ -133,3 +134,21 @@ def _one_line(text: str, width: int, *, keep_end: bool = False) -> str:
     if len(line) <= width:
         return line
     return "…" + line[-width + 1 :] if keep_end else line[: width - 1] + "…"
+
+
+def print_sequence(console: Console, reader: IndexReader, sequence: PackedSequence) -> None:
+    """A packed sequence, one segment after the other, each under the name of its document."""
+    console.print(Text.assemble((str(sequence.address), "cyan"), f"  {len(sequence.tokens)} tokens"))
+    has_text = reader.info.tokenizer_file is not None
+    for segment in sequence.segments:
+        tokens = sequence.tokens[segment.start : segment.start + segment.length]
+        console.print(
+            Text.assemble(
+                f"\n[{segment.start}, {segment.start + segment.length}) ",
+                (_document(segment), "green"),
+                f" from token {segment.document_token_offset}",
+            )
+        )
+        console.print(Text(reader.tokenizer.decode(tokens) if has_text else str(tokens.tolist())))
+    if not sequence.segments:
+        console.print(Text(reader.tokenizer.decode(sequence.tokens) if has_text else str(sequence.tokens.tolist())))

@@ -60,7 +60,7 @@ def test_index_says_it_is_up_to_date(text_run: TextRun) -> None:
     assert code == 0 and json.loads(out)["published"] is False
 
 
-@pytest.mark.parametrize("command", [[], ["index"], ["trace"], ["serve"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["index"], ["trace"], ["count"], ["sequence"], ["sql"], ["serve"], ["demo"], ["export", "verify"]])
 def test_help(command: list[str]) -> None:
     code, out, _ = kiseki(*command, "--help")
     assert code == 0 and "Usage: kiseki" in out

@@ -1,0 +1,137 @@
+"""`kiseki export …`: look at an export, verify it, mend what a crash left, make it smaller."""
+
+import dataclasses
+import time
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from train_hooks.export_format.compact import compact
+from train_hooks.export_format.findings import Severity
+from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.repair import repair
+from train_hooks.export_format.status import RunStatus, status
+from train_hooks.export_format.verify import verify
+from ui import console
+from ui.arguments import JsonOption, RunArgument
+
+__all__ = ["export_app"]
+
+export_app = typer.Typer(
+    no_args_is_help=True,
+    help="The record itself: state, verification, repair, compaction.",
+    rich_markup_mode=None,
+)
+_STYLES = {Severity.DAMAGED: "bold red", Severity.INCOMPLETE: "yellow", Severity.NOTE: "dim"}
+
+
+@export_app.command("status")
+def status_command(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Attempts, steps, ranks, rows, tokens, gaps, and how far the files lag behind."""
+    found = status(RunReader(run))
+    if as_json:
+        console.print_json(dataclasses.asdict(found))
+    else:
+        _print_status(found)
+
+
+def _print_status(found: RunStatus) -> None:
+    newest = "no committed step yet" if found.newest_committed_step is None else f"step {found.newest_committed_step:,}"
+    lag = "" if found.lag_s is None else f", newest record {found.lag_s:.0f} s ago"
+    console.output.print(
+        f"run {found.run_id}: {newest}, {found.num_rows:,} sequences, {found.num_tokens:,} tokens, "
+        f"{found.num_gaps} gaps, {found.num_unsealed} open files{lag}",
+        markup=False,
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (
+        "attempt",
+        "parent",
+        "from step",
+        "to step",
+        "superseded",
+        "state",
+        "writers",
+        "sequences",
+        "gaps",
+        "lag",
+    ):
+        table.add_column(name, justify="left" if name == "state" else "right")
+    for item in found.attempts:
+        table.add_row(
+            str(item.attempt),
+            "–" if item.parent_attempt is None else str(item.parent_attempt),
+            f"{item.resume_step + 1:,}",
+            "–" if item.last_step is None else f"{item.last_step:,}",
+            f"{item.num_superseded:,}",
+            item.state,
+            f"{item.num_writers_seen} of {item.num_writers}",
+            f"{item.num_rows:,}",
+            str(item.num_gaps),
+            str(item.lag_steps),
+        )
+    console.output.print(table)
+
+
+@export_app.command("verify")
+def verify_command(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Check every hash, and that each step is complete. Exit code 1: damaged, 3: incomplete."""
+    started = time.monotonic()
+    with console.progress("verifying bytes") as progress:
+        report = verify(run, progress=progress)
+    if as_json:
+        console.print_json({**dataclasses.asdict(report), "exit_code": report.exit_code})
+        raise typer.Exit(report.exit_code)
+    for finding in report.findings:
+        line = Text.assemble(
+            (f"{finding.severity.value:10} ", _STYLES[finding.severity]), f"{finding.path}: {finding.message}"
+        )
+        console.output.print(line)
+    took_s = max(time.monotonic() - started, 1e-9)
+    verdict = {0: "holds", 1: "is DAMAGED", 3: "is incomplete"}[report.exit_code]
+    console.output.print(
+        f"the export {verdict}: {report.num_files} files, {report.num_rows:,} sequences, {report.num_tokens:,} tokens, "
+        f"{report.size_bytes / 1e6:,.1f} MB in {took_s:.1f} s",
+        markup=False,
+    )
+    raise typer.Exit(report.exit_code)
+
+
+@export_app.command("repair")
+def repair_command(
+    run: RunArgument,
+    no_seal: Annotated[bool, typer.Option("--no-seal", help="Cut torn tails alone; leave files open.")] = False,
+    assume_dead: Annotated[
+        bool, typer.Option("--assume-dead", help="Attempts of other hosts are over: you vouch for it.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Cut torn tails and seal the files of dead writers. What was acknowledged is never cut."""
+    actions = repair(run, seal=not no_seal, assume_dead=assume_dead)
+    if as_json:
+        console.print_json([dataclasses.asdict(action) for action in actions])
+        return
+    for action in actions:
+        console.output.print(f"{action.kind:7} {action.path}: {action.message}", markup=False)
+    if not actions:
+        console.output.print("nothing to repair")
+
+
+@export_app.command("compact")
+def compact_command(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Turn sealed segment files into Parquet, about half the size; hashes, leaves and addresses stay."""
+    done = compact(RunReader(run))
+    if as_json:
+        console.print_json([dataclasses.asdict(item) for item in done])
+        return
+    for item in done:
+        ratio = item.size_after_bytes / max(1, item.size_before_bytes)
+        console.output.print(
+            f"{item.manifest_path.stem}: {item.num_files} files, {item.num_rows:,} sequences, "
+            f"{item.size_before_bytes / 1e6:.1f} MB → {item.size_after_bytes / 1e6:.1f} MB ({ratio:.0%})",
+            markup=False,
+        )
+    if not done:
+        console.output.print("nothing to compact")

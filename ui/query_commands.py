@@ -1,0 +1,145 @@
+"""`kiseki trace`, `count`, `sequence`, `sql`: questions to an index."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from indexer.index_reader import IndexReader
+from indexer.trace import MIN_LENGTH_DEFAULT, TraceOptions, count_ngram, trace
+from train_hooks.export_format.errors import InputError
+from ui import console
+from ui.arguments import (
+    AllStepsOption,
+    AttemptOption,
+    BeforeStepOption,
+    CheckpointOption,
+    DpRankOption,
+    JsonOption,
+    RunArgument,
+    StepsOption,
+    input_text,
+    parse_ids,
+    selection,
+)
+from ui.render import print_sequence, print_trace
+
+__all__ = ["count_command", "sequence_command", "sql_command", "trace_command"]
+
+FileOption = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from a file.")]
+TokenIdsOption = Annotated[str | None, typer.Option(help="Token ids instead of text: numbers with commas or spaces.")]
+
+
+def trace_command(
+    run: RunArgument,
+    text: Annotated[str | None, typer.Argument(help="Text to trace; `-` or nothing reads standard input.")] = None,
+    file: FileOption = None,
+    token_ids: TokenIdsOption = None,
+    min_length: Annotated[int, typer.Option(help="Shortest span, in tokens.")] = MIN_LENGTH_DEFAULT,
+    before_step: BeforeStepOption = None,
+    checkpoint: CheckpointOption = None,
+    steps: StepsOption = None,
+    attempt: AttemptOption = None,
+    dp_rank: DpRankOption = None,
+    all_steps: AllStepsOption = False,
+    limit: Annotated[int, typer.Option(help="Hits listed for a span.")] = 3,
+    max_spans: Annotated[
+        int | None, typer.Option(help="Spans listed; by default 5% of the tokens, at least 5.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find where a text occurs in what was trained on."""
+    chosen = selection(
+        before_step=before_step,
+        checkpoint=checkpoint,
+        steps=steps,
+        attempt=attempt,
+        dp_rank=dp_rank,
+        all_steps=all_steps,
+    )
+    options = TraceOptions(min_length=min_length, selection=chosen, max_spans=max_spans, num_hits=limit)
+    reader = IndexReader.open(run)
+    if token_ids is not None:
+        found = trace(reader, token_ids=parse_ids(token_ids), options=options)
+    else:
+        found = trace(reader, input_text(text, file), options=options)
+    if as_json:
+        console.print_json(found.to_json())
+    else:
+        print_trace(console.output, found)
+
+
+def count_command(
+    run: RunArgument,
+    text: Annotated[str | None, typer.Argument(help="Text to count; `-` or nothing reads standard input.")] = None,
+    file: FileOption = None,
+    token_ids: TokenIdsOption = None,
+    before_step: BeforeStepOption = None,
+    checkpoint: CheckpointOption = None,
+    steps: StepsOption = None,
+    attempt: AttemptOption = None,
+    dp_rank: DpRankOption = None,
+    all_steps: AllStepsOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Count how often exactly this text occurs."""
+    chosen = selection(
+        before_step=before_step,
+        checkpoint=checkpoint,
+        steps=steps,
+        attempt=attempt,
+        dp_rank=dp_rank,
+        all_steps=all_steps,
+    )
+    reader = IndexReader.open(run)
+    if token_ids is not None:
+        ids = parse_ids(token_ids)
+    else:
+        ids = reader.tokenizer.encode(input_text(text, file).removesuffix("\n")).token_ids.tolist()
+    if not ids:
+        raise InputError("expected text or token ids to count, found none")
+    count = count_ngram(reader, ids, chosen)
+    if as_json:
+        console.print_json(
+            {"count": count, "count_relation": "eq", "token_ids": ids, "generation": reader.generation.number}
+        )
+    else:
+        console.output.print(f"{count:,}")
+
+
+def sequence_command(
+    run: RunArgument,
+    address: Annotated[str, typer.Argument(help="Sequence address, such as run/a1/s120/r3/m0/q5.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Show one packed sequence as the model saw it."""
+    reader = IndexReader.open(run)
+    found = reader.sequence(address)
+    if as_json:
+        console.print_json(reader.describe(found))
+    else:
+        print_sequence(console.output, reader, found)
+
+
+def sql_command(
+    run: RunArgument,
+    statement: Annotated[str, typer.Argument(help='Such as "SELECT * FROM steps LIMIT 10".', show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Query the catalog of steps, sequences and documents.
+
+    Tables: runs, attempts, steps, step_metrics, sequences, segments, documents, shards, gaps.
+    """
+    rows = IndexReader.open(run).sql(statement)
+    if as_json:
+        console.print_json(rows)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in rows[0] if rows else ():
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(Text("" if value is None else str(value)) for value in row.values()))
+    console.output.print(table)
+    console.output.print(f"{len(rows):,} row{'s' if len(rows) != 1 else ''}", style="dim")
