@@ -100,6 +100,12 @@ class IndexReader:
             counts += shard.unigrams(self.info.vocab_size)
         return counts
 
+    @cached_property
+    def unigram_log_probabilities(self) -> npt.NDArray[np.float64]:
+        """Natural logarithm of each token id's frequency, f64 [vocab_size]; half an occurrence where it has none."""
+        counts = self.unigrams
+        return np.log(np.maximum(counts, 0.5) / max(1, int(counts.sum())))
+
     def select(self, selection: Selection) -> list[SelectedShard]:
         """The shards that `selection` takes something of, by attempt and step."""
         found = []
@@ -110,14 +116,18 @@ class IndexReader:
         return found
 
     def sequence(self, address: SequenceAddress | str) -> PackedSequence:
-        """One packed sequence. Raises QueryError for an address that the index does not hold."""
+        """One packed sequence. Raises QueryError for an address that the index does not hold, DamageError as below."""
+        return self.sequence_at(*self.locate(address))
+
+    def locate(self, address: SequenceAddress | str) -> tuple[Shard, int]:
+        """(shard, ordinal) of a sequence. Raises QueryError for an address that the index does not hold."""
         wanted = SequenceAddress.parse(address) if isinstance(address, str) else address
         if wanted.run_id == self.info.run_id:
             for shard in self.shards:
                 if shard.info.first_step <= wanted.global_step <= shard.info.last_step:
                     ordinal = shard.ordinal_of(wanted)
                     if ordinal is not None:
-                        return self.sequence_at(shard, ordinal)
+                        return shard, ordinal
         raise QueryError(f"run {self.info.run_id} (generation {self.generation.number}) holds no sequence {wanted}")
 
     def sequence_at(self, shard: Shard, ordinal: int) -> PackedSequence:

@@ -215,6 +215,7 @@ class Shard:
         """Raises DamageError where the shard is not whole by name and size; `check_hashes` reads every byte."""
         self.directory = directory
         self.info = ShardInfo.read(directory)
+        self._checked: set[int] = set()
         for file in self.info.files:
             path = directory / file.name
             found = path.stat().st_size if path.exists() else None
@@ -245,6 +246,12 @@ class Shard:
         return np.asarray(self.sequences.column("dp_rank").to_numpy())
 
     @cached_property
+    def _places(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """microbatch and slot by ordinal, i32 [num_sequences] each."""
+        microbatch, slot = (self.sequences.column(name).to_numpy() for name in ("microbatch", "slot"))
+        return np.asarray(microbatch), np.asarray(slot)
+
+    @cached_property
     def applied(self) -> npt.NDArray[np.bool_]:
         """Whether the step's update was applied, by ordinal."""
         return np.asarray(pa.compute.equal(self.sequences.column("status"), "applied").to_numpy())
@@ -266,10 +273,10 @@ class Shard:
 
     def address(self, ordinal: int) -> SequenceAddress:
         """Address of a sequence."""
-        row = self.sequences.slice(ordinal, 1).to_pylist()[0]
+        microbatches, slots = self._places
         return SequenceAddress(
-            run_id=self.info.run_id, attempt=self.info.attempt, global_step=row["global_step"],
-            dp_rank=row["dp_rank"], microbatch=row["microbatch"], slot=row["slot"],
+            run_id=self.info.run_id, attempt=self.info.attempt, global_step=int(self.steps[ordinal]),
+            dp_rank=int(self.dp_ranks[ordinal]), microbatch=int(microbatches[ordinal]), slot=int(slots[ordinal]),
         )  # fmt: skip
 
     def ordinal_of(self, address: SequenceAddress) -> int | None:
@@ -277,10 +284,14 @@ class Shard:
         if address.attempt != self.info.attempt:
             return None
         first, last = (int(x) for x in np.searchsorted(self.steps, [address.global_step, address.global_step + 1]))
-        for ordinal in range(first, last):
-            if self.address(ordinal) == address:
-                return ordinal
-        return None
+        microbatches, slots = self._places
+        same = (
+            (self.dp_ranks[first:last] == address.dp_rank)
+            & (microbatches[first:last] == address.microbatch)
+            & (slots[first:last] == address.slot)
+        )
+        found = np.flatnonzero(same)
+        return first + int(found[0]) if len(found) else None
 
     def tokens(self, ordinal: int) -> npt.NDArray[np.unsignedinteger]:
         """Tokens of a sequence, without its separator."""
@@ -290,23 +301,37 @@ class Shard:
     def segments_of(self, ordinal: int) -> Sequence[Segment]:
         """Segments of a sequence, in order."""
         first, last = int(self._segment_firsts[ordinal]), int(self._segment_firsts[ordinal + 1])
-        rows = self.segments.slice(first, last - first).drop_columns(["ordinal", "segment"]).to_pylist()
-        return [Segment(**row) for row in rows]
+        columns = self._segment_columns
+        return [
+            Segment(start=start, length=length, source=source, document_id=document_id, document_token_offset=offset)
+            for start, length, source, document_id, offset in zip(
+                *(column[first:last].to_pylist() for column in columns), strict=True
+            )
+        ]
+
+    @cached_property
+    def _segment_columns(self) -> tuple[pa.Array, ...]:
+        names = ("start", "length", "source", "document_id", "document_token_offset")
+        return tuple(self.segments.column(name).chunk(0) if self.segments.num_rows else pa.array([]) for name in names)
 
     def check_sequence(self, ordinal: int, secret: bytes) -> None:
         """Hash a sequence against the leaf that the export recorded. Raises DamageError where they differ."""
-        row = self.sequences.slice(ordinal, 1).to_pylist()[0]
-        commitment = row["tensors_commitment"]
-        address = self.address(ordinal)
+        if ordinal in self._checked:
+            return
+        leaf, commitment, sample_index = (
+            self.sequences.column(name)[ordinal].as_py() for name in ("leaf", "tensors_commitment", "sample_index")
+        )
         if commitment is None:
             return
-        leaf = leaf_of_parts(
-            secret, str(address), row["sample_index"], self.tokens(ordinal), self.segments_of(ordinal), commitment
+        address = str(self.address(ordinal))
+        found = leaf_of_parts(
+            secret, address, sample_index, self.tokens(ordinal), self.segments_of(ordinal), commitment
         )
-        if leaf != row["leaf"]:
+        if found != leaf:
             raise DamageError(
                 f"{self.directory}: sequence {address} does not match its leaf; delete the shard and run `kiseki index`"
             )
+        self._checked.add(ordinal)
 
     def check_hashes(self) -> None:
         """Read every byte. Raises DamageError that names the file which does not match the manifest."""

@@ -1,6 +1,6 @@
 """What is traced: text or token ids → the token sequences to look for, each with its place in the text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -9,10 +9,11 @@ from indexer.index_reader import IndexReader
 from indexer.tokenization import Encoded, RunTokenizer
 from train_hooks.export_format.errors import QueryError
 
-__all__ = ["variants_of"]
+__all__ = ["as_if_after_space", "text_of_messages", "variants_of"]
 
 Ids = npt.NDArray[np.int64]
 MAX_QUERY_TOKENS = 100_000
+MAX_QUERY_CHARACTERS = 1_000_000
 HALF, LONGEST_CHARACTER = "\ufffd", 8
 
 
@@ -27,12 +28,35 @@ def variants_of(reader: IndexReader, text: str | None, token_ids: Sequence[int] 
         return _from_ids(reader, token_ids)
     if text is None or not text.strip():
         raise QueryError("expected text to trace, found none (or white space alone)")
-    variants = [reader.tokenizer.encode(text)]
-    if not text[0].isspace():
-        variants.append(_shifted(reader.tokenizer.encode(" " + text)))
+    if len(text) > MAX_QUERY_CHARACTERS:
+        raise QueryError(f"expected at most {MAX_QUERY_CHARACTERS} characters, found {len(text)}; trace it in parts")
+    variants = [reader.tokenizer.encode(text), as_if_after_space(reader.tokenizer, text)]
     for encoded in variants:
         _check_length(len(encoded.token_ids))
     return text, variants
+
+
+def as_if_after_space(tokenizer: RunTokenizer, text: str) -> Encoded:
+    """The text's tokens with a space before it, with the places of its characters in the text without that space."""
+    encoded = tokenizer.encode(" " + text)
+    return Encoded(
+        token_ids=encoded.token_ids,
+        char_starts=np.maximum(encoded.char_starts - 1, 0),
+        char_ends=np.maximum(encoded.char_ends - 1, 0),
+    )
+
+
+def text_of_messages(messages: Sequence[Mapping[str, object]]) -> tuple[str, str]:
+    """(prompt, response) of chat messages: the last one is the response. Raises QueryError for anything else."""
+    contents = []
+    for number, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if not isinstance(content, str):
+            raise QueryError(f'message {number}: expected {{"role": …, "content": text}}, found {message!r}'[:300])
+        contents.append(content)
+    if not contents:
+        raise QueryError("expected chat messages, found none")
+    return "\n".join(contents[:-1]), contents[-1]
 
 
 def _from_ids(reader: IndexReader, token_ids: Sequence[int]) -> tuple[str, list[Encoded]]:
@@ -74,12 +98,3 @@ def _decoded(tokenizer: RunTokenizer, ids: Ids) -> tuple[str, Ids, Ids]:
 def _check_length(num_tokens: int) -> None:
     if num_tokens > MAX_QUERY_TOKENS:
         raise QueryError(f"expected at most {MAX_QUERY_TOKENS} tokens, found {num_tokens}; trace it in parts")
-
-
-def _shifted(encoded: Encoded) -> Encoded:
-    """Offsets in the text without the space that was put before it."""
-    return Encoded(
-        token_ids=encoded.token_ids,
-        char_starts=np.maximum(encoded.char_starts - 1, 0),
-        char_ends=np.maximum(encoded.char_ends - 1, 0),
-    )

@@ -7,18 +7,21 @@ from typing import Any
 from indexer.selection import Selection
 from train_hooks.export_format.records import Segment, SequenceAddress
 
-__all__ = ["Hit", "Span", "Trace", "TracedDocument"]
+__all__ = ["Hit", "JoinedSpans", "Span", "Trace", "TracedDocument"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hit:
     """One place where a span occurs: tokens [offset, offset + span length) of the sequence at `address`.
 
+    num_tokens_before, num_tokens_after: tokens of the sequence on either side; 0 where its cut ends the span.
     segments: the segments it touches, two or more where the packing put documents side by side inside it.
     """
 
     address: SequenceAddress
     offset: int
+    num_tokens_before: int
+    num_tokens_after: int
     segments: tuple[Segment, ...]
     document_token_offset: int | None
     context_before: str
@@ -28,6 +31,9 @@ class Hit:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Span:
     """A maximal span: tokens [start, end), characters [char_start, char_end) of the text.
+
+    token_ids are what was found. They are the text's own at [start, end), unless a span begins with a word that has other
+    tokens in the middle of a text than at its start; then start and end say which of the text's tokens it covers.
 
     count: exposures in the selected rows. rarity_rank: place among the selected spans, 0 the rarest; None where the span
     was not selected and has no hits listed. dp_ranks: None where there are too many hits to look at each.
@@ -53,11 +59,23 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TracedDocument:
-    """A document that listed hits lie in: which spans (by index), and how many of their tokens."""
+    """A document that listed hits lie in: its spans (by index), how many tokens they cover, relevance to what was asked."""
 
     source: str
     document_id: str
     spans: tuple[int, ...]
+    num_tokens: int
+    relevance: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JoinedSpans:
+    """Two spans (by index) that are one passage of a document, which the cut between packed sequences divided."""
+
+    first: int
+    second: int
+    source: str
+    document_id: str
     num_tokens: int
 
 
@@ -79,6 +97,7 @@ class Trace:
     num_tokens: int
     num_tokens_covered: int
     spans: tuple[Span, ...]
+    joined: tuple[JoinedSpans, ...]
     documents: tuple[TracedDocument, ...]
 
     def to_json(self) -> dict[str, Any]:

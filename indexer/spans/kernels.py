@@ -34,6 +34,8 @@ SEARCHES, COMPARED, SCANNED = 0, 1, 2
 LANE = 16
 AHEAD = 4
 MIX = 0x9E3779B97F4A7C15
+ZERO: I64 = np.zeros(1, np.int64)
+"""int(ZERO[0]) is a zero that numba takes for a variable: for a literal it would compile the callee once more."""
 
 
 @jit
@@ -71,7 +73,8 @@ def fill_side_arrays(tokens: Tokens, suffix_array: I32, fingerprints: U16, table
         fingerprints[rank] = fingerprint(key)
         block = rank // BLOCK
         if rank % BLOCK == 0:
-            table[block, :] = key
+            for word in range(len(key)):
+                table[block, word] = key[word]
             ranges[block, 0] = ranges[block, 1] = position
         ranges[block, 0] = min(ranges[block, 0], position)
         ranges[block, 1] = max(ranges[block, 1], position)
@@ -189,9 +192,9 @@ def short_ranks(shard: Shard, query: Tokens, start: int, length: int, work: I64)
     """Ranks [lo, hi) of exactly the suffixes that begin with query[start:start+length], 1 <= length <= GRAM."""
     tokens, suffix_array, table = shard[0], shard[1], shard[3]
     work[SEARCHES] += 1
-    key = np.empty(table.shape[1], np.uint64)
-    pack(query, start, length, 0, key)
-    first = table_bound(table, 0, key, False)
+    key, zero = np.empty(table.shape[1], np.uint64), int(ZERO[0])
+    pack(query, start, length, zero, key)
+    first = table_bound(table, zero, key, False)
     pack(query, start, length, (1 << (64 * len(key) // GRAM)) - 1, key)
     last = table_bound(table, first, key, True)
     lo, hi = max(first - 1, 0) * BLOCK, min(last * BLOCK, len(suffix_array))
@@ -207,7 +210,8 @@ def table_bounds(table: U64, keys: U64, num: int, firsts: I64) -> None:
 
     All searches advance together, without branches, so that their cache misses overlap.
     """
-    firsts[:num] = 0
+    for k in range(num):
+        firsts[k] = 0
     size = len(table)
     while size > 0:
         half = (size + 1) >> 1
@@ -296,7 +300,8 @@ def mark_stretches(sequence_starts: I64, passing: U8, shift: int) -> U8:
     marks = np.zeros(((sequence_starts[-1] - 1) >> shift) + 1, np.uint8)
     for ordinal in range(len(passing)):
         if passing[ordinal]:
-            marks[sequence_starts[ordinal] >> shift : ((sequence_starts[ordinal + 1] - 1) >> shift) + 1] = 1
+            for stretch in range(sequence_starts[ordinal] >> shift, ((sequence_starts[ordinal + 1] - 1) >> shift) + 1):
+                marks[stretch] = 1
     return marks
 
 

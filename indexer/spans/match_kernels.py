@@ -29,6 +29,7 @@ from indexer.spans.jit import jit
 from indexer.spans.kernels import (
     I64,
     SCANNED,
+    ZERO,
     Chosen,
     Shard,
     Tokens,
@@ -65,7 +66,7 @@ def nearest_above(
         found = next_passing(shard, chosen, near, edge, work)
     if found < 0:
         return 0, rank
-    length = common_prefix(tokens, int(suffix_array[found]), query, start, 0, limit, work)
+    length = common_prefix(tokens, int(suffix_array[found]), query, start, int(ZERO[0]), limit, work)
     return (length, found) if length >= need else (0, rank)
 
 
@@ -82,7 +83,7 @@ def nearest_below(
         found = previous_passing(shard, chosen, edge, near, work)
     if found < 0:
         return 0, rank
-    length = common_prefix(tokens, int(suffix_array[found]), query, start, 0, limit, work)
+    length = common_prefix(tokens, int(suffix_array[found]), query, start, int(ZERO[0]), limit, work)
     return (length, found) if length >= need else (0, rank)
 
 
@@ -111,6 +112,15 @@ def nearest_passing(
         if shared > length:
             length, inside = shared, found
     return length, inside
+
+
+@jit
+def piece_end(query: Tokens, begin: int, separator: int) -> int:
+    """The first separator in query[begin:], or the end."""
+    end = begin
+    while end < len(query) and query[end] != separator:
+        end += 1
+    return end
 
 
 @jit
@@ -167,27 +177,26 @@ def starting_ranks(
 def find_ranks(shard: Shard, query: Tokens, work: I64) -> tuple[int, int]:
     """Suffix ranks [lo, hi) of the whole query, which is not empty; (0, 0) if it does not occur."""
     tokens, suffix_array = shard[0], shard[1]
-    if (query == tokens[-1]).any():
+    memo, zero = np.full((1, 2), -1, np.int64), int(ZERO[0])
+    if piece_end(query, zero, tokens[-1]) < len(query):
         return 0, 0
-    memo = np.full((1, 2), -1, np.int64)
-    lo, hi = starting_ranks(shard, query, 0, len(query), 0, memo, work)
-    rank, _, above = insertion(tokens, suffix_array, lo, hi, query, 0, len(query), work)
+    lo, hi = starting_ranks(shard, query, zero, len(query), zero, memo, work)
+    rank, _, above = insertion(tokens, suffix_array, lo, hi, query, zero, len(query), work)
     if above < len(query):
         return 0, 0
-    return rank, run_edge(tokens, suffix_array, hi, rank, query, 0, len(query), work) + 1
+    return rank, run_edge(tokens, suffix_array, hi, rank, query, zero, len(query), work) + 1
 
 
 @jit
 def longest_length(shard: Shard, chosen: Chosen, query: Tokens, work: I64) -> int:
     """Length of the longest passing match at the start of the query, which may be 0."""
-    end = 0
-    while end < len(query) and query[end] != shard[0][-1]:
-        end += 1
+    zero = int(ZERO[0])
+    end = piece_end(query, zero, shard[0][-1])
     if end == 0:
         return 0
-    query = query[:end]
-    lo, hi = short_ranks(shard, query, 0, 1, work)
-    return longest(shard, chosen, query, 0, 1, lo, hi, np.zeros(3, np.int64), work)[0]
+    lo, hi = short_ranks(shard, query, zero, zero + 1, work)
+    barren = np.zeros(3, np.int64)
+    return longest(shard, chosen, query[:end], zero, zero + 1, lo, hi, barren, work)[0]
 
 
 @jit
@@ -206,7 +215,7 @@ def earliest(
 
     Length is 0 if not even query[at:reach] passes.
     """
-    lo, hi = starting_ranks(shard, query, at, reach - at, 0, memo, work)
+    lo, hi = starting_ranks(shard, query, at, reach - at, int(ZERO[0]), memo, work)
     length, rank, lo, hi = longest(shard, chosen, query, at, reach - at, lo, hi, barren, work)
     start, outside, jump, galloping = at, first - 1, 1, True
     while length > 0 and start - outside > 1:
@@ -214,7 +223,7 @@ def earliest(
         if galloping and probe <= outside:
             galloping = False
             continue
-        low, high = starting_ranks(shard, query, probe, reach - probe, 0, memo, work)
+        low, high = starting_ranks(shard, query, probe, reach - probe, int(ZERO[0]), memo, work)
         found = longest(shard, chosen, query, probe, reach - probe, low, high, barren, work)
         if found[0] > 0:
             start, (length, rank, lo, hi) = probe, found
@@ -232,7 +241,7 @@ def spans_of_piece(shard: Shard, chosen: Chosen, query: Tokens, min_length: int,
     barren = np.zeros(3, np.int64)
     recent = np.full(RECENT, -1, np.int64)
     gram = min(min_length, GRAM)
-    num_spans, start, last_end = 0, 0, 0
+    num_spans, start, last_end = 0, int(ZERO[0]), 0
     model, shift, verified = -1, 0, 0
     while True:
         if model >= 0:
@@ -241,10 +250,10 @@ def spans_of_piece(shard: Shard, chosen: Chosen, query: Tokens, min_length: int,
                 verified += 1
             if verified > end:
                 model += 1
-                spans[num_spans] = spans[model]
-                spans[num_spans, START] += shift
-                spans[num_spans, END] = last_end = end
-                start = spans[num_spans, START] + 1
+                for column in (LO, HI, COUNT):
+                    spans[num_spans, column] = spans[model, column]
+                start, last_end = spans[model, START] + shift + 1, end
+                spans[num_spans, START], spans[num_spans, END] = start - 1, end
                 num_spans += 1
                 continue
             model = -1
@@ -292,12 +301,12 @@ def maximal_spans(shard: Shard, chosen: Chosen, query: Tokens, min_length: int, 
     spans = np.empty((max(0, len(query) - min_length + 1), 5), np.int64)
     num_spans, begin = 0, 0
     while begin < len(query):
-        end = begin
-        while end < len(query) and query[end] != separator:
-            end += 1
+        end = piece_end(query, begin, separator)
         if end - begin >= min_length:
             found = spans_of_piece(shard, chosen, query[begin:end], min_length, spans[num_spans:], work)
-            spans[num_spans : num_spans + found, : END + 1] += begin
-            num_spans += found
+            for _ in range(found):
+                spans[num_spans, START] += begin
+                spans[num_spans, END] += begin
+                num_spans += 1
         begin = end + 1
     return spans[:num_spans].T.copy()

@@ -132,3 +132,36 @@ def test_a_changed_token_is_never_returned(text_run: TextRun, tmp_path_factory: 
     with pytest.raises(DamageError, match=r"spans\.bin"):
         damaged.shards[0].check_hashes()
     assert np.array_equal(damaged.sequence_at(damaged.shards[0], 6).tokens, reader.sequence_at(shard, 6).tokens)
+
+
+def test_a_word_at_the_start_of_a_document_is_found_after_a_space(reader: IndexReader, text_run: TextRun) -> None:
+    """ABRACADABRA opens a document; after a space it has other tokens."""
+    text = next(iter(text_run.documents.values()))[:60]
+    inside = trace(reader, "The model said: " + text)
+    span = max(inside.spans, key=lambda span: span.num_tokens)
+    assert inside.text[span.char_start : span.char_end] == text[: len(span.text)] and span.text.startswith(
+        "ABRACADABRA"
+    )
+    assert reader.tokenizer.decode(span.token_ids) == span.text
+    assert inside.num_tokens_covered <= inside.num_tokens
+
+
+def test_spans_that_packing_cut_are_joined(reader: IndexReader, text_run: TextRun) -> None:
+    (source, document_id), text = next(iter(text_run.documents.items()))
+    found = trace(reader, text[:600], options=TraceOptions(max_spans=100))
+    assert found.joined, "64 tokens a sequence: the document was cut"
+    for join in found.joined:
+        assert (join.source, join.document_id) == (source, document_id)
+        first, second = found.spans[join.first], found.spans[join.second]
+        assert first.char_end == second.char_start
+        assert join.num_tokens == first.num_tokens + second.num_tokens > 64
+
+
+def test_documents_are_ranked_by_cover_then_relevance(reader: IndexReader, text_run: TextRun) -> None:
+    first, second = list(text_run.documents.items())[:2]
+    found = trace(reader, first[1][:300] + "\n\nand then\n\n" + second[1][:100], options=TraceOptions(max_spans=100))
+    ranked = [(document.source, document.document_id) for document in found.documents]
+    assert ranked.index(first[0]) < ranked.index(second[0])
+    assert all(document.relevance > 0 for document in found.documents)
+    covers = [document.num_tokens for document in found.documents]
+    assert covers == sorted(covers, reverse=True) and covers[0] <= found.num_tokens

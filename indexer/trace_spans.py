@@ -1,0 +1,125 @@
+"""The spans of a trace: all maximal ones, mended at their edges, and the selection of the rarest.
+
+A word's tokens depend on what stands before it: `The` at the start of a document is another token than ` The` after a
+space. A span that fails at its first word for that reason alone is searched again from that word's start, tokenized as if
+the text began there and as if a space stood before it, and takes the longer match.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer.index_reader import IndexReader, SelectedShard
+from indexer.spans.merge import MergedSpans, spans_over_shards
+from indexer.tokenization import Encoded
+from indexer.trace_input import as_if_after_space
+
+__all__ = ["FoundSpan", "find_spans", "log_probability", "rarest"]
+
+MAX_WORD_CHARACTERS = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoundSpan:
+    """A maximal span before it is described: tokens [start, end) of `encoded`, characters [char_start, char_end).
+
+    ranks: its suffix ranks [lo, hi) in each searched shard.
+    """
+
+    encoded: Encoded
+    start: int
+    end: int
+    char_start: int
+    char_end: int
+    count: int
+    ranks: tuple[tuple[int, int], ...]
+
+    @property
+    def token_ids(self) -> npt.NDArray[np.int64]:
+        """The span's tokens, i64 [length]."""
+        return self.encoded.token_ids[self.start : self.end]
+
+
+def find_spans(
+    reader: IndexReader, selected: Sequence[SelectedShard], variants: Sequence[Encoded], text: str, min_length: int
+) -> list[FoundSpan]:
+    """All maximal spans by characters (by tokens where there is no text), ascending; none lies inside another one."""
+    found = [span for encoded in variants for span in _search(selected, encoded, min_length, has_text=bool(text))]
+    found = _outermost(found)
+    if text and len(variants) > 1:
+        found = _outermost([_mended(reader, selected, text, span, min_length) for span in found])
+    return found
+
+
+def _search(selected: Sequence[SelectedShard], encoded: Encoded, min_length: int, *, has_text: bool) -> list[FoundSpan]:
+    merged = spans_over_shards(
+        [item.shard.spans for item in selected], encoded.token_ids, min_length, [item.filter for item in selected]
+    )
+    return [_found(encoded, merged, index, has_text=has_text) for index in range(len(merged))]
+
+
+def _found(encoded: Encoded, merged: MergedSpans, index: int, *, has_text: bool) -> FoundSpan:
+    start, end = int(merged.start[index]), int(merged.end[index])
+    return FoundSpan(
+        encoded=encoded,
+        start=start,
+        end=end,
+        char_start=int(encoded.char_starts[start]) if has_text else start,
+        char_end=int(encoded.char_ends[end - 1]) if has_text else end,
+        count=int(merged.count[index]),
+        ranks=tuple(zip(merged.shard_lo[index].tolist(), merged.shard_hi[index].tolist(), strict=True)),
+    )
+
+
+def _outermost(found: list[FoundSpan]) -> list[FoundSpan]:
+    """Without those that lie inside another one; of two over the same characters the more frequent stays."""
+    kept: list[FoundSpan] = []
+    for span in sorted(found, key=lambda span: (span.char_start, -span.char_end, -span.count)):
+        if not kept or span.char_end > kept[-1].char_end:
+            kept.append(span)
+    return kept
+
+
+def _mended(
+    reader: IndexReader, selected: Sequence[SelectedShard], text: str, span: FoundSpan, min_length: int
+) -> FoundSpan:
+    """The span from the start of its first word, where that word occurs with other tokens; else the span itself."""
+    start = _word_start(text, span.char_start)
+    if start == span.char_start or start == 0:
+        return span
+    piece = text[start : span.char_end]
+    best = span
+    for encoded in (reader.tokenizer.encode(piece), as_if_after_space(reader.tokenizer, piece)):
+        placed = Encoded(
+            token_ids=encoded.token_ids, char_starts=encoded.char_starts + start, char_ends=encoded.char_ends + start
+        )
+        for other in _search(selected, placed, min_length, has_text=True)[:1]:
+            if other.char_start == start and other.char_end >= best.char_end:
+                best = other
+    return best
+
+
+def _word_start(text: str, position: int) -> int:
+    """Start of the word that holds `position` or ends right before it; `position` where there is none."""
+    start = position
+    while start > 0 and start > position - MAX_WORD_CHARACTERS and not text[start - 1].isspace():
+        start -= 1
+    return start
+
+
+def rarest(reader: IndexReader, found: Sequence[FoundSpan], text: str, limit: int) -> dict[int, int]:
+    """Index of each selected span → its place by rarity, from 0. What has no letter or digit takes no place."""
+    candidates = [
+        index
+        for index, span in enumerate(found)
+        if not text or any(character.isalnum() for character in text[span.char_start : span.char_end])
+    ]
+    candidates.sort(key=lambda index: (log_probability(reader, found[index].token_ids), index))
+    return {index: place for place, index in enumerate(candidates[:limit])}
+
+
+def log_probability(reader: IndexReader, token_ids: npt.NDArray[np.int64]) -> float:
+    """Sum of the unigram log-probabilities of tokens in the indexed data."""
+    return float(reader.unigram_log_probabilities[token_ids].sum())
