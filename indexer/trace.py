@@ -25,7 +25,7 @@ from indexer.selection import Selection
 from indexer.spans.search import count, find
 from indexer.tokenization import Encoded
 from indexer.trace_documents import join_spans, rank_documents
-from indexer.trace_hits import dp_ranks, hits_of, steps_of
+from indexer.trace_hits import dp_ranks, exposures, hits_of, step_edges, steps_of
 from indexer.trace_input import variants_of
 from indexer.trace_records import Hit, Span, Trace
 from indexer.trace_spans import FoundSpan, find_spans, log_probability, rarest
@@ -82,8 +82,9 @@ def trace(
     chosen = rarest(reader, found, text, options.num_selected(len(encoded.token_ids)))
     listed = hits_of(reader, selected, [found[index] for index in chosen], options.num_hits, options.context_tokens)
     hits = dict(zip(chosen, listed, strict=True))
+    edges = step_edges(selected)
     spans = [
-        _describe(reader, selected, span, text, encoded, chosen.get(index), hits.get(index, []))
+        _describe(reader, selected, span, text, encoded, chosen.get(index), hits.get(index, []), edges)
         for index, span in enumerate(found)
     ]
     asked = encoded.token_ids
@@ -102,6 +103,7 @@ def trace(
         text=text,
         num_tokens=len(encoded.token_ids),
         num_tokens_covered=_covered(encoded, spans),
+        step_edges=edges,
         spans=tuple(spans),
         joined=join_spans(spans),
         documents=rank_documents(reader, spans, np.unique(asked)),
@@ -117,6 +119,7 @@ def _describe(
     encoded: Encoded,
     rank: int | None,
     hits: Sequence[Hit],
+    edges: Sequence[int],
 ) -> Span:
     first, last = steps_of(selected, span)
     start, end = _main_tokens(span, encoded) if text else (span.start, span.end)
@@ -135,6 +138,7 @@ def _describe(
         first_step=first,
         last_step=last,
         dp_ranks=dp_ranks(selected, span),
+        exposures=() if rank is None else exposures(selected, span, edges),
         hits=tuple(hits),
         hits_truncated=rank is not None and len(hits) < span.count,
     )

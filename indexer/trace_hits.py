@@ -5,13 +5,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from indexer.index_reader import IndexReader, PackedSequence, SelectedShard
-from indexer.spans.search import extent, ordinal_of, page
+from indexer.spans.search import extent, histogram, ordinal_of, page
 from indexer.trace_records import Hit
 from indexer.trace_spans import FoundSpan
 
-__all__ = ["dp_ranks", "hits_of", "steps_of"]
+__all__ = ["dp_ranks", "exposures", "hits_of", "step_edges", "steps_of"]
 
 RANKS_FROM_HITS = 10_000
+NUM_BINS = 24
 
 
 def steps_of(selected: Sequence[SelectedShard], span: FoundSpan) -> tuple[int, int]:
@@ -22,6 +23,27 @@ def steps_of(selected: Sequence[SelectedShard], span: FoundSpan) -> tuple[int, i
         if ends is not None:
             steps += [int(item.shard.steps[ends[0]]), int(item.shard.steps[ends[1]])]
     return min(steps), max(steps)
+
+
+def step_edges(selected: Sequence[SelectedShard]) -> tuple[int, ...]:
+    """Edges of at most NUM_BINS equal bins over the steps that the selection takes; bin i is [edge i, edge i + 1)."""
+    if not selected:
+        return ()
+    first = min(int(item.shard.steps[item.filter.first]) for item in selected)
+    last = max(int(item.shard.steps[(item.filter.last or item.shard.info.num_sequences) - 1]) for item in selected)
+    width = -(-(last - first + 1) // NUM_BINS)
+    num_bins = -(-(last - first + 1) // width)
+    return tuple(first + width * index for index in range(num_bins + 1))
+
+
+def exposures(selected: Sequence[SelectedShard], span: FoundSpan, edges: Sequence[int]) -> tuple[int, ...]:
+    """Exposures in each bin of steps."""
+    counts = np.zeros(max(0, len(edges) - 1), np.int64)
+    for item, (lo, hi) in zip(selected, span.ranks, strict=True):
+        if hi > lo:
+            ordinals = np.searchsorted(item.shard.steps, edges)
+            counts += histogram(item.shard.spans, lo, hi, ordinals, item.filter)
+    return tuple(counts.tolist())
 
 
 def dp_ranks(selected: Sequence[SelectedShard], span: FoundSpan) -> tuple[int, ...] | None:

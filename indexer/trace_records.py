@@ -36,7 +36,8 @@ class Span:
     tokens in the middle of a text than at its start; then start and end say which of the text's tokens it covers.
 
     count: exposures in the selected rows. rarity_rank: place among the selected spans, 0 the rarest; None where the span
-    was not selected and has no hits listed. dp_ranks: None where there are too many hits to look at each.
+    was not selected and has no hits listed. dp_ranks: None where there are too many hits to look at each. exposures: by
+    bin of steps (`Trace.step_edges`), for selected spans.
     """
 
     start: int
@@ -53,6 +54,7 @@ class Span:
     first_step: int
     last_step: int
     dp_ranks: tuple[int, ...] | None
+    exposures: tuple[int, ...]
     hits: tuple[Hit, ...]
     hits_truncated: bool
 
@@ -96,6 +98,7 @@ class Trace:
     text: str
     num_tokens: int
     num_tokens_covered: int
+    step_edges: tuple[int, ...]
     spans: tuple[Span, ...]
     joined: tuple[JoinedSpans, ...]
     documents: tuple[TracedDocument, ...]

@@ -43,7 +43,10 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.post("/v1/trace", summary="Text → spans → exposures → documents")
     def post_trace(request: TraceRequest) -> JSONResponse:
-        found = trace(runs.reader(request.run), request.text, token_ids=request.token_ids, options=request.options())
+        prompt, text = request.prompt_and_text()
+        found = trace(
+            runs.reader(request.run), text, token_ids=request.token_ids, prompt=prompt, options=request.options()
+        )
         return JSONResponse(found.to_json())
 
     @app.get("/v1/sequences/{address:path}", summary="One packed sequence by its address")

@@ -1,5 +1,6 @@
 """Arguments that several commands share, and what they mean."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +8,7 @@ from typing import Annotated
 import typer
 
 from indexer.selection import Selection
+from indexer.trace_input import text_of_messages
 from train_hooks.export_format.errors import InputError
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "JsonOption",
     "RunArgument",
     "StepsOption",
+    "chat_text",
     "input_text",
     "parse_bytes",
     "parse_ids",
@@ -107,3 +110,16 @@ def input_text(text: str | None, file: Path | None) -> str:
     except OSError as error:
         raise InputError(f"--file: {error}") from error
     return text
+
+
+def chat_text(file: Path) -> tuple[str, str]:
+    """(prompt, response) of a JSON file: a list of messages, or an object with "messages". Raises InputError."""
+    text = input_text(None, file)
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"--chat: {file} is not JSON: {error}") from error
+    messages = document.get("messages") if isinstance(document, dict) else document
+    if not isinstance(messages, list):
+        raise InputError(f"--chat: expected a list of messages in {file}, found {type(messages).__name__}")
+    return text_of_messages(messages)

@@ -20,6 +20,7 @@ from ui.arguments import (
     JsonOption,
     RunArgument,
     StepsOption,
+    chat_text,
     input_text,
     parse_ids,
     selection,
@@ -37,6 +38,7 @@ def trace_command(
     text: Annotated[str | None, typer.Argument(help="Text to trace; `-` or nothing reads standard input.")] = None,
     file: FileOption = None,
     token_ids: TokenIdsOption = None,
+    chat: Annotated[Path | None, typer.Option(help="JSON file of chat messages; the last one is traced.")] = None,
     min_length: Annotated[int, typer.Option(help="Shortest span, in tokens.")] = MIN_LENGTH_DEFAULT,
     before_step: BeforeStepOption = None,
     checkpoint: CheckpointOption = None,
@@ -63,6 +65,9 @@ def trace_command(
     reader = IndexReader.open(run)
     if token_ids is not None:
         found = trace(reader, token_ids=parse_ids(token_ids), options=options)
+    elif chat is not None:
+        prompt, response = chat_text(chat)
+        found = trace(reader, response, prompt=prompt, options=options)
     else:
         found = trace(reader, input_text(text, file), options=options)
     if as_json:

@@ -74,6 +74,9 @@ def test_trace_equals_brute_force(job: tuple[int, int, list[list[list[int]]]], d
         assert found_spans(found) == scanned_spans(seen, query, min_length)
         expected = brute_force_spans(seen, query, min_length)
         for span, (_, _, places) in zip(found.spans, expected, strict=True):
+            steps_hit = [row.address.global_step for row, _ in places]
+            bins = np.histogram(steps_hit, [*found.step_edges[:-1], found.step_edges[-1] - 0.5])[0]
+            assert span.exposures == tuple(bins.tolist())
             hits = [(hit.address, hit.offset) for hit in span.hits]
             assert hits == sorted((row.address, offset) for row, offset in places)[:100]
         gram = query[: data.draw(st.integers(1, 5))]

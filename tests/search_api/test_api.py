@@ -1,8 +1,8 @@
 """The API over a real run: answers equal the functions', errors are problems, generations are picked up."""
 
 from collections.abc import Iterator
+from typing import Any
 
-import httpx
 import pytest
 from fastapi.testclient import TestClient
 
@@ -20,7 +20,7 @@ def client(text_run: TextRun) -> Iterator[TestClient]:
         yield client
 
 
-def check_problem(response: httpx.Response, status: int, kind: str) -> str:
+def check_problem(response: Any, status: int, kind: str) -> str:
     assert response.status_code == status
     assert response.headers["content-type"] == "application/problem+json"
     body = response.json()
@@ -40,9 +40,13 @@ def test_trace_is_the_same_as_the_function(client: TestClient, text_run: TextRun
     full = client.post("/v1/trace", json={"text": passage, "min_length": 6, "num_hits": 3}).json()
     del full["took_ms"], expected["took_ms"]
     assert full["spans"] == [{**s, "token_ids": list(s["token_ids"]), "dp_ranks": list(s["dp_ranks"]),
+                              "exposures": list(s["exposures"]),
                               "hits": [{**h, "segments": list(h["segments"])} for h in s["hits"]]}
                              for s in expected["spans"]]  # fmt: skip
     assert full["documents"][0]["document_id"] == expected["documents"][0]["document_id"]
+    chat = {"messages": [{"role": "user", "content": "Quote!"}, {"role": "assistant", "content": passage}]}
+    by_chat = client.post("/v1/trace", json={**chat, "min_length": 6, "num_hits": 3}).json()
+    assert by_chat["spans"] == full["spans"]
     for name in ("generation", "shards_total", "shards_searched", "shards_failed", "truncated"):
         assert full[name] == expected[name]
 
@@ -64,6 +68,8 @@ def test_sequences_and_runs(client: TestClient, text_run: TextRun) -> None:
         ({"text": ""}, 400, "query"),
         ({}, 400, "query"),
         ({"text": "a", "token_ids": [1]}, 400, "query"),
+        ({"text": "a", "messages": [{"content": "b"}]}, 400, "query"),
+        ({"messages": []}, 400, "query"),
         ({"token_ids": [5000]}, 400, "query"),
         ({"token_ids": [-1]}, 422, "validation"),
         ({"text": "a", "min_length": 0}, 422, "validation"),

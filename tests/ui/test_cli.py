@@ -38,9 +38,12 @@ def test_trace_marks_the_text_and_names_the_places(text_run: TextRun, passage: s
 def test_trace_reads_files_and_standard_input_alike(text_run: TextRun, passage: str, tmp_path: Path) -> None:
     file = tmp_path / "output.txt"
     file.write_text(passage, encoding="utf-8")
+    chat = tmp_path / "chat.json"
+    chat.write_text(json.dumps({"messages": [{"role": "assistant", "content": passage}]}), encoding="utf-8")
     answers = [
         kiseki("trace", text_run.run_dir, "--file", file, "--json"),
         kiseki("trace", text_run.run_dir, "-", "--json", text=passage),
+        kiseki("trace", text_run.run_dir, "--chat", chat, "--json"),
         kiseki("trace", text_run.run_dir, "--json", text=passage),
     ]
     documents = [json.loads(out) for _, out, _ in answers]
@@ -60,9 +63,11 @@ def test_index_says_it_is_up_to_date(text_run: TextRun) -> None:
     assert code == 0 and json.loads(out)["published"] is False
 
 
-@pytest.mark.parametrize("command", [[], ["index"], ["trace"], ["count"], ["sequence"], ["sql"], ["serve"], ["demo"], ["export", "verify"]])
-def test_help(command: list[str]) -> None:
-    code, out, _ = kiseki(*command, "--help")
+@pytest.mark.parametrize(
+    "command", [[], ["index"], ["trace"], ["count"], ["sequence"], ["sql"], ["serve"], ["demo"], ["export", "verify"]]
+)
+def test_help(command: str) -> None:
+    code, out, _ = kiseki(*command.split(), "--help")
     assert code == 0 and "Usage: kiseki" in out
 
 

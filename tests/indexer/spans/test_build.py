@@ -124,6 +124,21 @@ def test_too_many_tokens_are_refused_before_the_sort(tmp_path: Path, monkeypatch
     assert taken == [0, 1, 2]
 
 
+def test_the_header_is_written_after_everything_else_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash before the last sync leaves a file that does not open."""
+    seen: list[bool] = []
+
+    def fsync(_: int) -> None:
+        page = (tmp_path / "spans.bin").read_bytes()[:4096]
+        seen.append(page.startswith(b"{"))
+
+    monkeypatch.setattr("os.fsync", fsync)
+    build.build_span_arrays([np.arange(9)], np.uint16, tmp_path)
+    assert seen == [False, True, True]
+
+
 def test_rebuilding_overwrites(tmp_path: Path) -> None:
     build.build_span_arrays([np.arange(5000)], np.uint16, tmp_path)
     arrays = build.build_span_arrays([np.arange(3)], np.uint16, tmp_path)

@@ -14,7 +14,7 @@ from indexer.spans.merge import merge_spans, spans_over_shards
 from tests.indexer.spans import shards
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_shards_give_what_one_shard_gives(data: st.DataObject) -> None:
     sequences = data.draw(shards.shard_sequences(np.uint16))

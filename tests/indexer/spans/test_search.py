@@ -15,20 +15,20 @@ RNG = np.random.default_rng
 
 
 @pytest.mark.parametrize("dtype", shards.DTYPES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(data=st.data())
 def test_maximal_spans_equal_the_reference(dtype: DTypeLike, data: st.DataObject) -> None:
     sequences = data.draw(shards.shard_sequences(dtype))
     arrays = shards.build(sequences, dtype)
     query = data.draw(shards.queries(sequences, dtype))
     chosen = data.draw(shards.filters(len(sequences)))
-    for min_length in range(1, 21):
+    for min_length in data.draw(st.lists(st.integers(1, 20), min_size=3, max_size=3, unique=True)) + [8]:
         spans = search.maximal_spans(arrays, query, min_length, chosen)
         assert shards.rows(spans) == reference.maximal_spans(arrays, query, min_length, chosen)
 
 
 @pytest.mark.parametrize("dtype", shards.DTYPES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_longest_match_and_find_equal_the_reference(dtype: DTypeLike, data: st.DataObject) -> None:
     sequences = data.draw(shards.shard_sequences(dtype))
@@ -45,7 +45,7 @@ def test_longest_match_and_find_equal_the_reference(dtype: DTypeLike, data: st.D
             assert hi - lo == shards.occurrences(sequences, ngram)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_reference_equals_looking_everywhere(data: st.DataObject) -> None:
     sequences = data.draw(shards.shard_sequences(np.uint16))
@@ -113,8 +113,8 @@ def test_periods_longer_than_any_training_run(period: int) -> None:
     arrays = shards.build([*sequences, sequences[1], [5] * 9])
     clean = (unit * 200)[:180]
     for query in (clean, [5, *clean, 5, *clean], clean[:90] + [5] * 12 + clean[:90], [*clean[:100], 5, *clean[3:]]):
-        for min_length in (1, 4, 8, 12, 40):
-            for chosen in (None, Filter(first=2), Filter(last=4), Filter(last=0)):
+        for min_length in (2, 8, 12, 40):
+            for chosen in (None, Filter(first=2), Filter(last=4)):
                 spans = search.maximal_spans(arrays, query, min_length, chosen)
                 assert shards.rows(spans) == reference.maximal_spans(arrays, query, min_length, chosen)
 
