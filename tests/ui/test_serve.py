@@ -13,7 +13,7 @@ from tests.ui.test_cli import PROGRAM
 
 
 def test_pages_and_api_in_one_process(text_run: TextRun) -> None:
-    command = [PROGRAM, "serve", text_run.run_dir, "--port", "0"]
+    command = [str(PROGRAM), "serve", str(text_run.run_dir), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
