@@ -19,7 +19,12 @@ from ui.render import print_trace
 __all__ = ["run_demo"]
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-PROMPTS = ("LOVE, n.", "TELEPHONE, n.", "PATIENCE, n.")
+PROMPTS = (
+    "HOPE, n.  Desire and expectation",
+    "GUNPOWDER, n.  An agency employed by",
+    "FREEDOM, n.  Exemption from",
+    "DOG, n.  A kind of additional",
+)
 LONG_SPAN = 20
 
 
@@ -50,7 +55,7 @@ def run_demo(directory: Path, steps: int | None) -> None:
 
 
 def _heading(number: int, text: str) -> None:
-    console.output.rule(f"[bold]{number}. {text}", align="left")
+    console.output.print(f"\n{number}. {text}", style="bold")
 
 
 def _train(directory: Path, steps: int | None) -> None:
@@ -68,8 +73,8 @@ def _generate(directory: Path, prompts: Sequence[str]) -> Mapping[str, str]:
     command = [sys.executable, str(EXAMPLES / "generate.py"), str(directory), "--json"]
     for prompt in prompts:
         command += ["--prompt", prompt]
-    texts = json.loads(_run(command, "generation", capture=True))
-    return dict(zip(prompts, texts, strict=True))
+    answers = [json.loads(line) for line in _run(command, "generation", capture=True).splitlines()]
+    return {answer["prompt"]: answer["text"] for answer in answers}
 
 
 def _run(command: Sequence[str], what: str, *, capture: bool = False) -> str:
@@ -94,7 +99,7 @@ def _say_next(directory: Path, best: Span, took_s: float) -> None:
     hit = next(iter(best.hits), None)
     where = f", first in sequence {hit.address} at token {hit.offset}" if hit else ""
     document = f", document {hit.segments[0].source} / {hit.segments[0].document_id}" if hit and hit.segments else ""
-    ranks = "" if best.dp_ranks is None else f", data-parallel rank(s) {', '.join(map(str, best.dp_ranks))}"
+    ranks = "" if best.dp_ranks is None else f", data-parallel ranks {', '.join(map(str, best.dp_ranks))}"
     console.output.print(
         f"{best.num_tokens} tokens, seen {best.count} times, steps {best.first_step} to {best.last_step}"
         f"{ranks}{where}{document}",
@@ -106,6 +111,7 @@ def _say_next(directory: Path, best: Span, took_s: float) -> None:
         (f"kiseki trace {directory} 'any text'", "trace a text of your own"),
         (f"kiseki trace {directory} --before-step {best.first_step + 1} -f FILE", "what an early checkpoint had seen"),
         (f"kiseki serve {directory}", "the same in a browser, and the API"),
-        (f"duckdb {directory}/index/catalog.duckdb", "steps, sequences and documents as SQL tables"),
+        (f"kiseki export status {directory}", "attempts, steps, ranks of the record itself; verify checks every hash"),
+        (f'kiseki sql {directory} "SELECT * FROM documents LIMIT 10"', "steps, sequences and documents as tables"),
     ):
         console.output.print(f"  {command}\n      {why}", markup=False)

@@ -1,5 +1,6 @@
 """A trace as text for a terminal or a pipe. Corpus text is printed as it is, never read as markup."""
 
+import re
 from collections.abc import Iterator
 
 from rich.console import Console
@@ -131,6 +132,7 @@ def _numbered(word: str, numbers: tuple[int, ...]) -> str:
 
 def _one_line(text: str, width: int, *, keep_end: bool = False) -> str:
     line = "".join(character if character.isprintable() else "⏎" if character == "\n" else " " for character in text)
+    line = re.sub(r" {2,}", " ", line)
     if len(line) <= width:
         return line
     return "…" + line[-width + 1 :] if keep_end else line[: width - 1] + "…"
