@@ -25,8 +25,8 @@ def print_trace(console: Console, trace: Trace) -> None:
     console.print(_marked(trace, plain=not console.is_terminal))
     console.print()
     console.print(
-        f"{len(trace.spans)} spans of ≥ {trace.min_length} tokens cover {trace.num_tokens_covered} of "
-        f"{trace.num_tokens} tokens; the {len(listed)} rarest:",
+        f"{_plural(len(trace.spans), 'span')} of ≥ {trace.min_length} tokens, {trace.num_tokens_covered} of "
+        f"{trace.num_tokens} tokens covered; the rarest:",
         style="dim",
     )
     for place, span in enumerate(listed, 1):
@@ -38,7 +38,14 @@ def print_trace(console: Console, trace: Trace) -> None:
             Text.assemble(
                 f"  {document.num_tokens:5d} tokens  ",
                 (f"{document.source} / {document.document_id}", "green"),
-                f"  in {len(document.spans)} span{'s' if len(document.spans) > 1 else ''}",
+                f"  in {_plural(len(document.spans), 'span')}",
+            )
+        )
+    for join in trace.joined[:5]:
+        console.print(
+            Text(
+                f"  spans {join.first + 1} and {join.second + 1} of the text are one passage of {join.source} / "
+                f"{join.document_id}, {join.num_tokens} tokens, which packing cut in two"
             )
         )
     _print_footer(console, trace)
@@ -122,6 +129,10 @@ def _hit_lines(hit: Hit, span: Span) -> Iterator[Text]:
 
 def _document(segment: Segment) -> str:
     return f"{segment.source} / {segment.document_id}" if segment.document_id else "document unknown"
+
+
+def _plural(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def _numbered(word: str, numbers: tuple[int, ...]) -> str:
