@@ -25,7 +25,7 @@ from indexer.generations import (
 from indexer.ingest import StepRange, read_range
 from indexer.paths import BUILDING, IndexPaths
 from indexer.planning import committed_ranges, merged
-from indexer.shard import ShardInfo, build_shard, shard_name
+from indexer.shard import Shard, ShardDamage, ShardInfo, build_shard, manifest_sha256, range_of_name, shard_name
 from indexer.tokenization import RunTokenizer
 from train_hooks.export_format.errors import IncompleteError, InputError, RunError
 from train_hooks.export_format.lineage import StepInterval, canonical_attempt, lineage
@@ -41,11 +41,15 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexOptions:
-    """shard_tokens: tokens in a shard, at most. jobs: shards built side by side. memory_limit_bytes: for all of them."""
+    """shard_tokens: tokens in a shard, at most. jobs: shards built side by side. memory_limit_bytes: for all of them.
+
+    verify: read every byte of the shards that are there, and build those again that do not match their manifest.
+    """
 
     shard_tokens: int = DEFAULT_SHARD_TOKENS
     jobs: int = 1
     memory_limit_bytes: int | None = None
+    verify: bool = False
 
     def fitted(self) -> "IndexOptions":
         """Fewer jobs, then smaller shards, until the memory limit holds. Raises InputError where nothing fits."""
@@ -60,7 +64,7 @@ class IndexOptions:
                 f"found {self.memory_limit_bytes}"
             )
         jobs = max(1, min(self.jobs, tokens_at_once // self.shard_tokens))
-        return IndexOptions(shard_tokens=min(self.shard_tokens, tokens_at_once), jobs=jobs)
+        return IndexOptions(shard_tokens=min(self.shard_tokens, tokens_at_once), jobs=jobs, verify=self.verify)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +99,7 @@ def update_index(
                 f"{paths.index} is of run {before.run_id}, the export of {run.info.run_id}; delete the index"
             )
         states = [AttemptState(attempt) for attempt in run.attempts()]
-        old = [ShardInfo.read(paths.shard_dir(name)) for name in before.shards] if before is not None else []
+        old = _sound_shards(paths, before, verify=options.verify)
         wanted = _plan(states, before, old, max(1, options.shard_tokens // run.info.sequence_length))
         if not wanted:
             raise IncompleteError(f"{run.paths.run_dir} has no committed step yet; run `kiseki index` again later")
@@ -107,13 +111,32 @@ def update_index(
         _build(run, missing, options.jobs, progress)
         infos = [ShardInfo.read(paths.shard_dir(shard_name(steps))) for steps in wanted]
         generation = new_generation(
-            paths, run.info.run_id, tuple(info.name for info in infos), _covered(infos), _last_attempt(intervals)
+            paths,
+            run.info.run_id,
+            {info.name: manifest_sha256(paths.shard_dir(info.name)) for info in infos},
+            _covered(infos),
+            _last_attempt(intervals),
         )
         write_catalog(paths, before, generation, run, states, infos, intervals)
         write_generation(paths, generation)
         publish(paths, generation)
         remove_retired(paths)
         return _report(generation, infos, built=len(missing), changed=True)
+
+
+def _sound_shards(paths: IndexPaths, before: Generation | None, *, verify: bool) -> list[ShardInfo]:
+    """The published shards that are whole; the others are removed, so that they are built again."""
+    sound = []
+    for name, manifest in {}.items() if before is None else before.shards.items():
+        directory = paths.shard_dir(name)
+        try:
+            shard = Shard(directory, manifest)
+            if verify:
+                shard.check_hashes()
+            sound.append(shard.info)
+        except ShardDamage:
+            shutil.rmtree(directory, ignore_errors=True)
+    return sound
 
 
 def _plan(
@@ -126,6 +149,11 @@ def _plan(
         )
         for info in old
     ]
+    have = {info.name for info in old}
+    for name in () if before is None else before.shards:
+        place = range_of_name(name)
+        if name not in have and place is not None:  # it is damaged or gone: the same steps are built again
+            ranges.append(StepRange(attempt=place[0], first_step=place[1], last_step=place[2], num_rows=max_rows))
     for state in states:
         info = state.attempt.info
         after = info.resume_step if before is None else before.covered.get(info.attempt, info.resume_step)

@@ -7,6 +7,7 @@ anywhere, the old generation stands and its files are all there.
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import itertools
 import json
 import os
@@ -27,12 +28,15 @@ KEEP_S = 600.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Generation:
-    """One published list of shards, and the newest step of each attempt that they cover."""
+    """One published list of shards, and the newest step of each attempt that they cover.
+
+    shards: name → SHA-256 of its manifest, which holds those of its files.
+    """
 
     number: int
     run_id: str
     created_unix_s: float
-    shards: tuple[str, ...]
+    shards: Mapping[str, str]
     covered: Mapping[int, int]
     canonical_attempt: int | None
 
@@ -40,19 +44,23 @@ class Generation:
 def published(paths: IndexPaths) -> Generation | None:
     """The generation that CURRENT names, or None where nothing was published yet. Raises DamageError, RunError."""
     try:
-        name = paths.current.read_text(encoding="ascii").strip()
+        name, _, expected = paths.current.read_text(encoding="ascii", errors="replace").strip().partition(" ")
     except FileNotFoundError:
         return None
     number = paths.generation_number(name)
     path = paths.generation_json(number) if number is not None else paths.current
+    again = f"delete {paths.index} and run `kiseki index`"
     try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DamageError(f"{path} does not read ({error}); delete {paths.index} and run `kiseki index`") from error
+        data = path.read_bytes()
+    except OSError as error:
+        raise DamageError(f"{path} does not read ({error}); {again}") from error
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise DamageError(f"{path} does not match the SHA-256 in {paths.current}; {again}")
+    document = json.loads(data)
     if document.pop("format", None) != GENERATION_FORMAT:
         raise RunError(f"{path}: expected format {GENERATION_FORMAT}; a newer kiseki may have written it")
     covered = {int(attempt): int(step) for attempt, step in document.pop("covered").items()}
-    return Generation(**{**document, "shards": tuple(document["shards"]), "covered": covered})
+    return Generation(**{**document, "covered": covered})
 
 
 def write_generation(paths: IndexPaths, generation: Generation) -> None:
@@ -64,7 +72,8 @@ def write_generation(paths: IndexPaths, generation: Generation) -> None:
 def publish(paths: IndexPaths, generation: Generation) -> None:
     """Make `generation` the current one."""
     unfinished = paths.current.with_name("CURRENT.tmp")
-    _write_synced(unfinished, f"{generation.number:06d}\n")
+    digest = hashlib.sha256(paths.generation_json(generation.number).read_bytes()).hexdigest()
+    _write_synced(unfinished, f"{generation.number:06d} {digest}\n")
     unfinished.rename(paths.current)
     link = paths.catalog_link.with_name("catalog.link.tmp")
     link.unlink(missing_ok=True)
@@ -133,14 +142,14 @@ def _sync_directory(path: Path) -> None:
 
 
 def new_generation(
-    paths: IndexPaths, run_id: str, shards: tuple[str, ...], covered: Mapping[int, int], canonical_attempt: int | None
+    paths: IndexPaths, run_id: str, shards: Mapping[str, str], covered: Mapping[int, int], canonical_attempt: int | None
 ) -> Generation:
     """A generation that is not yet published."""
     return Generation(
         number=new_number(paths),
         run_id=run_id,
         created_unix_s=time.time(),
-        shards=shards,
+        shards=dict(shards),
         covered=dict(covered),
         canonical_attempt=canonical_attempt,
     )

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from indexer.generations import Generation, published
 from indexer.paths import IndexPaths
 from indexer.selection import Selection, shard_filter
-from indexer.shard import Shard
+from indexer.shard import Shard, ShardDamage
 from indexer.spans.filters import Filter
 from indexer.tokenization import RunTokenizer
 from train_hooks.export_format.errors import DamageError, IncompleteError, QueryError
@@ -51,13 +51,21 @@ class IndexReader:
         self.run, self.paths, self.generation = run, paths, generation
         self.shards: list[Shard] = []
         self.failed: list[str] = []
-        for name in generation.shards:
+        for name, manifest in generation.shards.items():
             try:
-                self.shards.append(Shard(paths.shard_dir(name)))
-            except (DamageError, OSError, ValueError) as error:
+                self.shards.append(Shard(paths.shard_dir(name), manifest))
+            except ShardDamage as error:
                 self.failed.append(f"{name}: {error}")
         if not self.shards:
             raise DamageError(f"no shard of {paths.index} can be opened: {'; '.join(self.failed)}")
+
+    def fail(self, damage: ShardDamage) -> None:
+        """Ask a damaged shard no more; answers say that it is missing. Raises `damage` where it was the last one."""
+        left = [shard for shard in self.shards if shard.info.name != damage.shard]
+        if not left:
+            raise damage
+        self.shards = left
+        self.failed = [*self.failed, f"{damage.shard}: {damage}"]
 
     @classmethod
     def open(cls, run_dir: Path | str) -> Self:

@@ -1,6 +1,6 @@
 """The names of every file below RUN/index; no other module knows them.
 
-index/CURRENT                        name of the published generation; replaced by one rename
+index/CURRENT                        number and SHA-256 of the published generation; replaced by one rename
 index/generations/000003/generation.json
 index/generations/000003/catalog.duckdb
 index/catalog.duckdb                 link to the published generation's catalog

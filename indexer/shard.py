@@ -15,9 +15,11 @@ name says what it covers, so building the same steps twice gives the same name, 
 
 import dataclasses
 import hashlib
+import io
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,12 +42,21 @@ from train_hooks.export_format.leaf import leaf_of_parts
 from train_hooks.export_format.reader import RunReader
 from train_hooks.export_format.records import Segment, SequenceAddress
 
-__all__ = ["Shard", "ShardInfo", "build_shard"]
+__all__ = ["Shard", "ShardDamage", "ShardInfo", "build_shard", "manifest_sha256", "range_of_name", "shard_name"]
 
 SHARD_FORMAT = "kiseki-shard-v1"
 _MANIFEST, _SEQUENCES, _SEGMENTS, _TEXT = "shard.json", "sequences.parquet", "segments.parquet", "text"
 _UNIGRAMS, _RECORDS, _STATUSES = "unigrams.npy", "records.parquet", "statuses.parquet"
 _DECODE_BATCH = 1024
+_NAME = re.compile(r"a(\d{6,})-s(\d{9,})-s(\d{9,})")
+
+
+class ShardDamage(DamageError):
+    """A shard that must not be believed. `shard` is its name; `kiseki index --verify` builds it again."""
+
+    def __init__(self, shard: str, what: str) -> None:
+        super().__init__(f"{what}; run `kiseki index --verify` to build the shard again")
+        self.shard = shard
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,24 +85,36 @@ class ShardInfo:
     files: tuple[ShardFile, ...]
 
     @classmethod
-    def read(cls, directory: Path) -> "ShardInfo":
-        """The manifest of a shard. Raises DamageError where it is missing or is none."""
+    def read(cls, directory: Path, sha256: str | None = None) -> "ShardInfo":
+        """The manifest of a shard. Raises ShardDamage where it is missing, is none, or has another hash than `sha256`."""
         path = directory / _MANIFEST
         try:
-            document = json.loads(path.read_bytes())
+            data = path.read_bytes()
+            if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+                raise ValueError("another SHA-256")
+            document = json.loads(data)
             files = tuple(ShardFile(**file) for file in document["files"])
             if document.pop("format") != SHARD_FORMAT:
                 raise ValueError("another format")
             return cls(**{**document, "files": files})
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DamageError(
-                f"{path}: expected the manifest of a shard ({error}); run `kiseki index` to build it again"
-            ) from error
+            raise ShardDamage(directory.name, f"{path}: expected the manifest of a shard ({error})") from error
 
 
 def shard_name(steps: StepRange) -> str:
     """Name of the shard of a step range."""
     return f"a{steps.attempt:06d}-s{steps.first_step:09d}-s{steps.last_step:09d}"
+
+
+def range_of_name(name: str) -> tuple[int, int, int] | None:
+    """(attempt, first step, last step) of a shard's name, or None where it is not one."""
+    match = _NAME.fullmatch(name)
+    return None if match is None else (int(match[1]), int(match[2]), int(match[3]))
+
+
+def manifest_sha256(directory: Path) -> str:
+    """What a generation says of a shard's manifest."""
+    return hashlib.sha256((directory / _MANIFEST).read_bytes()).hexdigest()
 
 
 def build_shard(paths: IndexPaths, run: RunReader, data: RangeData, tokenizer: RunTokenizer | None) -> ShardInfo:
@@ -211,19 +234,22 @@ def _sync_tree(directory: Path) -> None:
 class Shard:
     """A shard opened for reading. The span arrays are mapped; metadata is loaded when first asked for."""
 
-    def __init__(self, directory: Path) -> None:
-        """Raises DamageError where the shard is not whole by name and size; `check_hashes` reads every byte."""
+    def __init__(self, directory: Path, manifest_sha256: str | None = None) -> None:
+        """Raises ShardDamage where the shard is not whole by name and size; `check_hashes` reads every byte."""
         self.directory = directory
-        self.info = ShardInfo.read(directory)
+        self.info = ShardInfo.read(directory, manifest_sha256)
         self._checked: set[int] = set()
         for file in self.info.files:
             path = directory / file.name
             found = path.stat().st_size if path.exists() else None
             if found != file.size_bytes:
-                raise DamageError(f"{path}: expected {file.size_bytes} bytes, found {found}; run `kiseki index` again")
-        self.spans: SpanArrays = open_span_arrays(directory)
+                raise ShardDamage(directory.name, f"{path}: expected {file.size_bytes} bytes, found {found}")
+        try:
+            self.spans: SpanArrays = open_span_arrays(directory)
+        except (OSError, ValueError) as error:
+            raise ShardDamage(directory.name, str(error)) from error
         if self.spans.num_sequences != self.info.num_sequences:
-            raise DamageError(f"{directory}: the span index and the manifest disagree; run `kiseki index` again")
+            raise ShardDamage(directory.name, f"{directory}: the span index and the manifest disagree")
 
     @cached_property
     def sequences(self) -> pa.Table:
@@ -258,7 +284,7 @@ class Shard:
 
     def unigrams(self, vocab_size: int) -> npt.NDArray[np.int64]:
         """How often each token id occurs, i64 [vocab_size]."""
-        counts = np.asarray(np.load(self.directory / _UNIGRAMS))
+        counts = np.asarray(np.load(io.BytesIO(self._checked_bytes(_UNIGRAMS))))
         return np.pad(counts, (0, max(0, vocab_size - len(counts))))[:vocab_size]
 
     @cached_property
@@ -315,7 +341,7 @@ class Shard:
         return tuple(self.segments.column(name).chunk(0) if self.segments.num_rows else pa.array([]) for name in names)
 
     def check_sequence(self, ordinal: int, secret: bytes) -> None:
-        """Hash a sequence against the leaf that the export recorded. Raises DamageError where they differ."""
+        """Hash a sequence against the leaf that the export recorded. Raises ShardDamage where they differ."""
         if ordinal in self._checked:
             return
         leaf, commitment, sample_index = (
@@ -328,26 +354,30 @@ class Shard:
             secret, address, sample_index, self.tokens(ordinal), self.segments_of(ordinal), commitment
         )
         if found != leaf:
-            raise DamageError(
-                f"{self.directory}: sequence {address} does not match its leaf; delete the shard and run `kiseki index`"
-            )
+            raise ShardDamage(self.info.name, f"{self.directory}: sequence {address} does not match its leaf")
         self._checked.add(ordinal)
 
     def check_hashes(self) -> None:
-        """Read every byte. Raises DamageError that names the file which does not match the manifest."""
+        """Read every byte. Raises ShardDamage that names the file which does not match the manifest."""
         for file in self.info.files:
             with (self.directory / file.name).open("rb") as opened:
                 found = hashlib.file_digest(opened, "sha256").hexdigest()
             if found != file.sha256:
-                raise DamageError(
-                    f"{self.directory / file.name}: expected SHA-256 {file.sha256}, found {found}; delete the shard and "
-                    "run `kiseki index`"
-                )
+                path = self.directory / file.name
+                raise ShardDamage(self.info.name, f"{path}: expected SHA-256 {file.sha256}, found {found}")
 
     def _read(self, name: str) -> pa.Table:
+        """A metadata table; its bytes are hashed before they are parsed."""
+        return pq.read_table(pa.BufferReader(self._checked_bytes(name))).combine_chunks()
+
+    def _checked_bytes(self, name: str) -> bytes:
+        path = self.directory / name
+        expected = next((file.sha256 for file in self.info.files if file.name == name), None)
         try:
-            return pq.read_table(self.directory / name, page_checksum_verification=True).combine_chunks()
-        except (pa.ArrowException, OSError) as error:
-            raise DamageError(
-                f"{self.directory / name} does not read: {error}; delete the shard and run `kiseki index`"
-            ) from error
+            data = path.read_bytes()
+        except OSError as error:
+            raise ShardDamage(self.info.name, f"{path} does not read: {error}") from error
+        found = hashlib.sha256(data).hexdigest()
+        if found != expected:
+            raise ShardDamage(self.info.name, f"{path}: expected SHA-256 {expected}, found {found}")
+        return data

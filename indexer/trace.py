@@ -22,6 +22,7 @@ import numpy as np
 
 from indexer.index_reader import IndexReader, SelectedShard
 from indexer.selection import Selection
+from indexer.shard import ShardDamage
 from indexer.spans.search import count, find
 from indexer.tokenization import Encoded
 from indexer.trace_documents import join_spans, rank_documents
@@ -71,10 +72,26 @@ def trace(
 ) -> Trace:
     """Trace a text, or token ids of the run's tokenizer; `prompt` counts for the relevance of documents alone.
 
-    Raises QueryError for empty or overlong input.
+    A shard that turns out to be damaged is left out and named; the others answer. Raises QueryError for empty or overlong
+    input, ShardDamage where no shard is left.
     """
     started = time.perf_counter()
     options = options or TraceOptions()
+    while True:
+        try:
+            return _trace(reader, text, token_ids, prompt, options, started)
+        except ShardDamage as damage:
+            reader.fail(damage)
+
+
+def _trace(
+    reader: IndexReader,
+    text: str | None,
+    token_ids: Sequence[int] | None,
+    prompt: str,
+    options: TraceOptions,
+    started: float,
+) -> Trace:
     text, variants = variants_of(reader, text, token_ids)
     encoded = variants[0]
     selected = reader.select(options.selection)
@@ -132,7 +149,7 @@ def _describe(
         token_ids=tuple(span.token_ids.tolist()),
         num_tokens=span.end - span.start,
         count=span.count,
-        count_relation="eq",
+        count_relation="gte" if reader.failed else "eq",
         log_probability=round(log_probability(reader, span.token_ids), 3),
         rarity_rank=rank,
         first_step=first,

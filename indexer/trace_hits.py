@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from indexer.index_reader import IndexReader, PackedSequence, SelectedShard
+from indexer.shard import ShardDamage
 from indexer.spans.search import extent, histogram, ordinal_of, page
 from indexer.trace_records import Hit
 from indexer.trace_spans import FoundSpan
@@ -68,7 +69,7 @@ def hits_of(
 ) -> list[list[Hit]]:
     """For each span its first hits by attempt, step, rank, micro-batch, slot and offset.
 
-    Raises DamageError for a sequence that does not match its leaf.
+    Raises ShardDamage for a sequence that does not match its leaf, or does not hold the span.
     """
     places = [list(_places(reader, selected, span, num_hits)) for span in spans]
     contexts = iter(_contexts(reader, spans, places, context_tokens))
@@ -88,7 +89,12 @@ def _places(
             ordinals, offsets = ordinal_of(item.shard.spans, positions)
             wanted -= len(positions)
             for ordinal, offset in zip(ordinals.tolist(), offsets.tolist(), strict=True):
-                yield reader.sequence_at(item.shard, ordinal), offset
+                sequence = reader.sequence_at(item.shard, ordinal)
+                if not np.array_equal(sequence.tokens[offset : offset + len(span.token_ids)], span.token_ids):
+                    raise ShardDamage(
+                        item.shard.info.name, f"{item.shard.directory}: the suffix array points elsewhere"
+                    )
+                yield sequence, offset
 
 
 def _contexts(

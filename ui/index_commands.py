@@ -20,13 +20,16 @@ def index_command(
     jobs: Annotated[int, typer.Option(help="Shards built side by side.", min=1)] = 1,
     memory_limit: Annotated[str | None, typer.Option(help="Memory for building, such as 8G.")] = None,
     shard_tokens: Annotated[int, typer.Option(help="Tokens in a shard, at most.", min=1)] = DEFAULT_SHARD_TOKENS,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every shard; build damaged ones again.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Index what the export holds by now.
 
     Run it again, or with --follow, to add new steps.
     """
-    options = IndexOptions(shard_tokens=shard_tokens, jobs=jobs, memory_limit_bytes=parse_bytes(memory_limit))
+    options = IndexOptions(
+        shard_tokens=shard_tokens, jobs=jobs, memory_limit_bytes=parse_bytes(memory_limit), verify=verify
+    )
     if follow_run:
         for report in follow(run, options, interval_s=interval):
             _print(report, as_json=as_json)

@@ -42,9 +42,11 @@ from indexer.spans.kernels import (
 
 START, END, LO, HI, COUNT = 0, 1, 2, 3, 4
 RECENT = 256
+"""Slots for the last spans by ranks and length, to notice repetition."""
 NEAR = 32
-
+"""Ranks beside the insertion point that are looked at before the range of sharing suffixes is bounded."""
 STEP = 4
+"""Tokens between the grams that are looked up, from `reach` down, before tokens are compared."""
 
 
 @jit
@@ -201,21 +203,13 @@ def longest_length(shard: Shard, chosen: Chosen, query: Tokens, work: I64) -> in
 
 @jit
 def earliest(
-    shard: Shard,
-    chosen: Chosen,
-    query: Tokens,
-    first: int,
-    at: int,
-    reach: int,
-    memo: I64,
-    barren: I64,
-    work: I64,
-) -> tuple[int, int, int, int, int]:
+    shard: Shard, chosen: Chosen, query: Tokens, first: int, at: int, reach: int, lo: int, hi: int, memo: I64,
+    barren: I64, work: I64,
+) -> tuple[int, int, int, int, int]:  # fmt: skip
     """(start, length, rank, lo, hi) of the smallest start in [first, at] from which a passing match gets to `reach`.
 
-    Length is 0 if not even query[at:reach] passes.
+    The suffixes that share query[at:reach] are in the given [lo, hi). Length is 0 if not even that passes.
     """
-    lo, hi = starting_ranks(shard, query, at, reach - at, int(ZERO[0]), memo, work)
     length, rank, lo, hi = longest(shard, chosen, query, at, reach - at, lo, hi, barren, work)
     start, outside, jump, galloping = at, first - 1, 1, True
     while length > 0 and start - outside > 1:
@@ -269,19 +263,15 @@ def spans_of_piece(shard: Shard, chosen: Chosen, query: Tokens, min_length: int,
         if lo == hi:
             start = probe + 1
             continue
-        found, length, rank, lo, hi = earliest(shard, chosen, query, start, at, reach, memo, barren, work)
+        found, length, rank, lo, hi = earliest(shard, chosen, query, start, at, reach, lo, hi, memo, barren, work)
         if length == 0:
             start = at + 1
             continue
         lo = run_edge(tokens, suffix_array, lo - 1, rank, query, found, length, work)
         hi = run_edge(tokens, suffix_array, hi, rank, query, found, length, work) + 1
         last_end, start = found + length, found + 1
-        spans[num_spans, START], spans[num_spans, END], spans[num_spans, LO], spans[num_spans, HI] = (
-            found,
-            last_end,
-            lo,
-            hi,
-        )
+        spans[num_spans, START], spans[num_spans, END] = found, last_end
+        spans[num_spans, LO], spans[num_spans, HI] = lo, hi
         slot = (lo * 31 + length) % RECENT
         model = recent[slot]
         recent[slot] = num_spans

@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 
 from indexer.spans import hit_kernels, kernels, match_kernels
 from indexer.spans.arrays import SpanArrays, SpanIndexError
-from indexer.spans.filters import Filter, PreparedFilter, prepare
+from indexer.spans.filters import Filter
+from indexer.spans.prepare import PreparedFilter, prepare
 
 __all__ = [
+    "AnyFilter",
     "Order",
     "Query",
     "Spans",
@@ -80,8 +82,8 @@ def as_tokens(arrays: SpanArrays, query: Query) -> NDArray[Any]:
     ids = np.asarray(query)
     if ids.size == 0:
         ids = ids.astype(np.int64)
-    elif ids.dtype.kind == "O" and all(isinstance(token, int) for token in ids.flat):
-        ids = np.array([token if 0 <= token < arrays.separator else -1 for token in ids.flat]).reshape(ids.shape)
+    elif ids.dtype.kind == "O" or (ids.dtype.kind == "f" and not isinstance(query, np.ndarray)):
+        ids = from_objects(query, arrays.separator)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise SpanIndexError(
             f"query: expected integer token ids [length], found {ids.dtype} of shape {list(ids.shape)}"
@@ -92,6 +94,14 @@ def as_tokens(arrays: SpanArrays, query: Query) -> NDArray[Any]:
     tokens = np.ascontiguousarray(ids).view()
     tokens.setflags(write=False)
     return tokens
+
+
+def from_objects(query: Query, separator: int) -> NDArray[Any]:
+    """Integers of any size, which numpy may take for objects or floats, as i64 or, if any is none, as they are."""
+    ids = np.asarray(query, object)
+    if not all(isinstance(token, int | np.integer) for token in ids.flat):
+        return ids
+    return np.array([int(token) if 0 <= token < separator else -1 for token in ids.flat], np.int64).reshape(ids.shape)
 
 
 def find(arrays: SpanArrays, query: Query) -> tuple[int, int]:

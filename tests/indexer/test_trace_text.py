@@ -1,15 +1,19 @@
 """Tracing text: word position, documents, checkpoints, what is refused."""
 
+import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from indexer.build import IndexOptions, update_index
 from indexer.index_reader import IndexReader
 from indexer.selection import Selection
 from indexer.trace import TraceOptions, trace
 from tests.conftest import TextRun
-from train_hooks.export_format.errors import DamageError, IncompleteError, QueryError, RunError
+from tests.export_maker import all_rows
+from train_hooks.export_format.errors import DamageError, IncompleteError, KisekiError, QueryError, RunError
 from train_hooks.export_format.records import SequenceAddress
 
 
@@ -115,23 +119,60 @@ def test_not_a_run_and_not_indexed(tmp_path_factory: pytest.TempPathFactory, tex
         IndexReader.open(bare)
 
 
-def test_a_changed_token_is_never_returned(text_run: TextRun, tmp_path_factory: pytest.TempPathFactory) -> None:
-    copy = tmp_path_factory.mktemp("damaged") / "run"
-    shutil.copytree(text_run.run_dir, copy, symlinks=True)
-    reader = IndexReader.open(copy)
+@pytest.fixture
+def copied_run(text_run: TextRun, tmp_path: Path) -> Path:
+    shutil.copytree(text_run.run_dir, tmp_path / "run", symlinks=True)
+    return tmp_path / "run"
+
+
+def test_a_changed_token_is_never_returned_and_is_mended(copied_run: Path) -> None:
+    reader = IndexReader.open(copied_run)
     shard = reader.shards[0]
-    spans = shard.directory / "spans.bin"
-    tokens = shard.tokens(5).copy()
-    place = spans.read_bytes().find(tokens.tobytes())
+    spans, tokens = shard.directory / "spans.bin", shard.tokens(5).copy()
     data = bytearray(spans.read_bytes())
-    data[place + 40] ^= 1
+    data[data.find(tokens.tobytes()) + 40] ^= 1
     spans.write_bytes(data)
-    damaged = IndexReader.open(copy)
+    damaged = IndexReader.open(copied_run)
     with pytest.raises(DamageError, match="leaf"):
         damaged.sequence_at(damaged.shards[0], 5)
     with pytest.raises(DamageError, match=r"spans\.bin"):
         damaged.shards[0].check_hashes()
     assert np.array_equal(damaged.sequence_at(damaged.shards[0], 6).tokens, reader.sequence_at(shard, 6).tokens)
+    found = trace(damaged, token_ids=tokens.tolist()[:20], options=TraceOptions(min_length=4))
+    assert found.shards_failed == 1 and shard.info.name in found.failures[0]
+    assert all(span.count_relation == "gte" for span in found.spans)
+    assert all(hit.address.global_step > shard.info.last_step for span in found.spans for hit in span.hits)
+    assert update_index(copied_run, IndexOptions(verify=True, shard_tokens=5000)).published
+    mended = trace(IndexReader.open(copied_run), token_ids=tokens.tolist()[:20], options=TraceOptions(min_length=4))
+    assert mended.shards_failed == 0 and mended.spans[0].count == 2
+
+
+def test_flipped_bits_give_no_wrong_hit(copied_run: Path) -> None:
+    """Any bit of any file of a shard: what is returned is right, or an error names the shard."""
+    chance = random.Random(1)
+    reader = IndexReader.open(copied_run)
+    rows = {row.address: row.tokens.tolist() for row in all_rows(copied_run)}
+    query = reader.shards[0].tokens(3).tolist()[:30]
+    files = [path for path in reader.shards[0].directory.glob("*.*") if path.is_file()]
+    named = 0
+    for _ in range(60):
+        path = chance.choice(files)
+        good = path.read_bytes()
+        at = chance.randrange(len(good) * 8)
+        path.write_bytes(good[: at // 8] + bytes([good[at // 8] ^ 1 << at % 8]) + good[at // 8 + 1 :])
+        try:
+            found = trace(
+                IndexReader.open(copied_run), token_ids=query, options=TraceOptions(min_length=4, num_hits=50)
+            )
+            for span in found.spans:
+                for hit in span.hits:
+                    assert rows[hit.address][hit.offset : hit.offset + span.num_tokens] == list(span.token_ids)
+            named += found.shards_failed
+        except KisekiError as error:
+            named += reader.shards[0].info.name in str(error)
+        finally:
+            path.write_bytes(good)
+    assert named > 5
 
 
 def test_a_word_at_the_start_of_a_document_is_found_after_a_space(reader: IndexReader, text_run: TextRun) -> None:

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from indexer.spans import reference, search
 from indexer.spans.arrays import SpanArrays, SpanIndexError
-from indexer.spans.filters import Filter, prepare
+from indexer.spans.filters import Filter
+from indexer.spans.prepare import prepare
 from tests.indexer.spans import shards
 
 RNG = np.random.default_rng

@@ -22,7 +22,7 @@ def test_maximal_spans_equal_the_reference(dtype: DTypeLike, data: st.DataObject
     arrays = shards.build(sequences, dtype)
     query = data.draw(shards.queries(sequences, dtype))
     chosen = data.draw(shards.filters(len(sequences)))
-    for min_length in data.draw(st.lists(st.integers(1, 20), min_size=3, max_size=3, unique=True)) + [8]:
+    for min_length in {8, *data.draw(st.lists(st.integers(1, 20), min_size=3, max_size=3))}:
         spans = search.maximal_spans(arrays, query, min_length, chosen)
         assert shards.rows(spans) == reference.maximal_spans(arrays, query, min_length, chosen)
 
@@ -139,6 +139,7 @@ def test_tokens_that_cannot_match(dtype: DTypeLike) -> None:
         assert search.find(arrays, [1, token]) == (0, 0)
         assert search.longest_match(arrays, query, 0) == 2
         assert search.longest_match(arrays, query, 2) == 0
+    assert [row[:2] for row in shards.rows(search.maximal_spans(arrays, [0, 1, -1, 2**63, 0], 1))] == [(0, 2), (4, 5)]
 
 
 def test_empty_and_short_queries() -> None:
@@ -164,6 +165,8 @@ def test_refused_questions() -> None:
         search.longest_match(arrays, [1], 2)
     with pytest.raises(SpanIndexError, match="found float64"):
         search.find(arrays, np.array([1.0]))
+    with pytest.raises(SpanIndexError, match="found object"):
+        search.find(arrays, [1, 2.0])  # type: ignore[list-item]
     with pytest.raises(SpanIndexError, match=r"of shape \[1, 2\]"):
         search.find(arrays, np.array([[1, 2]]))
     with pytest.raises(SpanIndexError, match=r"bool or uint8 \[2\].* found bool \[3\]"):
