@@ -1,11 +1,17 @@
 """Starting a run and claiming an attempt: once, exclusively, by one process.
 
+A run is made in a directory of its own beside `export/` and renamed to it when it is whole and durable. A rename to a
+directory that is not empty fails, so of two processes that start the same run one makes it and the other opens it, and a
+start that died leaves nothing that a later one could stumble over.
+
 An attempt is claimed by making its directory, which only one process can do; its number is the next free one. Every
 file of an attempt lies in that directory and its acknowledgement chain begins with the claim, so a process that outlived
 its attempt can neither overwrite nor be believed. The parent and the resume step come from the model checkpoint (the
 token that `ExportHook.state_dict` put there), never from a scheduler's counter.
 """
 
+import contextlib
+import functools
 import hashlib
 import os
 import platform
@@ -24,6 +30,7 @@ from train_hooks.export_format.errors import InputError, RunError
 from train_hooks.export_format.filesystem import FileSystem
 from train_hooks.export_format.json_files import (
     FORMAT_VERSION,
+    plain_json,
     read_run_info,
     write_attempt_info,
     write_once,
@@ -77,6 +84,11 @@ class ResumeToken:
 
 def package_versions() -> dict[str, str]:
     """Versions of what shaped the export, and of Python."""
+    return dict(_package_versions())
+
+
+@functools.cache
+def _package_versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in _VERSIONED:
         try:
@@ -92,6 +104,8 @@ def open_or_create_run(file_system: FileSystem, run_dir: Path, spec: RunSpec) ->
     if file_system.exists(paths.run_json):
         info = read_run_info(file_system, paths)
         _check_same_run(info, spec, paths)
+        for directory in (paths.run_dir, paths.run_dir.parent):  # whoever made it may have died before it did so
+            file_system.sync_directory(directory)
         return info
     return _create_run(file_system, paths, spec)
 
@@ -118,54 +132,79 @@ def _sha256_of(path: Path) -> str:
 
 
 def _make_directories(file_system: FileSystem, path: Path) -> None:
-    if not file_system.exists(path):
-        _make_directories(file_system, path.parent)
+    if file_system.exists(path):
+        return
+    _make_directories(file_system, path.parent)
+    with contextlib.suppress(FileExistsError):
         file_system.make_directory(path)
-        file_system.sync_directory(path.parent)
+    file_system.sync_directory(path.parent)
 
 
 def _create_run(file_system: FileSystem, paths: ExportPaths, spec: RunSpec) -> RunInfo:
-    if spec.sequence_length < 1 or spec.vocab_size < 1:
-        raise InputError(
-            f"expected sequence_length and vocab_size ≥ 1, found {spec.sequence_length}, {spec.vocab_size}"
-        )
+    _check_spec(spec)
     run_id = spec.run_id or _default_run_id(paths.run_dir)
     if RUN_ID.fullmatch(run_id) is None:
         raise InputError(f"run_id: expected letters, digits, '.', '_', '-' (at most 100), found {run_id!r}")
-    _make_directories(file_system, paths.export)
-    _make_directories(file_system, paths.attempts)
-    _clear_unfinished(file_system, paths)
+    _make_directories(file_system, paths.run_dir)
+    file_system.sync_directory(paths.run_dir.parent)  # whoever made it may have died before it did so
+    if file_system.exists(paths.export) and file_system.names(paths.export):
+        raise RunError(
+            f"{paths.export} is not empty and has no {paths.run_json.name}; restore it from a copy, or give the training "
+            "a run directory of its own"
+        )
+    unfinished = paths.unfinished_export(secrets.token_hex(8))
+    _write_run(file_system, paths, unfinished, run_id, spec)
+    try:
+        file_system.rename(unfinished, paths.export)
+    except OSError:
+        if not file_system.exists(paths.run_json):
+            raise
+        return open_or_create_run(file_system, paths.run_dir, spec)  # another process was faster
+    file_system.sync_directory(paths.run_dir)
+    return read_run_info(file_system, paths)
+
+
+def _check_spec(spec: RunSpec) -> None:
+    for name, value, highest in (
+        ("sequence_length", spec.sequence_length, 1 << 28),
+        ("vocab_size", spec.vocab_size, 1 << 32),
+    ):
+        if not 1 <= value <= highest:
+            raise InputError(f"{name}: expected a number from 1 to {highest}, found {value}")
+
+
+def _write_run(file_system: FileSystem, paths: ExportPaths, root: Path, run_id: str, spec: RunSpec) -> None:
+    def here(path: Path) -> Path:
+        return root / path.relative_to(paths.export)
+
+    file_system.make_directory(root)
+    file_system.make_directory(here(paths.attempts))
     tokenizer_file = tokenizer_sha256 = None
     if spec.tokenizer is not None:
-        tokenizer_file, tokenizer_sha256 = spec.tokenizer.name, _sha256_of(spec.tokenizer)
-        _make_directories(file_system, paths.tokenizer_dir)
-        if not file_system.exists(paths.tokenizer_dir / tokenizer_file):
-            write_once(file_system, paths.tokenizer_dir / tokenizer_file, spec.tokenizer.read_bytes())
-    if not file_system.exists(paths.secret):
-        write_once(file_system, paths.secret, secrets.token_hex(32).encode("ascii") + b"\n", mode=0o600)
+        tokenizer_sha256 = _sha256_of(spec.tokenizer)
+        tokenizer_file, content = spec.tokenizer.name, spec.tokenizer.read_bytes()
+        file_system.make_directory(here(paths.tokenizer_dir))
+        write_once(file_system, here(paths.tokenizer_dir) / tokenizer_file, content)
+    secret = secrets.token_hex(32).encode("ascii") + b"\n"
+    write_once(file_system, here(paths.secret), secret, mode=0o600)
     info = RunInfo(
         run_id=run_id,
         format_version=FORMAT_VERSION,
         created_unix_s=time.time(),
-        sequence_length=spec.sequence_length,
+        sequence_length=int(spec.sequence_length),
         token_dtype=np.dtype(spec.token_dtype).name,
-        vocab_size=spec.vocab_size,
+        vocab_size=int(spec.vocab_size),
         tokenizer_file=tokenizer_file,
         tokenizer_sha256=tokenizer_sha256,
-        config=dict(spec.config),
+        config=_plain(spec.config),
         versions=package_versions(),
+        secret_sha256=hashlib.sha256(secret).hexdigest(),
     )
-    write_run_info(file_system, paths, info)
-    return info
+    write_run_info(file_system, here(paths.run_json), info)
 
 
-def _clear_unfinished(file_system: FileSystem, paths: ExportPaths) -> None:
-    """A start that died before `run.json` left nothing that anybody relies on; a directory with attempts is not that."""
-    if file_system.names(paths.attempts):
-        raise RunError(
-            f"{paths.export} has attempts but no {paths.run_json.name}; restore it from a copy, or give the training "
-            "a run directory of its own"
-        )
+def _plain(config: Mapping[str, object]) -> dict[str, object]:
+    return {str(key): plain_json(value) for key, value in config.items()}
 
 
 def _default_run_id(run_dir: Path) -> str:
@@ -185,17 +224,11 @@ def claim_attempt(
 ) -> AttemptInfo:
     """Claims the next attempt. Raises InputError for a resume token of another run or of a step that was never committed."""
     paths = ExportPaths(run_dir)
+    if num_writers < 1:
+        raise InputError(f"num_writers: expected at least 1, found {num_writers}")
     if resume is not None:
         _check_resume(RunReader(run_dir, file_system), resume)
-    number = max(RunReader(run_dir, file_system).attempt_numbers(), default=0)
-    while True:
-        number += 1
-        try:
-            file_system.make_directory(paths.attempt_dir(number))
-            break
-        except FileExistsError:
-            continue
-    file_system.sync_directory(paths.attempts)
+    number = _claim_number(file_system, paths, RunReader(run_dir, file_system))
     info = AttemptInfo(
         run_id=run.run_id,
         attempt=number,
@@ -205,11 +238,30 @@ def claim_attempt(
         claim=secrets.token_hex(16),
         started_unix_s=clock(),
         host=f"{socket.gethostname()}:{os.getpid()}",
-        config=dict(config),
+        config=_plain(config),
         versions=package_versions(),
+        run_sha256=_sha256(file_system, paths.run_json),
+        parent_sha256=_sha256(file_system, paths.attempt_json(resume.attempt)) if resume else None,
     )
     write_attempt_info(file_system, paths, info)
     return info
+
+
+def _claim_number(file_system: FileSystem, paths: ExportPaths, run: RunReader) -> int:
+    """The next free number. Names before it are durable first, so that a hole in the numbers is always a loss."""
+    number = max(run.attempt_numbers(), default=0)
+    while True:
+        file_system.sync_directory(paths.attempts)
+        number += 1
+        with contextlib.suppress(FileExistsError):
+            file_system.make_directory(paths.attempt_dir(number))
+            break
+    file_system.sync_directory(paths.attempts)
+    return number
+
+
+def _sha256(file_system: FileSystem, path: Path) -> str:
+    return hashlib.sha256(file_system.read(path)).hexdigest()
 
 
 def _check_resume(run: RunReader, resume: ResumeToken) -> None:
@@ -218,6 +270,8 @@ def _check_resume(run: RunReader, resume: ResumeToken) -> None:
             f"resume: the model checkpoint is of run {resume.run_id}, {run.paths.run_dir} holds run {run.info.run_id}; "
             "give the run directory that belongs to the checkpoint"
         )
+    if resume.global_step < 0:
+        raise InputError(f"resume: expected a global step of at least 0, found {resume.global_step}")
     attempts = [attempt.info for attempt in run.attempts()]
     for interval in lineage(attempts, resume.attempt, resume.global_step):
         if interval.last_step is None:

@@ -2,7 +2,8 @@
 
 - `stage` keeps a micro-batch (already cloned by the caller) for the step that is under way.
 - `commit` ends the step: its micro-batches go to the writer thread with the step's status. It returns at once unless the
-  queue is full; then it blocks, and after `block_timeout_s` stops the training with ExportStopped.
+  queue is full; then it blocks, and after `block_timeout_s` stops the training with ExportStopped. The queue's bytes are
+  those of all steps that are not acknowledged yet, so they bound the memory.
 - The writer thread turns them into rows, hashes, writes and syncs them; one sync serves all steps that came meanwhile.
   What it has acknowledged is `acknowledged_step`.
 - `checkpoint_barrier(step)` returns once every row of steps ≤ step is durable. Call it before a model checkpoint counts.
@@ -10,74 +11,44 @@
 """
 
 import atexit
+import contextlib
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
-import numpy as np
-import numpy.typing as npt
-
 from train_hooks.export_format.acknowledgement import AckKind
-from train_hooks.export_format.errors import ExportStopped, InputError, KisekiError, RowError
-from train_hooks.export_format.leaf import leaf_hash
-from train_hooks.export_format.records import (
-    AttemptInfo,
-    Row,
-    RunInfo,
-    Segment,
-    SequenceAddress,
-    StepRecord,
-    StepStatus,
+from train_hooks.export_format.errors import ExportStopped, InputError
+from train_hooks.export_format.records import AttemptInfo, RunInfo, StepRecord, StepStatus
+from train_hooks.export_format.writer import RankWriter
+from train_hooks.row_builder import (
+    CommittedStep,
+    LateMicrobatch,
+    RowBuilder,
+    StagedMicrobatch,
+    check_shapes,
+    gap_of,
+    metrics_record,
+    note_of,
 )
-from train_hooks.export_format.tensors import encode_tensor
-from train_hooks.export_format.writer import Frame, RankWriter
 
-__all__ = ["Exporter", "ExporterOptions", "StagedMicrobatch"]
+__all__ = ["Exporter", "ExporterOptions", "LateMicrobatch", "StagedMicrobatch"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExporterOptions:
-    """Limits of the queue and of group commit."""
+    """Limits of the queue and of group commit. One sync serves at most `group_bytes` of staged memory."""
 
     max_queue_bytes: int = 128 << 20
     block_timeout_s: float = 120.0
     group_interval_s: float = 1.0
+    group_bytes: int = 16 << 20
     when_full: Literal["block", "drop"] = "block"
     roll_size_bytes: int = 1 << 30
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StagedMicrobatch:
-    """A micro-batch as the forward call got it, owned by the exporter.
-
-    tokens: integers [num_slots, sequence_length]; tensors: name → [num_slots, …]; segments: one tuple a slot, or () where
-    the documents are unknown; sample_index: one a slot, or None; loss: mean loss of each sequence, or None.
-    """
-
-    tokens: npt.NDArray[np.integer]
-    tensors: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
-    segments: Sequence[Sequence[Segment]] = ()
-    sample_index: Sequence[int] | None = None
-    loss: Sequence[float] | None = None
-
-    @property
-    def size_bytes(self) -> int:
-        """Memory that it holds, roughly."""
-        return self.tokens.nbytes + sum(value.nbytes for value in self.tensors.values()) + 256 * len(self.segments)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Item:
-    kind: AckKind
-    global_step: int
-    status: StepStatus | None
-    microbatches: tuple[StagedMicrobatch, ...]
-    records: tuple[StepRecord, ...]
-    size_bytes: int
 
 
 class Exporter:
@@ -92,17 +63,19 @@ class Exporter:
         secret: bytes,
         options: ExporterOptions | None = None,
     ) -> None:
-        self._writer, self._run, self._attempt, self._dp_rank, self._secret = writer, run, attempt, dp_rank, secret
+        self._writer, self._run, self._attempt, self._dp_rank = writer, run, attempt, dp_rank
+        self._builder = RowBuilder(run, attempt, dp_rank, secret)
         self._options = options or ExporterOptions()
-        self._staged: list[StagedMicrobatch] = []
+        self._staged: list[StagedMicrobatch | LateMicrobatch] = []
         self._committed_step = self._acknowledged_step = attempt.resume_step
-        self._queue: deque[_Item] = deque()
+        self._queue: deque[CommittedStep] = deque()
         self._queue_bytes = 0
         self._late: list[StepRecord] = []
         self._wanted = False
         self._closing = False
         self._error: BaseException | None = None
         self._changed = threading.Condition()
+        self._pid = os.getpid()
         self._thread = threading.Thread(target=self._work, name=f"kiseki-writer-r{dp_rank}", daemon=True)
         self._thread.start()
         atexit.register(self.close)
@@ -128,18 +101,10 @@ class Exporter:
         """Micro-batches of the step that is under way; the next one's accumulation index."""
         return len(self._staged)
 
-    def stage(self, microbatch: StagedMicrobatch) -> None:
+    def stage(self, microbatch: StagedMicrobatch | LateMicrobatch) -> None:
         """Keep a micro-batch for the step under way. Raises RowError for a shape that is not the run's."""
-        expected = self._run.sequence_length
-        shape = microbatch.tokens.shape
-        if len(shape) != 2 or shape[1] != expected:
-            raise RowError(
-                f"expected tokens of shape [micro-batch, {expected}], found {list(shape)}; the run was attached with "
-                f"sequence_length={expected}"
-            )
-        for name, count in (("segments", len(microbatch.segments)), ("sample_index", _count(microbatch.sample_index))):
-            if count not in (0, shape[0]):
-                raise RowError(f"{name}: expected one for each of {shape[0]} sequences, found {count}")
+        if isinstance(microbatch, StagedMicrobatch):
+            check_shapes(microbatch, self._run.sequence_length)
         self._staged.append(microbatch)
 
     def discard_staged(self) -> None:
@@ -153,36 +118,46 @@ class Exporter:
         status: StepStatus = StepStatus.APPLIED,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """End a step. Steps follow one another by 1 from the resume step. Raises InputError, ExportStopped."""
-        self._check()
+        """End a step. Steps follow one another by 1 from the resume step. Raises InputError, ExportStopped.
+
+        After an InputError nothing has happened: what was staged is still staged.
+        """
+        self._check_open()
         if global_step != self._committed_step + 1:
             raise InputError(
                 f"expected commit of step {self._committed_step + 1}, found {global_step}; a training that resumes gives "
                 "the hook's state from its model checkpoint as resume="
             )
-        staged, self._staged = tuple(self._staged), []
-        size = sum(microbatch.size_bytes for microbatch in staged) + 1024
-        records = () if metrics is None else (_metrics_record(global_step, metrics),)
-        item = _Item(
-            kind=AckKind.STEP, global_step=global_step, status=StepStatus(status), microbatches=staged,
-            records=records, size_bytes=size,
+        global_step = int(global_step)
+        records = () if metrics is None else (metrics_record(global_step, metrics),)
+        step = CommittedStep(
+            kind=AckKind.STEP, global_step=global_step, status=StepStatus(status), microbatches=tuple(self._staged),
+            records=records, size_bytes=1024 + sum(microbatch.size_bytes for microbatch in self._staged),
         )  # fmt: skip
+        self._staged = []
         self._committed_step = global_step
-        self._put(item)
+        self._put(step)
 
     def record(self, global_step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of a step that is already committed, as trainers give them that log every few steps."""
-        self._check()
+        self._check_open()
+        if not self._attempt.resume_step < global_step <= self._committed_step:
+            raise InputError(
+                f"metrics of step {global_step}: expected a step that this attempt committed, "
+                f"{self._attempt.resume_step + 1} to {self._committed_step}"
+            )
+        late = metrics_record(int(global_step), metrics)
         with self._changed:
-            self._late.append(_metrics_record(global_step, metrics))
+            self._late.append(late)
 
     def checkpoint_barrier(self, global_step: int, timeout_s: float | None = None) -> None:
         """Return once all rows of steps ≤ global_step are durable. Raises ExportStopped, also after `timeout_s`."""
         if global_step > self._committed_step:
             raise InputError(f"step {global_step} is not committed; the newest one is {self._committed_step}")
         with self._changed:
-            self._wanted = True
-            self._changed.notify_all()
+            if self._acknowledged_step < global_step:
+                self._wanted = True
+                self._changed.notify_all()
             done = self._changed.wait_for(
                 lambda: self._acknowledged_step >= global_step or self._error is not None, timeout_s
             )
@@ -195,79 +170,89 @@ class Exporter:
 
     def close(self) -> None:
         """Write what is committed, seal, stop the thread. Rows staged for a step that was never committed are dropped."""
-        atexit.unregister(self.close)
+        if os.getpid() != self._pid:  # a forked worker has the object but not the thread
+            return
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+        if threading.current_thread() is not self._thread:
             self._thread.join()
+        atexit.unregister(self.close)
         self._check()
+
+    def _check_open(self) -> None:
+        self._check()
+        if self._closing:
+            raise ExportStopped(f"the export of dp_rank {self._dp_rank} is closed; attach again to go on")
 
     def _check(self) -> None:
         error = self._error
         if error is None:
             return
-        if isinstance(error, OSError):
-            raise ExportStopped(
-                f"the export of dp_rank {self._dp_rank} stopped after step {self._acknowledged_step}: {error}; "
-                "free or repair the disk, then resume from the last model checkpoint"
-            ) from error
+        hint = "; free or repair the disk, then resume from the last model checkpoint" if _of_disk(error) else ""
         raise ExportStopped(
-            f"the export of dp_rank {self._dp_rank} stopped after step {self._acknowledged_step}: {error}"
+            f"the export of dp_rank {self._dp_rank} stopped after step {self._acknowledged_step}: "
+            f"{error or type(error).__name__}{hint}"
         ) from error
 
-    def _put(self, item: _Item) -> None:
+    def _put(self, step: CommittedStep) -> None:
         options = self._options
         with self._changed:
-            if self._has_room(item):
-                self._enqueue(item)
+            if self._has_room(step):
+                self._enqueue(step)
                 return
             if options.when_full == "drop":
-                self._enqueue(_gap(item, "the queue was full and the exporter was told to drop"))
+                self._enqueue(gap_of(step, "the queue was full and the exporter was told to drop"))
                 return
             self._wanted = True
             self._changed.notify_all()
             room = self._changed.wait_for(
-                lambda: self._has_room(item) or self._error is not None, options.block_timeout_s
+                lambda: self._has_room(step) or self._error is not None, options.block_timeout_s
             )
             if self._error is None and room:
-                self._enqueue(item)
+                self._enqueue(step)
                 return
             if self._error is None:
                 self._error = TimeoutError(
                     f"the queue of {options.max_queue_bytes} bytes was full for {options.block_timeout_s} s"
                 )
+                self._changed.notify_all()
         self._check()
 
-    def _has_room(self, item: _Item) -> bool:
-        return not self._queue or self._queue_bytes + item.size_bytes <= self._options.max_queue_bytes
+    def _has_room(self, step: CommittedStep) -> bool:
+        return self._queue_bytes == 0 or self._queue_bytes + step.size_bytes <= self._options.max_queue_bytes
 
-    def _enqueue(self, item: _Item) -> None:
-        self._queue.append(item)
-        self._queue_bytes += item.size_bytes
+    def _enqueue(self, step: CommittedStep) -> None:
+        self._queue.append(step)
+        self._queue_bytes += step.size_bytes
         if self._queue_bytes * 2 >= self._options.max_queue_bytes:
             self._wanted = True
         self._changed.notify_all()
 
     def _work(self) -> None:
         try:
-            while True:
-                items, closing = self._take()
-                if items:
-                    self._writer.append([self._frame(item) for item in items])
-                    with self._changed:
-                        self._acknowledged_step = max(self._acknowledged_step, *(item.global_step for item in items))
-                        self._changed.notify_all()
-                if closing:
-                    self._writer.close()
-                    return
-        except Exception as error:  # noqa: BLE001  the thread's edge: handed to every later call
-            self._writer.abandon()
+            closing = False
+            while not closing:
+                steps, closing = self._take()
+                while steps:
+                    group = _first_group(steps, self._options.group_bytes)
+                    self._writer.append([self._builder.frame(step) for step in group])
+                    self._acknowledge(group)
+            self._writer.close()
+        except BaseException as error:  # noqa: BLE001  the thread's edge: handed to every later call
             with self._changed:
-                self._error = error
+                self._error = self._error or error
                 self._changed.notify_all()
+            with contextlib.suppress(OSError):
+                self._writer.abandon()
 
-    def _take(self) -> tuple[list[_Item], bool]:
+    def _acknowledge(self, group: Sequence[CommittedStep]) -> None:
+        with self._changed:
+            self._acknowledged_step = max(self._acknowledged_step, *(step.global_step for step in group))
+            self._queue_bytes -= sum(step.size_bytes for step in group)
+            self._changed.notify_all()
+
+    def _take(self) -> tuple[deque[CommittedStep], bool]:
         """What is committed, after waiting up to `group_interval_s` for company unless somebody waits for it."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closing)
@@ -276,101 +261,25 @@ class Exporter:
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._changed.wait(left):
                     break
-            items = list(self._queue)
-            self._queue.clear()
-            self._queue_bytes = 0
+            steps, self._queue = self._queue, deque()
             self._wanted = False
             closing = self._closing
-            if self._late and (items or closing):
-                step = items[-1].global_step if items else self._committed_step
-                items.append(_note(step, tuple(self._late)))
+            if self._late and (steps or closing):
+                newest = steps[-1].global_step if steps else self._committed_step
+                steps.append(note_of(newest, tuple(self._late)))
                 self._late = []
-            self._changed.notify_all()
-        return items, closing
-
-    def _frame(self, item: _Item) -> Frame:
-        rows = tuple(
-            row for index, microbatch in enumerate(item.microbatches) for row in self._rows(item, index, microbatch)
-        )
-        return Frame(kind=item.kind, global_step=item.global_step, status=item.status, rows=rows, records=item.records)
-
-    def _rows(self, item: _Item, microbatch_index: int, microbatch: StagedMicrobatch) -> list[Row]:
-        tokens = self._checked_tokens(item.global_step, microbatch.tokens)
-        return [self._row(item, microbatch_index, slot, tokens[slot], microbatch) for slot in range(tokens.shape[0])]
-
-    def _checked_tokens(self, global_step: int, tokens: npt.NDArray[np.integer]) -> npt.NDArray[np.unsignedinteger]:
-        if tokens.size and (int(tokens.min()) < 0 or int(tokens.max()) >= self._run.vocab_size):
-            raise RowError(
-                f"step {global_step}: expected token ids in [0, {self._run.vocab_size}), found "
-                f"{int(tokens.min())} to {int(tokens.max())}; attach with the model's vocab_size"
-            )
-        return tokens.astype(np.dtype(self._run.token_dtype))
-
-    def _row(
-        self,
-        item: _Item,
-        microbatch_index: int,
-        slot: int,
-        tokens: npt.NDArray[np.unsignedinteger],
-        microbatch: StagedMicrobatch,
-    ) -> Row:
-        address = SequenceAddress(
-            run_id=self._run.run_id, attempt=self._attempt.attempt, global_step=item.global_step,
-            dp_rank=self._dp_rank, microbatch=microbatch_index, slot=slot,
-        )  # fmt: skip
-        segments = tuple(microbatch.segments[slot]) if microbatch.segments else ()
-        _check_segments(address, segments, len(tokens))
-        tensors = tuple(
-            encode_tensor(name, value[slot], tokens, segments) for name, value in sorted(microbatch.tensors.items())
-        )
-        sample_index = None if microbatch.sample_index is None else int(microbatch.sample_index[slot])
-        return Row(
-            address=address,
-            tokens=tokens,
-            segments=segments,
-            tensors=tensors,
-            sample_index=sample_index,
-            status=item.status or StepStatus.APPLIED,
-            loss=None if microbatch.loss is None else float(microbatch.loss[slot]),
-            leaf=leaf_hash(self._secret, str(address), sample_index, tokens, segments, tensors),
-        )
+        return steps, closing
 
 
-def _count(values: Sequence[int] | None) -> int:
-    return 0 if values is None else len(values)
+def _first_group(steps: deque[CommittedStep], max_bytes: int) -> list[CommittedStep]:
+    """Take away the first steps, as many as one sync serves: what is written is not held any longer."""
+    group = [steps.popleft()]
+    size = group[0].size_bytes
+    while steps and size + steps[0].size_bytes <= max_bytes:
+        size += steps[0].size_bytes
+        group.append(steps.popleft())
+    return group
 
 
-def _check_segments(address: SequenceAddress, segments: Sequence[Segment], num_tokens: int) -> None:
-    position = 0
-    for segment in segments:
-        if segment.start < position or segment.length < 1 or segment.start + segment.length > num_tokens:
-            raise RowError(
-                f"{address}: segments must follow one another inside [0, {num_tokens}); found start {segment.start}, "
-                f"length {segment.length} after position {position}"
-            )
-        position = segment.start + segment.length
-
-
-def _metrics_record(global_step: int, metrics: Mapping[str, float]) -> StepRecord:
-    try:
-        values = {str(name): float(value) for name, value in metrics.items()}
-    except (TypeError, ValueError) as error:
-        raise KisekiError(f"metrics of step {global_step}: expected numbers, found {dict(metrics)!r}") from error
-    return StepRecord(global_step=global_step, kind="metrics", unix_time_s=time.time(), values=values)
-
-
-def _note(global_step: int, records: tuple[StepRecord, ...]) -> _Item:
-    return _Item(
-        kind=AckKind.NOTE, global_step=global_step, status=None, microbatches=(), records=records, size_bytes=0
-    )
-
-
-def _gap(item: _Item, reason: str) -> _Item:
-    num_rows = sum(len(microbatch.tokens) for microbatch in item.microbatches)
-    gap = StepRecord(
-        global_step=item.global_step, kind="gap", unix_time_s=time.time(), values={"num_rows": num_rows}, text=reason
-    )
-    return _Item(
-        kind=AckKind.STEP, global_step=item.global_step, status=item.status, microbatches=(),
-        records=(*item.records, gap), size_bytes=1024,
-    )  # fmt: skip
+def _of_disk(error: BaseException) -> bool:
+    return isinstance(error, OSError)

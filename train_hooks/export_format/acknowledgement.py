@@ -32,7 +32,7 @@ from enum import IntEnum
 
 from train_hooks.export_format.records import StepStatus
 
-__all__ = ["ACK_SIZE", "Ack", "AckKind", "decode_acks", "file_identity"]
+__all__ = ["ACK_SIZE", "Ack", "AckKind", "decode_acks", "file_identity", "well_formed"]
 
 ACK_SIZE = 160
 _LAYOUT = struct.Struct("<4sHHQQQqIB7x32s32s32sq")
@@ -98,6 +98,11 @@ def _decode(data: bytes) -> Ack | None:
         kind=AckKind(kind), number=number, start=start, end=end, global_step=step, num_rows=num_rows,
         status=_STATUSES[status], frame_sha256=frame, root=root, previous=previous, unix_time_us=time_us,
     )  # fmt: skip
+
+
+def well_formed(record: bytes) -> bool:
+    """Whether 160 bytes are a record, wherever it belongs."""
+    return _decode(record) is not None
 
 
 def decode_acks(data: bytes, identity: bytes) -> tuple[Sequence[Ack], str | None]:

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from train_hooks.export_format.records import Segment, TensorRecord
 
-__all__ = ["CHUNK_TOKENS", "EMPTY_ROOT", "leaf_hash", "merkle_root"]
+__all__ = ["CHUNK_TOKENS", "EMPTY_ROOT", "leaf_hash", "leaf_of_parts", "merkle_root", "tensors_commitment"]
 
 CHUNK_TOKENS = 256
 EMPTY_ROOT = hashlib.sha256(b"").digest()
@@ -81,8 +81,26 @@ def leaf_hash(
     tensors: Sequence[TensorRecord],
 ) -> bytes:
     """The 32 bytes that stand for a row; `tokens` is u16 or u32 [num_tokens]."""
+    commitment = tensors_commitment(secret, address, tensors)
+    return leaf_of_parts(secret, address, sample_index, tokens, segments, commitment)
+
+
+def tensors_commitment(secret: bytes, address: str, tensors: Sequence[TensorRecord]) -> bytes:
+    """What the leaf holds of a row's further tensors, for those who keep its tokens and segments alone."""
+    return _tensors_commitment(_row_salt(secret, address), tensors)
+
+
+def leaf_of_parts(
+    secret: bytes,
+    address: str,
+    sample_index: int | None,
+    tokens: npt.NDArray[np.unsignedinteger],
+    segments: Sequence[Segment],
+    tensors_commitment: bytes,
+) -> bytes:
+    """`leaf_hash` of a row whose tensors are known by their commitment."""
     encoded_address = address.encode("utf-8")
-    row_salt = hmac.digest(secret, encoded_address, "sha256")
+    row_salt = _row_salt(secret, address)
     little_endian = tokens.astype(tokens.dtype.newbyteorder("<"), copy=False).tobytes()
     entry = (
         _TAG
@@ -91,9 +109,13 @@ def leaf_hash(
         + struct.pack("<qIB", -1 if sample_index is None else sample_index, len(tokens), tokens.dtype.itemsize)
         + _tokens_commitment(row_salt, little_endian, tokens.dtype.itemsize)
         + _segments_commitment(row_salt, segments)
-        + _tensors_commitment(row_salt, tensors)
+        + tensors_commitment
     )
     return _sha256(b"\x00" + entry)
+
+
+def _row_salt(secret: bytes, address: str) -> bytes:
+    return hmac.digest(secret, address.encode("utf-8"), "sha256")
 
 
 def merkle_root(leaves: Sequence[bytes]) -> bytes:

@@ -7,6 +7,10 @@ RUN/export/attempts/a000002/attempt.json             the claim of attempt 2
 RUN/export/attempts/a000002/rows-r00003-00000.arrows segment file 0 of dp_rank 3 (`.inprogress` until sealed)
 RUN/export/attempts/a000002/rows-r00003-00000.acks   its acknowledgement records
 RUN/export/attempts/a000002/rows-r00003-00000.seal.json
+RUN/export/attempts/a000002/rows-r00003-00000-00007.compacted.json   files 0 to 7 of dp_rank 3, compacted:
+RUN/export/attempts/a000002/rows-r00003-00000-00007.rows.parquet     their rows
+RUN/export/attempts/a000002/rows-r00003-00000-00007.frames.parquet   their frames and step records
+RUN/export-<random>.inprogress/                      a run whose creation died; nothing relies on it
 RUN/index/…                                          disposable; `kiseki index` makes it again
 """
 
@@ -14,11 +18,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["IN_PROGRESS", "ExportPaths", "SegmentFileName"]
+__all__ = ["IN_PROGRESS", "REPAIRED", "CompactionName", "ExportPaths", "SegmentFileName"]
 
 IN_PROGRESS = ".inprogress"
-_STEM = re.compile(r"rows-r(\d{5,})-(\d{5,})\.(arrows|acks|seal\.json)(\.inprogress)?")
-_ATTEMPT = re.compile(r"a(\d{6,})")
+REPAIRED = ".repaired"
+_STEM = re.compile(r"rows-r(\d{5,9})-(\d{5,9})\.(arrows|acks|seal\.json)(\.inprogress)?", re.ASCII)
+_COMPACTION = re.compile(
+    r"rows-r(\d{5,9})-(\d{5,9})-(\d{5,9})\.(compacted\.json|rows\.parquet|frames\.parquet)(\.inprogress)?", re.ASCII
+)
+_ATTEMPT = re.compile(r"a(\d{6,9})", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
@@ -50,7 +58,46 @@ class SegmentFileName:
         match = _STEM.fullmatch(name)
         if match is None:
             return None
-        return cls(dp_rank=int(match[1]), number=int(match[2])), match[3], match[4] is not None
+        parsed = cls(dp_rank=int(match[1]), number=int(match[2]))
+        if not name.startswith(f"{parsed.stem}."):  # r000003 and r00003 must not both be rank 3
+            return None
+        return parsed, match[3], match[4] is not None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, order=True)
+class CompactionName:
+    """Which segment files of a dp_rank were compacted together; both numbers included."""
+
+    dp_rank: int
+    first_number: int
+    last_number: int
+
+    @property
+    def stem(self) -> str:
+        return f"rows-r{self.dp_rank:05d}-{self.first_number:05d}-{self.last_number:05d}"
+
+    @property
+    def manifest(self) -> str:
+        return f"{self.stem}.compacted.json"
+
+    @property
+    def rows(self) -> str:
+        return f"{self.stem}.rows.parquet"
+
+    @property
+    def frames(self) -> str:
+        return f"{self.stem}.frames.parquet"
+
+    @classmethod
+    def parse(cls, name: str) -> "tuple[CompactionName, str, bool] | None":
+        """(compaction, part, in progress) of a file name, or None where it is not one of ours."""
+        match = _COMPACTION.fullmatch(name)
+        if match is None:
+            return None
+        parsed = cls(dp_rank=int(match[1]), first_number=int(match[2]), last_number=int(match[3]))
+        if not name.startswith(f"{parsed.stem}."):
+            return None
+        return parsed, match[4], match[5] is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +126,10 @@ class ExportPaths:
     def attempts(self) -> Path:
         return self.export / "attempts"
 
+    def unfinished_export(self, random: str) -> Path:
+        """Where a run is made before it appears whole under its name."""
+        return self.run_dir / f"export-{random}{IN_PROGRESS}"
+
     def attempt_dir(self, attempt: int) -> Path:
         return self.attempts / f"a{attempt:06d}"
 
@@ -89,4 +140,4 @@ class ExportPaths:
     def attempt_number(name: str) -> int | None:
         """Number of an attempt's directory, or None where the name is not one."""
         match = _ATTEMPT.fullmatch(name)
-        return int(match[1]) if match else None
+        return int(match[1]) if match and name == f"a{int(match[1]):06d}" else None

@@ -6,38 +6,23 @@ acknowledged it.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
-from train_hooks.export_format.acknowledgement import ACK_SIZE, Ack, AckKind, decode_acks, file_identity
+from train_hooks.export_format.acknowledgement import Ack, AckKind
+from train_hooks.export_format.chain import SegmentFile, WriterLog, add_file
+from train_hooks.export_format.compacted import CompactedFiles
 from train_hooks.export_format.errors import DamageError, RunError
 from train_hooks.export_format.filesystem import FileSystem, OsFileSystem
 from train_hooks.export_format.json_files import read_attempt_info, read_run_info
-from train_hooks.export_format.paths import IN_PROGRESS, ExportPaths, SegmentFileName
+from train_hooks.export_format.paths import IN_PROGRESS, CompactionName, ExportPaths, SegmentFileName
 from train_hooks.export_format.records import AttemptInfo, Row, RunInfo, StepRecord, StepStatus
 from train_hooks.export_format.schema import decode_frame, rows_of_batch
 
 __all__ = ["AttemptReader", "RunReader", "SegmentFile", "StepFrame", "WriterLog"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SegmentFile:
-    """One segment file and the acknowledgement records of it that are to be believed."""
-
-    name: SegmentFileName
-    data_path: Path
-    acks_path: Path
-    sealed: bool
-    acks: Sequence[Ack]
-    torn: str | None
-
-    @property
-    def ended(self) -> Ack | None:
-        """The end record, where the writer got to write one."""
-        return self.acks[-1] if self.acks and self.acks[-1].kind is AckKind.END else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,32 +33,6 @@ class StepFrame:
     ack: Ack
     batch: pa.RecordBatch
     records: tuple[StepRecord, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WriterLog:
-    """All segment files of one dp_rank in one attempt, as one chain."""
-
-    dp_rank: int
-    files: tuple[SegmentFile, ...]
-
-    def steps(self) -> Iterator[tuple[SegmentFile, Ack]]:
-        """Every acknowledged step in the order of the chain."""
-        for file in self.files:
-            for ack in file.acks:
-                if ack.kind is AckKind.STEP:
-                    yield file, ack
-
-    @property
-    def last_step(self) -> int | None:
-        """The newest acknowledged step."""
-        return max((ack.global_step for _, ack in self.steps()), default=None)
-
-    @property
-    def closed(self) -> bool:
-        """Whether the writer ended by itself."""
-        ended = self.files[-1].ended if self.files else None
-        return ended is not None and ended.global_step == 1
 
 
 class RunReader:
@@ -102,7 +61,16 @@ class RunReader:
         path = self.paths.secret
         if not self.file_system.exists(path):
             raise DamageError(f"{path} is missing; without it the leaves of this run cannot be recomputed")
-        return bytes.fromhex(self.file_system.read(path).decode("ascii").strip())
+        data = self.file_system.read(path)
+        found = hashlib.sha256(data).hexdigest()
+        if self.info.secret_sha256 not in (None, found):
+            raise DamageError(
+                f"{path}: expected SHA-256 {self.info.secret_sha256}, found {found}; restore it from a copy"
+            )
+        try:
+            return bytes.fromhex(data.decode("ascii").strip())
+        except ValueError as error:
+            raise DamageError(f"{path}: expected hexadecimal digits; restore it from a copy of the export") from error
 
     def attempts(self) -> list["AttemptReader"]:
         """All attempts that said something, by number."""
@@ -134,15 +102,31 @@ class AttemptReader:
     def __init__(self, run: RunReader, info: AttemptInfo) -> None:
         self.run, self.info = run, info
         self.directory = run.paths.attempt_dir(info.attempt)
+        self._opened: dict[Path, CompactedFiles] = {}
 
     def writers(self) -> dict[int, WriterLog]:
         """The chain of each dp_rank that has written. Raises DamageError where a chain does not hold together."""
-        names: dict[int, set[SegmentFileName]] = {}
-        for entry in self.run.file_system.names(self.directory):
-            parsed = SegmentFileName.parse(entry)
-            if parsed is not None and parsed[1] != "seal.json":
-                names.setdefault(parsed[0].dp_rank, set()).add(parsed[0])
-        return {dp_rank: self._writer(dp_rank, sorted(found)) for dp_rank, found in sorted(names.items())}
+        logs = self.writer_logs()
+        for log in logs.values():
+            for number, file in enumerate(log.files):
+                if file.name.number != number:
+                    raise DamageError(f"{self.directory}: segment file {number} of dp_rank {log.dp_rank} is missing")
+                if file.damage is not None:
+                    raise DamageError(
+                        f"{file.acks_path}: {file.damage}; run `kiseki export verify` and restore it from a copy"
+                    )
+        return logs
+
+    def writer_logs(self) -> dict[int, WriterLog]:
+        """As `writers`, with whatever is there: for verification, which names what is wrong."""
+        entries = self.run.file_system.names(self.directory)
+        compacted = self._compactions(entries)
+        names = {parsed[0] for entry in entries if (parsed := SegmentFileName.parse(entry)) is not None}
+        there = set(entries)
+        files: dict[int, list[SegmentFile]] = {}
+        for name in sorted(names):
+            self._add_file(files.setdefault(name.dp_rank, []), name, there, compacted.get(name))
+        return {dp_rank: WriterLog(dp_rank=dp_rank, files=tuple(found)) for dp_rank, found in files.items()}
 
     def committed_steps(self, writers: dict[int, WriterLog] | None = None) -> list[int]:
         """Steps that every writer of the attempt has acknowledged, ascending."""
@@ -154,10 +138,11 @@ class AttemptReader:
 
     def frame(self, file: SegmentFile, ack: Ack) -> StepFrame:
         """One frame, its hash checked before it is parsed. Raises DamageError."""
-        schema = self._checked(file, file.acks[0])
-        batch, records = decode_frame(schema, self._checked(file, ack))
+        batch, records = self._decoded(file, ack)
         if batch.num_rows != ack.num_rows:
-            raise DamageError(f"{file.data_path}: expected {ack.num_rows} rows in frame {ack.number}")
+            raise DamageError(
+                f"{file.data_path}: expected {ack.num_rows} rows in frame {ack.number}, found {batch.num_rows}"
+            )
         return StepFrame(dp_rank=file.name.dp_rank, ack=ack, batch=batch, records=records)
 
     def frames(self, first_step: int, last_step: int) -> Iterator[StepFrame]:
@@ -191,8 +176,22 @@ class AttemptReader:
                     statuses.setdefault(ack.global_step, ack.status)
         return statuses
 
+    def _decoded(self, file: SegmentFile, ack: Ack) -> tuple[pa.RecordBatch, tuple[StepRecord, ...]]:
+        compacted = file.compacted
+        if compacted is None:
+            try:
+                return decode_frame(self._checked(file, file.acks[0]), self._checked(file, ack))
+            except FileNotFoundError:  # it was compacted since it was listed, or it is lost
+                compacted = self._compactions(self.run.file_system.names(self.directory)).get(file.name)
+        if compacted is None:
+            raise DamageError(f"{self.directory / file.name.data} is missing; restore it from a copy of the export")
+        return compacted.frame(file.name.number, ack)
+
     def _checked(self, file: SegmentFile, ack: Ack) -> bytes:
-        data = self.run.file_system.read(file.data_path, ack.start, ack.end)
+        try:
+            data = self.run.file_system.read(file.data_path, ack.start, ack.end)
+        except FileNotFoundError:  # it was sealed since it was listed
+            data = self.run.file_system.read(self.directory / file.name.data, ack.start, ack.end)
         if len(data) != ack.end - ack.start or hashlib.sha256(data).digest() != ack.frame_sha256:
             raise DamageError(
                 f"{file.data_path}: bytes {ack.start}–{ack.end} (step {ack.global_step}) do not match the hash that was "
@@ -200,66 +199,36 @@ class AttemptReader:
             )
         return data
 
-    def _present(self, name: str) -> tuple[Path, bool]:
-        sealed = self.directory / name
-        if self.run.file_system.exists(sealed):
-            return sealed, True
-        return self.directory / (name + IN_PROGRESS), False
+    def _compactions(self, entries: Sequence[str]) -> dict[SegmentFileName, CompactedFiles]:
+        found: dict[SegmentFileName, CompactedFiles] = {}
+        for entry in entries:
+            if CompactionName.parse(entry) is not None and entry.endswith(".json"):
+                path = self.directory / entry
+                if path not in self._opened:
+                    self._opened[path] = CompactedFiles(self.run.file_system, path)
+                for name in self._opened[path].names():
+                    found[name] = self._opened[path]
+        return found
 
-    def _writer(self, dp_rank: int, names: Sequence[SegmentFileName]) -> WriterLog:
-        files: list[SegmentFile] = []
-        for number, name in enumerate(names):
-            if name.number != number:
-                raise DamageError(f"{self.directory}: segment file {number} of dp_rank {dp_rank} is missing")
-            self._add_file(files, name)
-        return WriterLog(dp_rank=dp_rank, files=tuple(files))
-
-    def _add_file(self, files: list[SegmentFile], name: SegmentFileName) -> None:
-        (data_path, _), (acks_path, _) = self._present(name.data), self._present(name.acks)
+    def _add_file(
+        self,
+        files: list[SegmentFile],
+        name: SegmentFileName,
+        there: Container[str],
+        compacted: CompactedFiles | None,
+    ) -> None:
+        """`there` was listed before the records are read: what was sealed then is whole now."""
         file_system = self.run.file_system
-        raw = file_system.read(acks_path) if file_system.exists(acks_path) else b""
-        sealed = file_system.exists(self.directory / name.seal)
-        acks, torn = self._chain(files, name, raw)
-        files.append(
-            SegmentFile(name=name, data_path=data_path, acks_path=acks_path, sealed=sealed, acks=acks, torn=torn)
+        acks_path, data_path = (
+            self.directory / (part if part in there else part + IN_PROGRESS) for part in (name.acks, name.data)
         )
-
-    def _chain(self, files: list[SegmentFile], name: SegmentFileName, raw: bytes) -> tuple[Sequence[Ack], str | None]:
-        """Decode `raw`; where its first record continues an earlier file before that one's end, cut that one there."""
-        if len(raw) < ACK_SIZE:
-            return (), "acknowledgement record 0 is cut or damaged" if raw else None
-        first: tuple[Sequence[Ack], str | None] | None = None
-        for index in range(len(files) - 1, -1, -1):
-            for position in range(len(files[index].acks) - 1, -1, -1):
-                acks, torn = decode_acks(raw, self._identity(name, files[index].acks[position].sha256))
-                first = first or (acks, torn)
-                if acks:
-                    self._cut(files, index, position + 1)
-                    return acks, torn
-        acks, torn = decode_acks(raw, self._identity(name, None))
-        if acks:
-            self._cut(files, -1, 0)
-            return acks, torn
-        return first or (acks, torn)
-
-    def _identity(self, name: SegmentFileName, previous: bytes | None) -> bytes:
-        info = self.info
-        return file_identity(info.run_id, info.attempt, info.claim, name.dp_rank, name.number, previous)
-
-    @staticmethod
-    def _cut(files: list[SegmentFile], index: int, num_acks: int) -> None:
-        for later in range(index + 1, len(files)):
-            files[later] = _with_acks(files[later], 0)
-        if index >= 0 and num_acks < len(files[index].acks):
-            files[index] = _with_acks(files[index], num_acks)
-
-
-def _with_acks(file: SegmentFile, num_acks: int) -> SegmentFile:
-    return SegmentFile(
-        name=file.name,
-        data_path=file.data_path,
-        acks_path=file.acks_path,
-        sealed=file.sealed,
-        acks=file.acks[:num_acks],
-        torn=file.torn,
-    )
+        try:
+            raw = file_system.read(acks_path)
+        except FileNotFoundError:  # renamed meanwhile, or never there
+            acks_path = self.directory / name.acks
+            raw = file_system.read(acks_path) if file_system.exists(acks_path) else b""
+        file = SegmentFile(
+            name=name, data_path=data_path, acks_path=acks_path, sealed=name.seal in there, acks=(), torn=None,
+            compacted=compacted,
+        )  # fmt: skip
+        add_file(self.info, files, file, raw)

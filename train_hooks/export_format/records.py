@@ -15,8 +15,10 @@ from train_hooks.export_format.errors import InputError
 
 __all__ = ["AttemptInfo", "Row", "RunInfo", "Segment", "SequenceAddress", "StepRecord", "StepStatus", "TensorRecord"]
 
-RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_ADDRESS = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})/a(\d{1,9})/s(\d{1,15})/r(\d{1,9})/m(\d{1,9})/q(\d{1,9})")
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
+_ADDRESS = re.compile(
+    r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})/a(\d{1,9})/s(\d{1,15})/r(\d{1,9})/m(\d{1,9})/q(\d{1,9})", re.ASCII
+)
 
 
 class StepStatus(StrEnum):
@@ -115,11 +117,15 @@ class RunInfo:
     tokenizer_sha256: str | None
     config: Mapping[str, object]
     versions: Mapping[str, str]
+    secret_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttemptInfo:
-    """`attempt.json`: one process-group lifetime. It contributes the steps after `resume_step`."""
+    """`attempt.json`: one process-group lifetime. It contributes the steps after `resume_step`.
+
+    run_sha256, parent_sha256: SHA-256 of `run.json` and of the parent's `attempt.json` as this attempt found them.
+    """
 
     run_id: str
     attempt: int
@@ -131,3 +137,5 @@ class AttemptInfo:
     host: str
     config: Mapping[str, object]
     versions: Mapping[str, str]
+    run_sha256: str | None = None
+    parent_sha256: str | None = None

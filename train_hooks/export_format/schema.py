@@ -7,13 +7,16 @@ custom metadata under `kiseki.step_records`; numbers that JSON lacks are the str
 import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from train_hooks.export_format.errors import DamageError
+from train_hooks.export_format.paths import SegmentFileName
 from train_hooks.export_format.records import (
     Row,
+    RunInfo,
     Segment,
     SequenceAddress,
     StepRecord,
@@ -21,7 +24,17 @@ from train_hooks.export_format.records import (
     TensorRecord,
 )
 
-__all__ = ["END_OF_STREAM", "ROW_FIELDS", "decode_frame", "encode_frame", "row_schema"]
+__all__ = [
+    "END_OF_STREAM",
+    "ROW_FIELDS",
+    "decode_frame",
+    "decode_step_records",
+    "encode_frame",
+    "encode_step_records",
+    "file_metadata",
+    "row_schema",
+    "rows_of_batch",
+]
 
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _RECORDS_KEY = b"kiseki.step_records"
@@ -61,6 +74,19 @@ ROW_FIELDS = [
 def row_schema(metadata: Mapping[str, str]) -> pa.Schema:
     """Schema of a segment file whose identity `metadata` gives."""
     return pa.schema(ROW_FIELDS, metadata={key: str(value) for key, value in metadata.items()})
+
+
+def file_metadata(run: RunInfo, attempt: int, name: SegmentFileName) -> dict[str, str]:
+    """Who a segment file is: the metadata of its schema."""
+    return {
+        "kiseki.format_version": str(run.format_version),
+        "kiseki.run_id": run.run_id,
+        "kiseki.attempt": str(attempt),
+        "kiseki.dp_rank": str(name.dp_rank),
+        "kiseki.file_number": str(name.number),
+        "kiseki.sequence_length": str(run.sequence_length),
+        "kiseki.token_dtype": run.token_dtype,
+    }
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, list[object]]:
@@ -108,7 +134,8 @@ def _encode_number(value: float) -> float | str:
     return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
 
 
-def _encode_records(records: Sequence[StepRecord]) -> str:
+def encode_step_records(records: Sequence[StepRecord]) -> str:
+    """Step records as JSON."""
     return json.dumps(
         [
             {
@@ -124,7 +151,8 @@ def _encode_records(records: Sequence[StepRecord]) -> str:
     )
 
 
-def _decode_records(text: bytes) -> tuple[StepRecord, ...]:
+def decode_step_records(text: bytes | str) -> tuple[StepRecord, ...]:
+    """Step records from JSON. Raises ValueError, KeyError or TypeError for other JSON."""
     return tuple(
         StepRecord(
             global_step=item["global_step"],
@@ -145,7 +173,7 @@ def encode_frame(schema: pa.Schema, rows: Sequence[Row], records: Sequence[StepR
     sink = pa.BufferOutputStream()
     head = len(schema.serialize())  # the stream begins with these very bytes, which the file already holds
     with pa.ipc.new_stream(sink, schema) as stream:
-        metadata = {_RECORDS_KEY: _encode_records(records)} if records else None
+        metadata = {_RECORDS_KEY: encode_step_records(records)} if records else None
         stream.write_batch(batch, custom_metadata=metadata)
         tail = sink.tell()
     return bytes(memoryview(sink.getvalue())[head:tail])
@@ -157,34 +185,40 @@ def decode_frame(schema_frame: bytes, frame: bytes) -> tuple[pa.RecordBatch, tup
         stream = pa.ipc.open_stream(pa.py_buffer(schema_frame + frame + END_OF_STREAM))
         batch, metadata = stream.read_next_batch_with_custom_metadata()
         batch.validate(full=True)
-        records = _decode_records(metadata[_RECORDS_KEY]) if metadata and _RECORDS_KEY in metadata else ()
-    except (pa.ArrowException, OSError, StopIteration, KeyError, ValueError) as error:
+        if not batch.schema.equals(pa.schema(ROW_FIELDS)):
+            raise ValueError(f"its columns are {batch.schema.names}")
+        records = decode_step_records(metadata[_RECORDS_KEY]) if metadata and _RECORDS_KEY in metadata else ()
+    except (pa.ArrowException, OSError, StopIteration, KeyError, TypeError, AttributeError, ValueError) as error:
         raise DamageError(f"a frame that matches its hash is no record batch: {error}") from error
     return batch, records
 
 
 def rows_of_batch(batch: pa.RecordBatch, run_id: str, attempt: int, dp_rank: int, token_dtype: str) -> list[Row]:
-    """The rows of a batch as records; tokens are read-only views."""
+    """The rows of a batch as records; tokens are read-only views. Raises DamageError for an unknown status."""
     dtype = np.dtype(token_dtype).newbyteorder("<")
-    return [
-        Row(
-            address=SequenceAddress(
-                run_id=run_id, attempt=attempt, global_step=item["global_step"], dp_rank=dp_rank,
-                microbatch=item["microbatch"], slot=item["slot"],
-            ),
-            tokens=np.frombuffer(item["tokens"], dtype),
-            segments=tuple(Segment(**segment) for segment in item["segments"]),
-            tensors=tuple(
-                TensorRecord(
-                    name=tensor["name"], dtype=tensor["dtype"], shape=tuple(tensor["shape"]),
-                    encoding=tensor["encoding"], data=tensor["data"],
-                )
-                for tensor in item["tensors"]
-            ),
-            sample_index=item["sample_index"],
-            status=StepStatus(item["status"]),
-            loss=item["loss"],
-            leaf=item["leaf"],
-        )
-        for item in batch.to_pylist()
-    ]  # fmt: skip
+    try:
+        return [_row(item, run_id, attempt, dp_rank, dtype) for item in batch.to_pylist()]
+    except (ValueError, TypeError) as error:
+        raise DamageError(f"a row that matches its hash is none of this format: {error}") from error
+
+
+def _row(item: dict[str, Any], run_id: str, attempt: int, dp_rank: int, dtype: np.dtype[Any]) -> Row:
+    return Row(
+        address=SequenceAddress(
+            run_id=run_id, attempt=attempt, global_step=item["global_step"], dp_rank=dp_rank,
+            microbatch=item["microbatch"], slot=item["slot"],
+        ),
+        tokens=np.frombuffer(item["tokens"], dtype),
+        segments=tuple(Segment(**segment) for segment in item["segments"]),
+        tensors=tuple(
+            TensorRecord(
+                name=tensor["name"], dtype=tensor["dtype"], shape=tuple(tensor["shape"]),
+                encoding=tensor["encoding"], data=tensor["data"],
+            )
+            for tensor in item["tensors"]
+        ),
+        sample_index=item["sample_index"],
+        status=StepStatus(item["status"]),
+        loss=item["loss"],
+        leaf=item["leaf"],
+    )  # fmt: skip

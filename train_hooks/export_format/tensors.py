@@ -32,7 +32,7 @@ Tokens = npt.NDArray[np.unsignedinteger]
 
 def encode_tensor(name: str, value: Array, tokens: Tokens, segments: Sequence[Segment]) -> TensorRecord:
     """The shortest record that gives `value` (one row of a tensor, any shape and dtype) back."""
-    exact = np.ascontiguousarray(value).astype(value.dtype.newbyteorder("<"), copy=False)
+    exact = np.asarray(value, value.dtype.newbyteorder("<"), order="C")
     raw = exact.tobytes()
     for encoding, data in _candidates(exact, raw, tokens, segments):
         record = TensorRecord(name=name, dtype=exact.dtype.str, shape=exact.shape, encoding=encoding, data=data)
@@ -65,21 +65,27 @@ def _starts_alike(value: Array, tokens: Tokens) -> bool:
 
 def decode_tensor(record: TensorRecord, tokens: Tokens, segments: Sequence[Segment]) -> Array:
     """The tensor that `record` stands for. Raises DamageError where it cannot be one."""
-    dtype = np.dtype(record.dtype)
+    try:
+        return _decode(record, np.dtype(record.dtype), tokens, segments)
+    except (zlib.error, ValueError, IndexError, TypeError, OverflowError) as error:
+        raise DamageError(
+            f"tensor {record.name!r}: {len(record.data)} stored bytes are no {record.dtype} {record.shape} as "
+            f"{record.encoding!r}: {error}"
+        ) from error
+
+
+def _decode(record: TensorRecord, dtype: np.dtype[np.generic], tokens: Tokens, segments: Sequence[Segment]) -> Array:
     match record.encoding:
         case "zlib":
-            try:
-                return np.frombuffer(zlib.decompress(record.data), dtype).reshape(record.shape)
-            except (zlib.error, ValueError) as error:
-                raise DamageError(f"tensor {record.name!r}: stored elements do not unpack: {error}") from error
+            return np.frombuffer(zlib.decompress(record.data), dtype).reshape(record.shape)
         case "constant":
-            return np.broadcast_to(np.frombuffer(record.data, dtype, 1), record.shape)
+            return np.broadcast_to(np.frombuffer(record.data, dtype, 1)[0], record.shape)
         case "tokens":
             return tokens.astype(dtype)
         case "next" | "next-in-segment":
             return _decode_next(record, dtype, tokens, segments)
         case "arange":
-            return np.arange(len(tokens), dtype=dtype)
+            return np.arange(len(tokens)).astype(dtype)
         case "arange-segment":
             return _per_segment(segments, len(tokens), dtype, positions=True)
         case "segment-index":

@@ -119,6 +119,18 @@ def test_periods_longer_than_any_training_run(period: int) -> None:
                 assert shards.rows(spans) == reference.maximal_spans(arrays, query, min_length, chosen)
 
 
+@pytest.mark.parametrize("unit", [[7], [7, 8], [7, 8, 9]])
+def test_a_repetition_that_ends_inside_a_longer_match(unit: list[int]) -> None:
+    """The last repeat goes on where the ones before it ended: it must not be taken for one more of them."""
+    run = unit * 12
+    for tail in ([5], [5, 7, 8], unit[:1], [*unit[1:], 5]):
+        arrays = shards.build([run, [*run, *tail], [*run[1:], 6], [4, *run]])
+        for query in (run * 3 + tail, run * 3 + tail + run * 2, [4, *run, *run, *tail, 6], [*run[1:], *run, 6, *tail]):
+            for min_length in (2, 8, 12):
+                spans = search.maximal_spans(arrays, query, min_length)
+                assert shards.rows(spans) == reference.maximal_spans(arrays, query, min_length)
+
+
 @pytest.mark.parametrize(
     "kind", [list, tuple, np.array, lambda q: np.array(q, np.uint64), lambda q: np.array(q, object)]
 )

@@ -1,0 +1,88 @@
+"""Reading, verification and status beside a writer that goes on writing, rolling and sealing."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.example_exports import begin_attempt, begin_run, committed_step
+from train_hooks.export_format.compact import compact
+from train_hooks.export_format.errors import ExportStopped
+from train_hooks.export_format.filesystem import OsFileSystem
+from train_hooks.export_format.findings import Severity
+from train_hooks.export_format.paths import ExportPaths
+from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.repair import repair
+from train_hooks.export_format.status import status
+from train_hooks.export_format.verify import verify
+from train_hooks.export_format.writer import RankWriter
+from train_hooks.row_builder import RowBuilder
+
+NUM_STEPS = 60
+
+
+def test_readers_of_a_growing_export_never_fail(tmp_path: Path) -> None:
+    run = begin_run(tmp_path)
+    info = begin_attempt(tmp_path, run)
+    builder = RowBuilder(run, info, 0, RunReader(tmp_path).secret())
+    writer = RankWriter(OsFileSystem(), ExportPaths(tmp_path).attempt_dir(1), run, info, 0, roll_size_bytes=5000)
+    acknowledged = [0]
+    errors: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            for step in range(1, NUM_STEPS + 1):
+                writer.append([builder.frame(committed_step(step, 0))])
+                acknowledged[0] = step
+            writer.close()
+        except BaseException as error:  # noqa: BLE001  the thread's edge
+            errors.append(error)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    rounds = 0
+    while thread.is_alive() or rounds < 2:
+        rounds += 1
+        before = acknowledged[0]
+        reader = RunReader(tmp_path).attempt(1)
+        steps = reader.committed_steps()
+        assert steps == list(range(1, len(steps) + 1))
+        assert len(steps) >= before
+        read = [frame.ack.global_step for frame in reader.frames(1, NUM_STEPS)]
+        assert read == list(range(1, len(read) + 1))
+        assert len(read) >= len(steps)
+        assert verify(tmp_path).of(Severity.DAMAGED) == ()
+        assert status(RunReader(tmp_path)).attempts[0].state in ("live", "closed")
+        if thread.is_alive():
+            assert {action.kind for action in repair(tmp_path)} <= {"left"}
+        if rounds % 2:
+            compact(RunReader(tmp_path), level=1)
+    thread.join()
+
+    assert errors == []
+    assert len(RunReader(tmp_path).attempt(1).committed_steps()) == NUM_STEPS
+    assert verify(tmp_path).findings == ()
+
+
+def test_a_second_writer_of_a_dp_rank_is_refused(tmp_path: Path) -> None:
+    run = begin_run(tmp_path)
+    info = begin_attempt(tmp_path, run)
+    directory = ExportPaths(tmp_path).attempt_dir(1)
+    RankWriter(OsFileSystem(), directory, run, info, 0).abandon()
+
+    with pytest.raises(FileExistsError):
+        RankWriter(OsFileSystem(), directory, run, info, 0)
+
+
+def test_a_closed_writer_writes_no_more(tmp_path: Path) -> None:
+    run = begin_run(tmp_path)
+    info = begin_attempt(tmp_path, run)
+    builder = RowBuilder(run, info, 0, RunReader(tmp_path).secret())
+    writer = RankWriter(OsFileSystem(), ExportPaths(tmp_path).attempt_dir(1), run, info, 0)
+    writer.append([])
+    writer.close()
+    for again in (writer.close, lambda: writer.append([builder.frame(committed_step(1, 0))])):
+        with pytest.raises(ExportStopped, match="is closed"):
+            again()
+
+    assert verify(tmp_path).findings == ()

@@ -1,0 +1,270 @@
+"""Compaction: the data of a writer's sealed segment files as one Parquet file, a third to a quarter of the size.
+
+1. Only sealed files are compacted, a contiguous range of one writer of one attempt at a time, and every byte of them is
+   checked against its seal and acknowledgement before it is copied.
+2. Seals and acknowledgement records stay, byte for byte: the chain of a compacted writer is what it was. What goes is the
+   data, and only after the Parquet files were synced, read back row for row, and their manifest was made durable.
+3. Rows keep their leaves, so they still answer to the root hash of their step in the acknowledgement record.
+4. Killed anywhere, a reader sees the same rows. Run again, it goes on: what has a manifest only loses its old data.
+"""
+
+import dataclasses
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from train_hooks.export_format.acknowledgement import Ack, AckKind
+from train_hooks.export_format.chain import SegmentFile
+from train_hooks.export_format.compacted import (
+    CompactedFiles,
+    CompactedPart,
+    CompactionManifest,
+    Piece,
+    Replaced,
+)
+from train_hooks.export_format.errors import DamageError
+from train_hooks.export_format.json_files import info_sha256, write_once
+from train_hooks.export_format.paths import IN_PROGRESS, CompactionName
+from train_hooks.export_format.reader import AttemptReader, RunReader, StepFrame
+from train_hooks.export_format.schema import ROW_FIELDS, encode_step_records
+from train_hooks.export_format.seals import Seal, read_seal
+
+__all__ = ["Compaction", "compact"]
+
+_PLACE = [pa.field("attempt", pa.int32(), nullable=False), pa.field("dp_rank", pa.int32(), nullable=False)]
+_FRAME_FIELDS = [
+    pa.field("file_number", pa.int32(), nullable=False),
+    pa.field("frame_number", pa.int64(), nullable=False),
+    pa.field("row_group", pa.int32(), nullable=False),
+    pa.field("first_row", pa.int32(), nullable=False),
+    pa.field("num_rows", pa.int32(), nullable=False),
+    pa.field("step_records", pa.string()),
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compaction:
+    """What one compaction did."""
+
+    manifest_path: Path
+    num_files: int
+    num_rows: int
+    size_before_bytes: int
+    size_after_bytes: int
+
+
+def compact(
+    run: RunReader, *, row_group_bytes: int = 8 << 20, level: int = 6, max_size_bytes: int = 1 << 30
+) -> list[Compaction]:
+    """Compact every range of sealed files that is not yet. Raises DamageError before anything is removed.
+
+    Files are taken together up to `max_size_bytes` of data; a larger one is taken alone. Memory is about as much.
+    """
+    done = []
+    for attempt in run.attempts():
+        for log in attempt.writers().values():
+            for files in _ranges(log.files, max_size_bytes):
+                done.append(_compact(attempt, files, row_group_bytes, level))
+            _finish_removal(attempt, log.files)
+    return done
+
+
+def _ranges(files: Sequence[SegmentFile], max_size_bytes: int) -> Iterator[list[SegmentFile]]:
+    found: list[SegmentFile] = []
+    for file in files:
+        fits = sum(other.believed_size_bytes for other in found) + file.believed_size_bytes <= max_size_bytes
+        wanted = file.sealed and file.compacted is None
+        if found and not (wanted and fits):
+            yield found
+            found = []
+        if wanted:
+            found.append(file)
+    if found:
+        yield found
+
+
+def _compact(attempt: AttemptReader, files: Sequence[SegmentFile], row_group_bytes: int, level: int) -> Compaction:
+    file_system, directory = attempt.run.file_system, attempt.directory
+    name = CompactionName(
+        dp_rank=files[0].name.dp_rank, first_number=files[0].name.number, last_number=files[-1].name.number
+    )
+    seals = [_checked_seal(attempt, file) for file in files]
+    data = _Parquet(attempt, files, row_group_bytes, level)
+    parts = {}
+    for part_name, content, pieces in (
+        (name.rows, data.rows, data.pieces),
+        (name.frames, data.frames, _one_piece(data.frames)),
+    ):
+        for stale in (part_name + IN_PROGRESS, part_name):
+            if file_system.exists(directory / stale):
+                file_system.remove(directory / stale)
+        write_once(file_system, directory / part_name, content)
+        parts[part_name] = CompactedPart(name=part_name, size_bytes=len(content), pieces=pieces)
+    manifest = CompactionManifest(
+        run_id=attempt.info.run_id,
+        attempt=attempt.info.attempt,
+        attempt_sha256=info_sha256(attempt.info),
+        dp_rank=name.dp_rank,
+        rows=parts[name.rows],
+        frames=parts[name.frames],
+        replaced=tuple(
+            Replaced(file_number=seal.file_number, seal_sha256=seal.sha256, data_sha256=seal.data.sha256)
+            for seal in seals
+        ),
+    )
+    path = directory / name.manifest
+    _publish_manifest(attempt, files, path, manifest.encode())
+    _remove_replaced(attempt, files)
+    return Compaction(
+        manifest_path=path,
+        num_files=len(files),
+        num_rows=sum(seal.num_rows for seal in seals),
+        size_before_bytes=sum(seal.data.size_bytes for seal in seals),
+        size_after_bytes=len(data.rows) + len(data.frames),
+    )
+
+
+def _publish_manifest(attempt: AttemptReader, files: Sequence[SegmentFile], path: Path, data: bytes) -> None:
+    """Make the manifest durable once what it names reads back as the very rows of the segment files."""
+    file_system = attempt.run.file_system
+    unfinished = path.with_name(path.name + IN_PROGRESS)
+    if file_system.exists(unfinished):
+        file_system.remove(unfinished)
+    file = file_system.create(unfinished)
+    try:
+        file.write(data)
+        file.datasync()
+    finally:
+        file.close()
+    _compare(attempt, files, CompactedFiles(file_system, unfinished))
+    file_system.rename(unfinished, path)
+    file_system.sync_directory(path.parent)
+
+
+def _compare(attempt: AttemptReader, files: Sequence[SegmentFile], compacted: CompactedFiles) -> None:
+    for file, ack in _frames(files):
+        frame = attempt.frame(file, ack)
+        batch, records = compacted.frame(file.name.number, ack)
+        if not batch.equals(frame.batch) or encode_step_records(records) != encode_step_records(frame.records):
+            raise DamageError(
+                f"{compacted.path}: frame {ack.number} of {file.data_path} came back otherwise than it was written; "
+                "nothing was removed: look for a faulty disk or memory"
+            )
+
+
+def _checked_seal(attempt: AttemptReader, file: SegmentFile) -> Seal:
+    file_system = attempt.run.file_system
+    path = attempt.directory / file.name.seal
+    seal = read_seal(path, file_system.read(path))
+    for part in (seal.data, seal.acks):
+        found = hashlib.sha256(file_system.read(attempt.directory / part.name)).hexdigest()
+        if found != part.sha256:
+            raise DamageError(
+                f"{attempt.directory / part.name}: expected SHA-256 {part.sha256}, found {found}; restore it from a copy"
+            )
+    return seal
+
+
+def _frames(files: Sequence[SegmentFile]) -> Iterator[tuple[SegmentFile, Ack]]:
+    for file in files:
+        for ack in file.acks:
+            if ack.kind in (AckKind.STEP, AckKind.NOTE):
+                yield file, ack
+
+
+def _one_piece(data: bytes) -> tuple[Piece, ...]:
+    return (Piece(start=0, end=len(data), sha256=hashlib.sha256(data).hexdigest()),)
+
+
+def _finish_removal(attempt: AttemptReader, files: Sequence[SegmentFile]) -> None:
+    """What a compaction that died left beside its manifest goes, once both were compared again."""
+    for file in files:
+        if file.compacted is not None and attempt.run.file_system.exists(attempt.directory / file.name.data):
+            _compare(attempt, [dataclasses.replace(file, compacted=None)], file.compacted)
+            _remove_replaced(attempt, [file])
+
+
+def _remove_replaced(attempt: AttemptReader, files: Sequence[SegmentFile]) -> None:
+    removed = False
+    for file in files:
+        path = attempt.directory / file.name.data
+        if attempt.run.file_system.exists(path):
+            attempt.run.file_system.remove(path)
+            removed = True
+    if removed:
+        attempt.run.file_system.sync_directory(attempt.directory)
+
+
+class _Parquet:
+    """The two Parquet files of a range of segment files, in memory, and the pieces of the first."""
+
+    def __init__(self, attempt: AttemptReader, files: Sequence[SegmentFile], row_group_bytes: int, level: int) -> None:
+        self._place = (attempt.info.attempt, files[0].name.dp_rank)
+        self._sink = io.BytesIO()
+        self._cuts = [0]
+        self._table: list[tuple[int, int, int, int, int, str | None]] = []
+        schema = pa.schema([*_PLACE, *ROW_FIELDS])
+        with pq.ParquetWriter(
+            self._sink,
+            schema,
+            compression="zstd",
+            compression_level=level,
+            use_dictionary=["attempt", "dp_rank", "global_step", "microbatch", "status"],
+            write_page_checksum=True,
+            write_statistics=["global_step", "microbatch", "slot"],
+        ) as writer:
+            pending: list[StepFrame] = []
+            for file, ack in _frames(files):
+                frame = attempt.frame(file, ack)
+                self._note(file, frame, sum(item.batch.num_rows for item in pending))
+                if frame.batch.num_rows:
+                    pending.append(frame)
+                if sum(item.batch.nbytes for item in pending) >= row_group_bytes:
+                    self._flush(writer, schema, pending)
+            self._flush(writer, schema, pending)
+        self.rows = self._sink.getvalue()
+        self.pieces = self._pieces()
+        self.frames = self._frame_file(level)
+
+    def _note(self, file: SegmentFile, frame: StepFrame, first_row: int) -> None:
+        text = encode_step_records(frame.records) if frame.records else None
+        group = len(self._cuts) - 1
+        place = (file.name.number, frame.ack.number, group, first_row, frame.batch.num_rows, text)
+        self._table.append(place)
+
+    def _flush(self, writer: pq.ParquetWriter, schema: pa.Schema, pending: list[StepFrame]) -> None:
+        if not pending:
+            return
+        rows = pa.Table.from_batches([frame.batch.replace_schema_metadata(None) for frame in pending])
+        constants = [pa.array([value] * rows.num_rows, pa.int32()) for value in self._place]
+        table = pa.Table.from_arrays([*constants, *rows.columns], schema=schema)
+        writer.write_table(table, row_group_size=max(1, table.num_rows))
+        self._cuts.append(self._sink.tell())
+        pending.clear()
+
+    def _pieces(self) -> tuple[Piece, ...]:
+        ends = [*self._cuts[1:], len(self.rows)]
+        starts = [0, *ends[:-1]]
+        view = memoryview(self.rows)
+        return tuple(
+            Piece(start=start, end=end, sha256=hashlib.sha256(view[start:end]).hexdigest())
+            for start, end in zip(starts, ends, strict=True)
+        )
+
+    def _frame_file(self, level: int) -> bytes:
+        columns = list(zip(*self._table, strict=True)) or [() for _ in _FRAME_FIELDS]
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, _FRAME_FIELDS, strict=True)]
+        sink = io.BytesIO()
+        pq.write_table(
+            pa.Table.from_arrays(arrays, schema=pa.schema(_FRAME_FIELDS)),
+            sink,
+            compression="zstd",
+            compression_level=level,
+            write_page_checksum=True,
+        )
+        return sink.getvalue()

@@ -1,0 +1,236 @@
+"""Reading compacted segment files: Parquet of which no byte is parsed before its hash was checked.
+
+The manifest divides each Parquet file into pieces that cover it without a hole, with a SHA-256 each: one for each row
+group, and one for the footer. A read checks the pieces that it touches, so one frame costs one row group, not the file.
+"""
+
+import dataclasses
+import hashlib
+import io
+import threading
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from train_hooks.export_format.acknowledgement import Ack
+from train_hooks.export_format.errors import DamageError
+from train_hooks.export_format.filesystem import FileSystem
+from train_hooks.export_format.json_files import decode_document, encode_document
+from train_hooks.export_format.paths import CompactionName, SegmentFileName
+from train_hooks.export_format.records import StepRecord
+from train_hooks.export_format.schema import ROW_FIELDS, decode_step_records
+
+__all__ = ["CompactedFiles", "CompactedPart", "CompactionManifest", "Piece", "Replaced", "read_manifest"]
+
+COMPACTION_FORMAT = "kiseki-compaction-v1"
+_NAMES = [field.name for field in ROW_FIELDS]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Piece:
+    """A byte range of a Parquet file and its hash."""
+
+    start: int
+    end: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompactedPart:
+    """One Parquet file: name, size and pieces, which cover it from 0 to `size_bytes`."""
+
+    name: str
+    size_bytes: int
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replaced:
+    """A sealed segment file whose data the compaction holds: its seal, and the hash of its data as the seal names it."""
+
+    file_number: int
+    seal_sha256: str
+    data_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompactionManifest:
+    """What a compaction holds. Seals and acknowledgement records stay where they are."""
+
+    run_id: str
+    attempt: int
+    attempt_sha256: str
+    dp_rank: int
+    rows: CompactedPart
+    frames: CompactedPart
+    replaced: tuple[Replaced, ...]
+
+    def encode(self) -> bytes:
+        """The manifest file's bytes."""
+        return encode_document({"format": COMPACTION_FORMAT, **dataclasses.asdict(self)})
+
+
+def read_manifest(path: Path, data: bytes) -> CompactionManifest:
+    """The manifest in `data`, its own hash checked first. Raises DamageError."""
+    document: dict[str, Any] = decode_document(path, data)
+    if document.pop("format", None) != COMPACTION_FORMAT:
+        raise DamageError(f'{path}: expected "format": "{COMPACTION_FORMAT}"; a newer kiseki may read it')
+    document.pop("sha256")
+    try:
+        rows, frames = (_part(document.pop(name)) for name in ("rows", "frames"))
+        replaced = tuple(Replaced(**item) for item in document.pop("replaced"))
+        return CompactionManifest(**document, rows=rows, frames=frames, replaced=replaced)
+    except (TypeError, KeyError) as error:
+        raise DamageError(f"{path} has other keys than a compaction: {error}; a newer kiseki may read it") from error
+
+
+def _part(item: dict[str, Any]) -> CompactedPart:
+    return CompactedPart(**{**item, "pieces": tuple(Piece(**piece) for piece in item["pieces"])})
+
+
+class _CheckedFile(io.RawIOBase):
+    """A file of which every byte that is read was hashed with its piece."""
+
+    def __init__(self, file_system: FileSystem, path: Path, part: CompactedPart) -> None:
+        self._fs, self._path, self._part = file_system, path, part
+        self._starts = [piece.start for piece in part.pieces]
+        self._position = 0
+        self._cached: dict[int, bytes] = {}
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._part.size_bytes}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1, /) -> bytes:
+        end = self._part.size_bytes if size < 0 else min(self._position + size, self._part.size_bytes)
+        parts = []
+        while self._position < end:
+            index = bisect_right(self._starts, self._position) - 1
+            piece = self._part.pieces[index]
+            stop = min(end, piece.end)
+            parts.append(self.piece(index)[self._position - piece.start : stop - piece.start])
+            self._position = stop
+        return b"".join(parts)
+
+    def piece(self, index: int) -> bytes:
+        """One piece's bytes. Raises DamageError where they do not match their hash."""
+        found = self._cached.get(index)
+        if found is not None:
+            return found
+        piece = self._part.pieces[index]
+        data = self._fs.read(self._path, piece.start, piece.end)
+        if hashlib.sha256(data).hexdigest() != piece.sha256:
+            raise DamageError(
+                f"{self._path}: bytes {piece.start}–{piece.end} do not match the hash that its manifest names; "
+                "restore it from a copy of the export"
+            )
+        if len(self._cached) >= 3:
+            self._cached.pop(next(iter(self._cached)))
+        self._cached[index] = data
+        return data
+
+
+class CompactedFiles:
+    """One compaction. Opening reads the manifest; the Parquet files are opened on first use."""
+
+    def __init__(self, file_system: FileSystem, path: Path) -> None:
+        """Raises DamageError where the manifest is damaged."""
+        self.path, self._fs = path, file_system
+        self.manifest = read_manifest(path, file_system.read(path))
+        parsed = CompactionName.parse(path.name)
+        numbers = [item.file_number for item in self.manifest.replaced]
+        if parsed is None or (parsed[0].rows, parsed[0].frames) != (self.manifest.rows.name, self.manifest.frames.name):
+            raise DamageError(f"{path} is another compaction's manifest; restore it from a copy of the export")
+        if numbers != list(range(parsed[0].first_number, parsed[0].last_number + 1)):
+            raise DamageError(f"{path}: expected the files that its name says, found {numbers}")
+        self._lock = threading.Lock()
+        self._frames: dict[tuple[int, int], tuple[int, int, int, str | None]] | None = None
+        self._rows: pq.ParquetFile | None = None
+        self._group: tuple[int, pa.Table] | None = None
+
+    def names(self) -> Iterator[SegmentFileName]:
+        """The segment files that it replaces."""
+        for item in self.manifest.replaced:
+            yield SegmentFileName(dp_rank=self.manifest.dp_rank, number=item.file_number)
+
+    def frame(self, file_number: int, ack: Ack) -> tuple[pa.RecordBatch, tuple[StepRecord, ...]]:
+        """The batch and step records of one frame. Raises DamageError."""
+        with self._lock:
+            place = self._frame_table().get((file_number, ack.number))
+            if place is None:
+                raise DamageError(f"{self.path}: frame {ack.number} of file {file_number} is missing")
+            group, first_row, num_rows, text = place
+            return self._batch(group, first_row, num_rows), () if text is None else decode_step_records(text)
+
+    def num_frames(self, file_number: int) -> int:
+        """How many frames of a file it holds."""
+        return sum(number == file_number for number, _ in self._frame_table())
+
+    def faults(self, part: CompactedPart) -> list[str]:
+        """What is wrong with the bytes of one of its Parquet files, every piece checked."""
+        path = self.path.with_name(part.name)
+        if not self._fs.exists(path):
+            return ["is missing"]
+        size = self._fs.size(path)
+        if size != part.size_bytes:
+            return [f"has {size} bytes, its manifest says {part.size_bytes}"]
+        position, found = 0, []
+        for piece in part.pieces:
+            if piece.start != position or piece.end < piece.start:
+                return ["is not covered by the pieces of its manifest"]
+            if hashlib.sha256(self._fs.read(path, piece.start, piece.end)).hexdigest() != piece.sha256:
+                found.append(f"bytes {piece.start}–{piece.end} do not match their hash")
+            position = piece.end
+        return found if position == part.size_bytes else [*found, "is not covered by the pieces of its manifest"]
+
+    def _batch(self, group: int, first_row: int, num_rows: int) -> pa.RecordBatch:
+        if num_rows == 0:
+            return pa.record_batch([pa.array([], field.type) for field in ROW_FIELDS], schema=pa.schema(ROW_FIELDS))
+        if self._group is None or self._group[0] != group:
+            self._group = (group, self._read_group(group))
+        return self._group[1].slice(first_row, num_rows).combine_chunks().to_batches()[0]
+
+    def _read_group(self, group: int) -> pa.Table:
+        try:
+            if self._rows is None:
+                self._rows = self._open(self.manifest.rows)
+            table = self._rows.read_row_group(group, columns=_NAMES, use_threads=False)
+            table = table.select(_NAMES).replace_schema_metadata(None)
+            table.validate(full=True)
+        except (pa.ArrowException, OSError, KeyError, IndexError) as error:
+            raise DamageError(f"{self.manifest.rows.name} matches its hash and is no such Parquet: {error}") from error
+        if not table.schema.equals(pa.schema(ROW_FIELDS)):
+            raise DamageError(f"{self.manifest.rows.name} has other columns: {table.schema.names}")
+        return table
+
+    def _open(self, part: CompactedPart) -> pq.ParquetFile:
+        source = pa.PythonFile(_CheckedFile(self._fs, self.path.with_name(part.name), part), mode="r")
+        return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False)
+
+    def _frame_table(self) -> dict[tuple[int, int], tuple[int, int, int, str | None]]:
+        if self._frames is None:
+            try:
+                table = self._open(self.manifest.frames).read(use_threads=False)
+                columns = [
+                    table[name].to_pylist()
+                    for name in ("file_number", "frame_number", "row_group", "first_row", "num_rows", "step_records")
+                ]
+            except (pa.ArrowException, OSError, KeyError) as error:
+                raise DamageError(f"{self.manifest.frames.name} matches its hash and is no Parquet: {error}") from error
+            self._frames = {(row[0], row[1]): (row[2], row[3], row[4], row[5]) for row in zip(*columns, strict=True)}
+        return self._frames

@@ -1,0 +1,191 @@
+"""Verification of one segment file: every byte against its hashes, every row against its leaf and its step's root."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from train_hooks.export_format.acknowledgement import Ack, AckKind
+from train_hooks.export_format.chain import SegmentFile
+from train_hooks.export_format.errors import DamageError
+from train_hooks.export_format.leaf import leaf_hash, merkle_root
+from train_hooks.export_format.reader import AttemptReader
+from train_hooks.export_format.records import Row, StepRecord, StepStatus
+from train_hooks.export_format.schema import END_OF_STREAM, decode_frame, file_metadata, row_schema, rows_of_batch
+
+__all__ = ["FileContent", "StepContent", "check_content"]
+
+_BLOCK_BYTES = 8 << 20
+Complain = Callable[[Path, str, int | None], None]
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepContent:
+    """What one writer holds of one step."""
+
+    num_rows: int
+    num_microbatches: int
+    status: StepStatus | None
+    gap: str | None
+
+
+@dataclass(kw_only=True, slots=True)
+class FileContent:
+    """What a segment file holds, counted while it was checked. `data_sha256` is of its acknowledged bytes."""
+
+    steps: list[tuple[int, StepContent]] = field(default_factory=list)
+    num_rows: int = 0
+    num_tokens: int = 0
+    data_sha256: str | None = None
+
+
+def check_content(
+    attempt: AttemptReader, file: SegmentFile, secret: bytes | None, complain: Complain, progress: Progress
+) -> FileContent:
+    """Check all acknowledged frames of a file; what does not hold goes to `complain`, bytes read go to `progress`."""
+    content = FileContent()
+    path = _data_path(attempt, file)
+    if path is None:
+        if file.compacted is not None:
+            _check_compacted(attempt, file, secret, content, complain)
+        elif file.acks:
+            complain(file.data_path, "is missing; restore it from a copy of the export", None)
+        return content
+    digest = hashlib.sha256()
+    schema_frame = b""
+    for ack, frame in _frames(attempt, file, path, progress):
+        digest.update(frame)
+        if hashlib.sha256(frame).digest() != ack.frame_sha256 or len(frame) != ack.end - ack.start:
+            complain(path, f"bytes {ack.start}–{ack.end} do not match their hash; restore it from a copy", _step(ack))
+            continue
+        try:
+            if ack.kind is AckKind.SCHEMA:
+                schema_frame = bytes(frame)
+                _check_schema(attempt, file, schema_frame)
+            elif ack.kind is AckKind.END:
+                _expect(bytes(frame) == END_OF_STREAM, "its end frame is no end of stream")
+            else:
+                _check_frame(attempt, file, ack, decode_frame(schema_frame, bytes(frame)), secret, content)
+        except DamageError as error:
+            complain(path, f"{error}; its writer or its memory was at fault: restore it from a copy", _step(ack))
+    content.data_sha256 = digest.hexdigest()
+    return content
+
+
+def _data_path(attempt: AttemptReader, file: SegmentFile) -> Path | None:
+    for path in (file.data_path, attempt.directory / file.name.data):
+        if attempt.run.file_system.exists(path):
+            return path
+    return None
+
+
+def _frames(
+    attempt: AttemptReader, file: SegmentFile, path: Path, progress: Progress
+) -> Iterator[tuple[Ack, memoryview]]:
+    """Each acknowledged frame and its bytes, read in large blocks."""
+    start = 0
+    while start < len(file.acks):
+        end = start + 1
+        while end < len(file.acks) and file.acks[end].end - file.acks[start].start <= _BLOCK_BYTES:
+            end += 1
+        offset = file.acks[start].start
+        block = memoryview(attempt.run.file_system.read(path, offset, file.acks[end - 1].end))
+        progress(len(block))
+        for ack in file.acks[start:end]:
+            yield ack, block[ack.start - offset : ack.end - offset]
+        start = end
+
+
+def _check_schema(attempt: AttemptReader, file: SegmentFile, frame: bytes) -> None:
+    expected = row_schema(file_metadata(attempt.run.info, attempt.info.attempt, file.name))
+    try:
+        found = pa.ipc.read_schema(pa.py_buffer(frame))
+    except (pa.ArrowException, OSError) as error:
+        raise DamageError(f"its schema cannot be read: {error}") from error
+    _expect(found.equals(expected, check_metadata=True), "its schema is another file's")
+
+
+def _check_compacted(
+    attempt: AttemptReader, file: SegmentFile, secret: bytes | None, content: FileContent, complain: Complain
+) -> None:
+    compacted = file.compacted
+    if compacted is None:
+        return
+    path = compacted.path
+    try:
+        frames = [ack for ack in file.acks if ack.kind in (AckKind.STEP, AckKind.NOTE)]
+        found = compacted.num_frames(file.name.number)
+        _expect(found == len(frames), f"expected {len(frames)} frames of file {file.name.number}, found {found}")
+    except DamageError as error:
+        complain(path, str(error), None)
+        return
+    for ack in frames:
+        try:
+            batch, records = compacted.frame(file.name.number, ack)
+            _check_frame(attempt, file, ack, (batch, records), secret, content)
+        except DamageError as error:
+            complain(path, f"{error}; restore it from a copy of the export", _step(ack))
+
+
+def _check_frame(
+    attempt: AttemptReader,
+    file: SegmentFile,
+    ack: Ack,
+    decoded: tuple[pa.RecordBatch, Sequence[StepRecord]],
+    secret: bytes | None,
+    content: FileContent,
+) -> None:
+    batch, records = decoded
+    _expect(batch.num_rows == ack.num_rows, f"expected {ack.num_rows} rows, found {batch.num_rows}")
+    if ack.kind is AckKind.NOTE:
+        _expect(not ack.num_rows, "step records alone hold rows")
+        return
+    info = attempt.run.info
+    rows = rows_of_batch(batch, info.run_id, attempt.info.attempt, file.name.dp_rank, info.token_dtype)
+    gaps = [record.text or "rows were not exported" for record in records if record.kind == "gap"]
+    num_microbatches = rows[-1].address.microbatch + 1 if rows else 0
+    step = StepContent(
+        num_rows=len(rows), num_microbatches=num_microbatches, status=ack.status, gap=gaps[0] if gaps else None
+    )
+    content.steps.append((ack.global_step, step))
+    content.num_rows += len(rows)
+    content.num_tokens += sum(len(row.tokens) for row in rows)
+    _check_addresses(ack, rows)
+    for row in rows:
+        _check_row(attempt, row, secret)
+    _expect(merkle_root([row.leaf for row in rows]) == ack.root, "its leaves do not give the step's root hash")
+
+
+def _check_addresses(ack: Ack, rows: Sequence[Row]) -> None:
+    """Every micro-batch and slot once, in order: (0, 0), (0, 1) … (1, 0) …"""
+    expected = (0, 0)
+    for row in rows:
+        address = row.address
+        found = (address.microbatch, address.slot)
+        if found not in (expected, (expected[0] + 1, 0)) or (found != expected and expected == (0, 0)):
+            raise DamageError(f"expected micro-batch and slot {expected}, found {found}")
+        if address.global_step != ack.global_step or row.status is not ack.status:
+            raise DamageError(f"row {address} belongs to another step or status than its acknowledgement says")
+        expected = (found[0], found[1] + 1)
+
+
+def _check_row(attempt: AttemptReader, row: Row, secret: bytes | None) -> None:
+    info = attempt.run.info
+    if len(row.tokens) != info.sequence_length or int(row.tokens.max(initial=0)) >= info.vocab_size:
+        raise DamageError(f"row {row.address} has other tokens than the run can hold")
+    if secret is not None:
+        leaf = leaf_hash(secret, str(row.address), row.sample_index, row.tokens, row.segments, row.tensors)
+        if leaf != row.leaf:
+            raise DamageError(f"row {row.address} does not match its leaf")
+
+
+def _expect(holds: bool, message: str) -> None:
+    if not holds:
+        raise DamageError(message)
+
+
+def _step(ack: Ack) -> int | None:
+    return ack.global_step if ack.kind in (AckKind.STEP, AckKind.NOTE) else None

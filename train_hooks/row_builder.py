@@ -1,0 +1,254 @@
+"""From what was staged to what is written: rows, their leaves, and the frame of a step. Synchronous, no disk, no clock
+but the one that stamps step records.
+
+The exporter's writer thread drives it; so does the simulated job of the tests, without a thread.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from train_hooks.export_format.acknowledgement import AckKind
+from train_hooks.export_format.errors import RowError
+from train_hooks.export_format.leaf import leaf_hash
+from train_hooks.export_format.records import (
+    AttemptInfo,
+    Row,
+    RunInfo,
+    Segment,
+    SequenceAddress,
+    StepRecord,
+    StepStatus,
+)
+from train_hooks.export_format.tensors import encode_tensor
+from train_hooks.export_format.writer import Frame
+
+__all__ = [
+    "WHOLE_MICROBATCH",
+    "CommittedStep",
+    "LateMicrobatch",
+    "RowBuilder",
+    "StagedMicrobatch",
+    "check_shapes",
+    "gap_of",
+    "metrics_record",
+    "note_of",
+]
+
+WHOLE_MICROBATCH = "microbatch/"
+_PAUSE_S = 2e-5  # between rows the writer thread lets go of the interpreter, which training may be waiting for
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StagedMicrobatch:
+    """A micro-batch as the forward call got it, owned by the exporter.
+
+    tokens: integers [num_slots, sequence_length]; tensors: name → [num_slots, …]; batch_tensors: name → tensor of any
+    shape that belongs to the micro-batch as a whole, kept in the row of slot 0; segments: one tuple a slot, or () where
+    the documents are unknown; sample_index: one a slot, or None; loss: mean loss of each sequence, or None; tokens_key:
+    name of the token tensor, so that its dtype is kept as well; release: called on the writer thread when the arrays are
+    not needed any more.
+    """
+
+    tokens: npt.NDArray[np.integer]
+    tensors: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
+    batch_tensors: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
+    segments: Sequence[Sequence[Segment]] = ()
+    sample_index: Sequence[int] | None = None
+    loss: Sequence[float] | None = None
+    tokens_key: str | None = None
+    release: Callable[[], None] | None = None
+
+    @property
+    def num_slots(self) -> int:
+        """Sequences in it."""
+        return len(self.tokens)
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that it holds, roughly."""
+        arrays = [self.tokens, *self.tensors.values(), *self.batch_tensors.values()]
+        return sum(array.nbytes for array in arrays) + 256 * len(self.segments)
+
+
+class LateMicrobatch(Protocol):
+    """A micro-batch whose arrays are not there yet, as when a device still copies them."""
+
+    num_slots: int
+    size_bytes: int
+
+    def resolve(self) -> StagedMicrobatch | None:
+        """On the writer thread, once, in the order of staging: the micro-batch; None where there was none after all."""
+
+
+Staged = StagedMicrobatch | LateMicrobatch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommittedStep:
+    """A committed step on its way to the disk, or (kind NOTE) step records alone. `dropped` is not written."""
+
+    kind: AckKind
+    global_step: int
+    status: StepStatus | None
+    microbatches: tuple[Staged, ...]
+    records: tuple[StepRecord, ...]
+    size_bytes: int
+    dropped: tuple[Staged, ...] = ()
+
+
+def check_shapes(microbatch: StagedMicrobatch, sequence_length: int) -> None:
+    """Raises RowError for a shape or dtype that the run cannot hold; cheap enough for the training thread."""
+    tokens = microbatch.tokens
+    if tokens.ndim != 2 or tokens.shape[1] != sequence_length or tokens.dtype.kind not in "iu":
+        raise RowError(
+            f"expected integer tokens of shape [micro-batch, {sequence_length}], found {tokens.dtype} "
+            f"{list(tokens.shape)}; the run was attached with sequence_length={sequence_length}"
+        )
+    num_slots = tokens.shape[0]
+    for name, values in (
+        ("segments", microbatch.segments or None),
+        ("sample_index", microbatch.sample_index),
+        ("loss", microbatch.loss),
+    ):
+        if values is not None and len(values) != num_slots:
+            raise RowError(f"{name}: expected one for each of {num_slots} sequences, found {len(values)}")
+    for name, value in microbatch.tensors.items():
+        if value.ndim < 1 or value.shape[0] != num_slots or value.dtype.hasobject:
+            raise RowError(
+                f"tensor {name!r}: expected numbers of shape [{num_slots}, …], found {value.dtype} {list(value.shape)}"
+            )
+
+
+def metrics_record(global_step: int, metrics: Mapping[str, float]) -> StepRecord:
+    """Metrics of a step as they are written. Raises RowError for what is no number."""
+    try:
+        values = {str(name): float(value) for name, value in metrics.items()}
+    except (TypeError, ValueError) as error:
+        raise RowError(f"metrics of step {global_step}: expected numbers, found {dict(metrics)!r}") from error
+    return StepRecord(global_step=global_step, kind="metrics", unix_time_s=time.time(), values=values)
+
+
+def note_of(global_step: int, records: tuple[StepRecord, ...]) -> CommittedStep:
+    """Step records alone, after step `global_step`."""
+    return CommittedStep(
+        kind=AckKind.NOTE, global_step=global_step, status=None, microbatches=(), records=records, size_bytes=0
+    )
+
+
+def gap_of(step: CommittedStep, reason: str) -> CommittedStep:
+    """The same step without its rows, and the record that says so."""
+    num_rows = sum(microbatch.num_slots for microbatch in step.microbatches)
+    gap = StepRecord(
+        global_step=step.global_step, kind="gap", unix_time_s=time.time(), values={"num_rows": num_rows}, text=reason
+    )
+    return CommittedStep(
+        kind=AckKind.STEP, global_step=step.global_step, status=step.status, microbatches=(),
+        records=(*step.records, gap), size_bytes=1024, dropped=step.microbatches,
+    )  # fmt: skip
+
+
+class RowBuilder:
+    """Makes the frames of one dp_rank of one attempt."""
+
+    def __init__(
+        self, run: RunInfo, attempt: AttemptInfo, dp_rank: int, secret: bytes, *, pause_s: float = _PAUSE_S
+    ) -> None:
+        self._run, self._attempt, self._dp_rank, self._secret = run, attempt, dp_rank, secret
+        self._pause_s = pause_s
+        self._dtype = np.dtype(run.token_dtype)
+
+    def frame(self, step: CommittedStep) -> Frame:
+        """The frame of a step. Raises RowError for a token or segment that the run cannot hold."""
+        for dropped in step.dropped:
+            _release(_resolved(dropped))
+        microbatches = [found for staged in step.microbatches if (found := _resolved(staged)) is not None]
+        filled = [microbatch for microbatch in microbatches if microbatch.num_slots]
+        rows = tuple(row for index, microbatch in enumerate(filled) for row in self._rows(step, index, microbatch))
+        for microbatch in microbatches:
+            _release(microbatch)
+        return Frame(kind=step.kind, global_step=step.global_step, status=step.status, rows=rows, records=step.records)
+
+    def _rows(self, step: CommittedStep, index: int, microbatch: StagedMicrobatch) -> list[Row]:
+        check_shapes(microbatch, self._run.sequence_length)
+        tokens = self._checked_tokens(step.global_step, microbatch.tokens)
+        rows = []
+        for slot in range(tokens.shape[0]):
+            rows.append(self._row(step, index, slot, tokens[slot], microbatch))
+            if self._pause_s:
+                time.sleep(self._pause_s)
+        return rows
+
+    def _checked_tokens(self, global_step: int, tokens: npt.NDArray[np.integer]) -> npt.NDArray[np.unsignedinteger]:
+        if tokens.size and (int(tokens.min()) < 0 or int(tokens.max()) >= self._run.vocab_size):
+            raise RowError(
+                f"step {global_step}: expected token ids in [0, {self._run.vocab_size}), found "
+                f"{int(tokens.min())} to {int(tokens.max())}; attach with the model's vocab_size"
+            )
+        return tokens.astype(self._dtype)
+
+    def _row(
+        self,
+        step: CommittedStep,
+        index: int,
+        slot: int,
+        tokens: npt.NDArray[np.unsignedinteger],
+        microbatch: StagedMicrobatch,
+    ) -> Row:
+        address = SequenceAddress(
+            run_id=self._run.run_id, attempt=self._attempt.attempt, global_step=step.global_step,
+            dp_rank=self._dp_rank, microbatch=index, slot=slot,
+        )  # fmt: skip
+        segments = tuple(microbatch.segments[slot]) if microbatch.segments else ()
+        _check_segments(address, segments, len(tokens))
+        records = tuple(
+            encode_tensor(name, value, tokens, segments)
+            for name, value in sorted(_tensors_of(microbatch, slot).items())
+        )
+        sample_index = None if microbatch.sample_index is None else int(microbatch.sample_index[slot])
+        if sample_index is not None and not 0 <= sample_index < 1 << 63:
+            raise RowError(f"{address}: expected a sample_index in [0, 2^63), found {sample_index}")
+        return Row(
+            address=address,
+            tokens=tokens,
+            segments=segments,
+            tensors=records,
+            sample_index=sample_index,
+            status=step.status or StepStatus.APPLIED,
+            loss=None if microbatch.loss is None else float(microbatch.loss[slot]),
+            leaf=leaf_hash(self._secret, str(address), sample_index, tokens, segments, records),
+        )
+
+
+def _tensors_of(microbatch: StagedMicrobatch, slot: int) -> dict[str, npt.NDArray[np.generic]]:
+    """Name → the slot's row of each tensor; in slot 0 also the tensors of the whole micro-batch."""
+    found = {name: np.asarray(value[slot]) for name, value in microbatch.tensors.items()}
+    if microbatch.tokens_key is not None:
+        found[microbatch.tokens_key] = microbatch.tokens[slot]
+    if slot == 0:
+        found.update({WHOLE_MICROBATCH + name: value for name, value in microbatch.batch_tensors.items()})
+    return found
+
+
+def _resolved(staged: Staged) -> StagedMicrobatch | None:
+    return staged if isinstance(staged, StagedMicrobatch) else staged.resolve()
+
+
+def _release(microbatch: StagedMicrobatch | None) -> None:
+    if microbatch is not None and microbatch.release is not None:
+        microbatch.release()
+
+
+def _check_segments(address: SequenceAddress, segments: Sequence[Segment], num_tokens: int) -> None:
+    position = 0
+    for segment in segments:
+        if segment.start < position or segment.length < 1 or segment.start + segment.length > num_tokens:
+            raise RowError(
+                f"{address}: segments must follow one another inside [0, {num_tokens}); found start {segment.start}, "
+                f"length {segment.length} after position {position}"
+            )
+        position = segment.start + segment.length
