@@ -13,24 +13,15 @@ import numpy.typing as npt
 
 from indexer.generations import Generation, published
 from indexer.paths import IndexPaths
-from indexer.selection import Selection, shard_filter
+from indexer.selection import SelectedShard, Selection, select_of_shard
 from indexer.shard import Shard, ShardDamage
-from indexer.spans.filters import Filter
 from indexer.tokenization import RunTokenizer
 from train_hooks.export_format.errors import DamageError, IncompleteError, QueryError
 from train_hooks.export_format.lineage import StepInterval, lineage
 from train_hooks.export_format.reader import RunReader
 from train_hooks.export_format.records import RunInfo, Segment, SequenceAddress
 
-__all__ = ["IndexReader", "PackedSequence", "SelectedShard"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SelectedShard:
-    """A shard of which a selection takes something."""
-
-    shard: Shard
-    filter: Filter
+__all__ = ["IndexReader", "PackedSequence"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,9 +109,9 @@ class IndexReader:
         """The shards that `selection` takes something of, by attempt and step."""
         found = []
         for shard in self.shards:
-            chosen = shard_filter(shard, selection, self.canonical)
+            chosen = select_of_shard(shard, selection, self.canonical)
             if chosen is not None:
-                found.append(SelectedShard(shard=shard, filter=chosen))
+                found.append(chosen)
         return found
 
     def sequence(self, address: SequenceAddress | str) -> PackedSequence:

@@ -1,17 +1,21 @@
 """Which rows a question is about: steps, lineage, rank. As ordinals of a shard, since a step range is one range of them."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from indexer.shard import Shard
+from indexer.spans.arrays import SpanArrays
 from indexer.spans.filters import Filter
 from train_hooks.export_format.errors import QueryError
 from train_hooks.export_format.lineage import StepInterval
 
-__all__ = ["Selection", "shard_filter"]
+__all__ = ["SelectedShard", "Selection", "select_of_shard"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +24,8 @@ class Selection:
 
     before_step: steps < before_step alone (a model checkpoint of step N has seen the steps before N + 1). first_step,
     last_step: both included. attempt: rows of this attempt, whether canonical or not. lineage: "all" takes superseded
-    steps and steps without an update as well. dp_rank: rows of one data-parallel rank.
+    steps and steps without an update as well. dp_rank: rows of one data-parallel rank. source, document_id: hits that
+    begin in a segment of it.
     """
 
     before_step: int | None = None
@@ -29,6 +34,8 @@ class Selection:
     attempt: int | None = None
     lineage: Literal["canonical", "all"] = "canonical"
     dp_rank: int | None = None
+    source: str | None = None
+    document_id: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("before_step", "first_step", "last_step", "attempt", "dp_rank"):
@@ -41,8 +48,36 @@ class Selection:
             raise QueryError(f"steps: expected first ≤ last, found {self.first_step} to {self.last_step}")
 
 
-def shard_filter(shard: Shard, selection: Selection, canonical: Mapping[int, StepInterval]) -> Filter | None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelectedShard:
+    """A shard of which a selection takes something.
+
+    The filter counts in units: sequences, or with a source or document the stretches of one segment each. `spans` has the
+    units' boundaries in place of the sequences', and `unit_steps` i64 [num_units] the step of each unit, ascending.
+    """
+
+    shard: Shard
+    spans: SpanArrays
+    filter: Filter
+    unit_steps: npt.NDArray[np.int64]
+
+
+def select_of_shard(shard: Shard, selection: Selection, canonical: Mapping[int, StepInterval]) -> SelectedShard | None:
     """What of `shard` is selected, or None where nothing of it is."""
+    steps = _step_interval(shard, selection, canonical)
+    if steps is None:
+        return None
+    first, last = (int(ordinal) for ordinal in np.searchsorted(shard.steps, [steps[0], steps[1] + 1]))
+    passing = _passing_sequences(shard, selection)
+    if selection.source is None and selection.document_id is None:
+        if first == last or (passing is not None and not passing[first:last].any()):
+            return None
+        chosen = Filter(first=first, last=last, passing=passing)
+        return SelectedShard(shard=shard, spans=shard.spans, filter=chosen, unit_steps=shard.steps)
+    return _select_segments(shard, selection, first, last, passing)
+
+
+def _step_interval(shard: Shard, selection: Selection, canonical: Mapping[int, StepInterval]) -> tuple[int, int] | None:
     first, last = shard.info.first_step, shard.info.last_step
     if selection.attempt is not None and shard.info.attempt != selection.attempt:
         return None
@@ -56,15 +91,37 @@ def shard_filter(shard: Shard, selection: Selection, canonical: Mapping[int, Ste
         last = min(last, selection.before_step - 1)
     first = max(first, selection.first_step if selection.first_step is not None else first)
     last = min(last, selection.last_step if selection.last_step is not None else last)
-    if first > last:
-        return None
-    begin, end = (int(ordinal) for ordinal in np.searchsorted(shard.steps, [first, last + 1]))
+    return (first, last) if first <= last else None
+
+
+def _passing_sequences(shard: Shard, selection: Selection) -> npt.NDArray[np.bool_] | None:
+    """By ordinal, or None where every sequence passes."""
     passing = None
     if selection.lineage == "canonical" and not shard.applied.all():
         passing = shard.applied
     if selection.dp_rank is not None:
         of_rank = shard.dp_ranks == selection.dp_rank
         passing = of_rank if passing is None else passing & of_rank
-    if begin == end or (passing is not None and not passing[begin:end].any()):
+    return passing
+
+
+def _select_segments(
+    shard: Shard, selection: Selection, first: int, last: int, passing: npt.NDArray[np.bool_] | None
+) -> SelectedShard | None:
+    units = shard.units
+    chosen = units.segment >= 0
+    for name, wanted in (("source", selection.source), ("document_id", selection.document_id)):
+        if wanted is not None:
+            same = np.asarray(pa.compute.equal(shard.segments.column(name), wanted).to_numpy())
+            chosen &= same[units.segment] if len(same) else False
+    if passing is not None:
+        chosen &= passing[units.ordinal]
+    begin, end = (int(unit) for unit in np.searchsorted(units.ordinal, [first, last]))
+    if not chosen[begin:end].any():
         return None
-    return Filter(first=begin, last=end, passing=passing)
+    return SelectedShard(
+        shard=shard,
+        spans=dataclasses.replace(shard.spans, sequence_starts=units.starts),
+        filter=Filter(first=begin, last=end, passing=chosen),
+        unit_steps=shard.steps[units.ordinal],
+    )

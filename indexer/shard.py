@@ -231,6 +231,19 @@ def _sync_tree(directory: Path) -> None:
         _sync(path)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentUnits:
+    """A shard's token positions cut into k stretches of one segment, or none, each.
+
+    starts i64 [k + 1]: first position of each, the last is the number of positions; ordinal i64 [k]: its sequence;
+    segment i64 [k]: its row in `segments`, -1 for none.
+    """
+
+    starts: npt.NDArray[np.int64]
+    ordinal: npt.NDArray[np.int64]
+    segment: npt.NDArray[np.int64]
+
+
 class Shard:
     """A shard opened for reading. The span arrays are mapped; metadata is loaded when first asked for."""
 
@@ -291,6 +304,22 @@ class Shard:
     def _segment_firsts(self) -> npt.NDArray[np.int64]:
         ordinals = self.segments.column("ordinal").to_numpy()
         return np.searchsorted(ordinals, np.arange(self.info.num_sequences + 1))
+
+    @cached_property
+    def units(self) -> "SegmentUnits":
+        """The shard cut at every segment's start and end."""
+        ordinals = self.segments.column("ordinal").to_numpy()
+        starts = self.spans.sequence_starts[ordinals] + self.segments.column("start").to_numpy()
+        ends = starts + self.segments.column("length").to_numpy()
+        cuts = np.unique(np.concatenate([starts, ends, self.spans.sequence_starts[:-1]]))
+        cuts = cuts[cuts < self.spans.num_tokens]
+        segment = np.searchsorted(starts, cuts, side="right") - 1
+        inside = (segment >= 0) & (cuts < ends[np.maximum(segment, 0)]) if len(ends) else np.zeros(len(cuts), np.bool_)
+        return SegmentUnits(
+            starts=np.append(cuts, self.spans.num_tokens).astype(np.int64),
+            ordinal=np.searchsorted(self.spans.sequence_starts, cuts, side="right") - 1,
+            segment=np.where(inside, segment, -1),
+        )
 
     @cached_property
     def text(self) -> TextIndex | None:

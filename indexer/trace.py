@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from indexer.index_reader import IndexReader, SelectedShard
-from indexer.selection import Selection
+from indexer.index_reader import IndexReader
+from indexer.selection import SelectedShard, Selection
 from indexer.shard import ShardDamage
 from indexer.spans.search import count, find
 from indexer.tokenization import Encoded
@@ -183,6 +183,6 @@ def count_ngram(reader: IndexReader, token_ids: Sequence[int], selection: Select
     """How often a token n-gram occurs in the selected rows."""
     total = 0
     for item in reader.select(selection):
-        lo, hi = find(item.shard.spans, token_ids)
-        total += count(item.shard.spans, lo, hi, item.filter)
+        lo, hi = find(item.spans, token_ids)
+        total += count(item.spans, lo, hi, item.filter)
     return total

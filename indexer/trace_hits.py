@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from indexer.index_reader import IndexReader, PackedSequence, SelectedShard
+from indexer.index_reader import IndexReader, PackedSequence
+from indexer.selection import SelectedShard
 from indexer.shard import ShardDamage
 from indexer.spans.search import extent, histogram, ordinal_of, page
 from indexer.trace_records import Hit
@@ -20,9 +21,9 @@ def steps_of(selected: Sequence[SelectedShard], span: FoundSpan) -> tuple[int, i
     """First and last step that saw the span."""
     steps: list[int] = []
     for item, (lo, hi) in zip(selected, span.ranks, strict=True):
-        ends = extent(item.shard.spans, lo, hi, item.filter) if hi > lo else None
+        ends = extent(item.spans, lo, hi, item.filter) if hi > lo else None
         if ends is not None:
-            steps += [int(item.shard.steps[ends[0]]), int(item.shard.steps[ends[1]])]
+            steps += [int(item.unit_steps[ends[0]]), int(item.unit_steps[ends[1]])]
     return min(steps), max(steps)
 
 
@@ -30,8 +31,8 @@ def step_edges(selected: Sequence[SelectedShard]) -> tuple[int, ...]:
     """Edges of at most NUM_BINS equal bins over the steps that the selection takes; bin i is [edge i, edge i + 1)."""
     if not selected:
         return ()
-    first = min(int(item.shard.steps[item.filter.first]) for item in selected)
-    last = max(int(item.shard.steps[(item.filter.last or item.shard.info.num_sequences) - 1]) for item in selected)
+    first = min(int(item.unit_steps[item.filter.first]) for item in selected)
+    last = max(int(item.unit_steps[: item.filter.last][-1]) for item in selected)
     width = -(-(last - first + 1) // NUM_BINS)
     num_bins = -(-(last - first + 1) // width)
     return tuple(first + width * index for index in range(num_bins + 1))
@@ -42,8 +43,8 @@ def exposures(selected: Sequence[SelectedShard], span: FoundSpan, edges: Sequenc
     counts = np.zeros(max(0, len(edges) - 1), np.int64)
     for item, (lo, hi) in zip(selected, span.ranks, strict=True):
         if hi > lo:
-            ordinals = np.searchsorted(item.shard.steps, edges)
-            counts += histogram(item.shard.spans, lo, hi, ordinals, item.filter)
+            units = np.searchsorted(item.unit_steps, edges)
+            counts += histogram(item.spans, lo, hi, units, item.filter)
     return tuple(counts.tolist())
 
 
@@ -54,7 +55,7 @@ def dp_ranks(selected: Sequence[SelectedShard], span: FoundSpan) -> tuple[int, .
     ranks: set[int] = set()
     for item, (lo, hi) in zip(selected, span.ranks, strict=True):
         if hi > lo:
-            positions = page(item.shard.spans, lo, hi, item.filter, limit=RANKS_FROM_HITS)
+            positions = page(item.spans, lo, hi, item.filter, limit=RANKS_FROM_HITS)
             ordinals, _ = ordinal_of(item.shard.spans, positions)
             ranks.update(np.unique(item.shard.dp_ranks[ordinals]).tolist())
     return tuple(sorted(ranks))
@@ -85,7 +86,7 @@ def _places(
     wanted = num_hits
     for item, (lo, hi) in zip(selected, span.ranks, strict=True):
         if hi > lo and wanted > 0:
-            positions = page(item.shard.spans, lo, hi, item.filter, limit=wanted)
+            positions = page(item.spans, lo, hi, item.filter, limit=wanted)
             ordinals, offsets = ordinal_of(item.shard.spans, positions)
             wanted -= len(positions)
             for ordinal, offset in zip(ordinals.tolist(), offsets.tolist(), strict=True):

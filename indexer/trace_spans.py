@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from indexer.index_reader import IndexReader, SelectedShard
+from indexer.index_reader import IndexReader
+from indexer.selection import SelectedShard
 from indexer.spans.merge import MergedSpans, spans_over_shards
 from indexer.tokenization import Encoded
 from indexer.trace_input import as_if_after_space
@@ -55,7 +56,7 @@ def find_spans(
 
 def _search(selected: Sequence[SelectedShard], encoded: Encoded, min_length: int, *, has_text: bool) -> list[FoundSpan]:
     merged = spans_over_shards(
-        [item.shard.spans for item in selected], encoded.token_ids, min_length, [item.filter for item in selected]
+        [item.spans for item in selected], encoded.token_ids, min_length, [item.filter for item in selected]
     )
     return [_found(encoded, merged, index, has_text=has_text) for index in range(len(merged))]
 

@@ -39,6 +39,8 @@ class TraceRequest(BaseModel):
     last_step: Count | None = None
     attempt: Count | None = None
     dp_rank: Count | None = None
+    source: Annotated[str | None, Field(max_length=1000)] = None
+    document_id: Annotated[str | None, Field(max_length=10_000)] = None
     lineage: Literal["canonical", "all"] = "canonical"
     max_spans: Annotated[int | None, Field(ge=0, le=10_000)] = None
     num_hits: Annotated[int, Field(ge=0, le=100)] = 5
@@ -63,6 +65,8 @@ class TraceRequest(BaseModel):
                 attempt=self.attempt,
                 dp_rank=self.dp_rank,
                 lineage=self.lineage,
+                source=self.source,
+                document_id=self.document_id,
             ),
             max_spans=self.max_spans,
             num_hits=self.num_hits,

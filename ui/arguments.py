@@ -16,9 +16,11 @@ __all__ = [
     "AttemptOption",
     "BeforeStepOption",
     "CheckpointOption",
+    "DocumentOption",
     "DpRankOption",
     "JsonOption",
     "RunArgument",
+    "SourceOption",
     "StepsOption",
     "chat_text",
     "input_text",
@@ -36,6 +38,8 @@ CheckpointOption = Annotated[int | None, typer.Option(help="Only what the model 
 StepsOption = Annotated[str | None, typer.Option(help="Only steps A:B, B not included; either may be left out.")]
 AttemptOption = Annotated[int | None, typer.Option(help="Only this attempt, superseded or not.")]
 DpRankOption = Annotated[int | None, typer.Option(help="Only this data-parallel rank.")]
+SourceOption = Annotated[str | None, typer.Option(help="Only hits that begin in a document of this source.")]
+DocumentOption = Annotated[str | None, typer.Option(help="Only hits that begin in this document.")]
 AllStepsOption = Annotated[bool, typer.Option("--all-steps", help="Superseded and skipped steps as well.")]
 
 
@@ -47,6 +51,8 @@ def selection(
     attempt: int | None,
     dp_rank: int | None,
     all_steps: bool,
+    source: str | None,
+    document: str | None,
 ) -> Selection:
     """The rows that the options choose. Raises InputError."""
     if checkpoint is not None:
@@ -59,6 +65,8 @@ def selection(
         attempt=attempt,
         dp_rank=dp_rank,
         lineage="all" if all_steps else "canonical",
+        source=source,
+        document_id=document,
     )
 
 

@@ -16,9 +16,11 @@ from ui.arguments import (
     AttemptOption,
     BeforeStepOption,
     CheckpointOption,
+    DocumentOption,
     DpRankOption,
     JsonOption,
     RunArgument,
+    SourceOption,
     StepsOption,
     chat_text,
     input_text,
@@ -45,6 +47,8 @@ def trace_command(
     steps: StepsOption = None,
     attempt: AttemptOption = None,
     dp_rank: DpRankOption = None,
+    source: SourceOption = None,
+    document: DocumentOption = None,
     all_steps: AllStepsOption = False,
     limit: Annotated[int, typer.Option(help="Hits listed for a span.")] = 3,
     max_spans: Annotated[
@@ -60,6 +64,8 @@ def trace_command(
         attempt=attempt,
         dp_rank=dp_rank,
         all_steps=all_steps,
+        source=source,
+        document=document,
     )
     options = TraceOptions(min_length=min_length, selection=chosen, max_spans=max_spans, num_hits=limit)
     reader = IndexReader.open(run)
@@ -86,6 +92,8 @@ def count_command(
     steps: StepsOption = None,
     attempt: AttemptOption = None,
     dp_rank: DpRankOption = None,
+    source: SourceOption = None,
+    document: DocumentOption = None,
     all_steps: AllStepsOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -97,6 +105,8 @@ def count_command(
         attempt=attempt,
         dp_rank=dp_rank,
         all_steps=all_steps,
+        source=source,
+        document=document,
     )
     reader = IndexReader.open(run)
     if token_ids is not None:

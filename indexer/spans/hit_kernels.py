@@ -129,10 +129,15 @@ def extent_passing(shard: Shard, chosen: Chosen, lo: int, hi: int) -> tuple[int,
             rank = stop
         else:
             stop = min(hi, (rank // BLOCK + 1) * BLOCK)
-            for i in range(rank, stop):
-                position = int(suffix_array[np.uint64(i)])
-                if (position < smallest or position > largest) and passes(sequence_starts, chosen, position):
-                    smallest, largest = min(smallest, position), max(largest, position)
+            for lane in range(rank, stop, LANE):
+                if lane + LANE <= stop and not (
+                    any_inside(suffix_array, lane, first, smallest) or any_inside(suffix_array, lane, largest + 1, end)
+                ):
+                    continue
+                for i in range(lane, min(lane + LANE, stop)):
+                    position = int(suffix_array[np.uint64(i)])
+                    if (position < smallest or position > largest) and passes(sequence_starts, chosen, position):
+                        smallest, largest = min(smallest, position), max(largest, position)
             rank = stop
     return (smallest, largest) if largest >= first else (-1, -1)
 
@@ -153,7 +158,7 @@ def bin_of(edges: I64, lo: int, hi: int, position: int) -> int:
 def histogram_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, edges: I64, counts: I64) -> None:
     """Add the passing suffixes [lo, hi) to counts [k], where bin j holds the positions [edges[j], edges[j+1])."""
     _, suffix_array, _, _, block_range, superblock_range, sequence_starts = shard
-    first, end = max(chosen[0], edges[0]), min(chosen[1], edges[-1])
+    first, end, plain = max(chosen[0], edges[0]), min(chosen[1], edges[-1]), len(chosen[2]) == 0
     shift = 0
     while (end - first) >> shift >= HINTS:
         shift += 1
@@ -166,7 +171,7 @@ def histogram_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, edges: I64
         stop = min(hi, (rank // BLOCK + 1) * BLOCK)
         for i in range(rank, stop):
             position = int(suffix_array[np.uint64(i)])
-            if first <= position < end and passes(sequence_starts, chosen, position):
+            if first <= position < end and (plain or passes(sequence_starts, chosen, position)):
                 bucket = (position - first) >> shift
                 counts[bin_of(edges, hints[bucket], hints[bucket + 1], position)] += 1
         rank = max(stop, rank)
@@ -200,23 +205,24 @@ def page_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, descending: boo
     while rank < hi and len(heap) > 0:
         rank = skip_blocks(block_range, superblock_range, rank, first, end)
         stop = min(hi, (rank // BLOCK + 1) * BLOCK)
-        for i in range(rank, stop):
-            position = int(suffix_array[np.uint64(i)])
-            if position < first or position >= end or not passes(sequence_starts, chosen, position):
+        for lane in range(rank, stop, LANE):
+            if lane + LANE <= stop and not any_inside(suffix_array, lane, first, end):
                 continue
-            if kept < len(heap):
-                heap[kept] = -position if descending else position
-                kept += 1
-                if kept == len(heap):
-                    for at in range(kept // 2, -1, -1):
-                        sift_down(heap, kept, at)
-            else:
-                heap[0] = -position if descending else position
-                sift_down(heap, kept, 0)
-            if kept == len(heap):
-                if descending:
-                    first = -heap[0] + 1
+            for i in range(lane, min(lane + LANE, stop)):
+                position = int(suffix_array[np.uint64(i)])
+                if position < first or position >= end or not passes(sequence_starts, chosen, position):
+                    continue
+                at = kept if kept < len(heap) else 0
+                heap[at] = -position if descending else position
+                if kept < len(heap):
+                    kept += 1
+                    for parent in range(kept // 2 - 1 if kept == len(heap) else -1, -1, -1):
+                        sift_down(heap, kept, parent)
                 else:
+                    sift_down(heap, kept, at)
+                if kept == len(heap) and descending:
+                    first = -heap[0] + 1
+                elif kept == len(heap):
                     end = heap[0]
         rank = max(stop, rank)
     return kept

@@ -10,7 +10,7 @@ import pytest
 from indexer.build import IndexOptions, update_index
 from indexer.index_reader import IndexReader
 from indexer.selection import Selection
-from indexer.trace import TraceOptions, trace
+from indexer.trace import TraceOptions, count_ngram, trace
 from tests.conftest import TextRun
 from tests.export_maker import all_rows
 from train_hooks.export_format.errors import DamageError, IncompleteError, KisekiError, QueryError, RunError
@@ -206,3 +206,34 @@ def test_documents_are_ranked_by_cover_then_relevance(reader: IndexReader, text_
     assert all(document.relevance > 0 for document in found.documents)
     covers = [document.num_tokens for document in found.documents]
     assert covers == sorted(covers, reverse=True) and covers[0] <= found.num_tokens
+
+
+def test_source_and_document_choose_hits_by_where_they_begin(reader: IndexReader, text_run: TextRun) -> None:
+    rows = all_rows(text_run.run_dir)
+    names = sorted({segment.source for row in rows for segment in row.segments})
+    documents = sorted({(segment.source, segment.document_id) for row in rows for segment in row.segments})
+    gram = [reader.tokenizer.encode(" of").token_ids.tolist()[0]]
+
+    def scanned(source: str, document_id: str | None = None, before: int = 10**9) -> int:
+        return sum(
+            row.tokens[at] == gram[0]
+            for row in rows
+            if row.address.global_step < before
+            for segment in row.segments
+            if segment.source == source and document_id in (None, segment.document_id)
+            for at in range(segment.start, segment.start + segment.length)
+        )
+
+    for source in names:
+        assert count_ngram(reader, gram, Selection(source=source)) == scanned(source)
+        assert count_ngram(reader, gram, Selection(source=source, before_step=20)) == scanned(source, before=20)
+    for source, document_id in documents[::5]:
+        chosen = Selection(source=source, document_id=document_id)
+        assert count_ngram(reader, gram, chosen) == scanned(source, document_id)
+    assert count_ngram(reader, gram, Selection(source="no such source")) == 0
+    (source, document_id), text = list(text_run.documents.items())[4]
+    found = trace(reader, text[:200], options=TraceOptions(selection=Selection(document_id=document_id)))
+    assert {(s.source, s.document_id) for span in found.spans for hit in span.hits for s in hit.segments[:1]} == {
+        (source, document_id)
+    }
+    assert all(span.exposures and sum(span.exposures) == span.count for span in found.spans if span.hits)
