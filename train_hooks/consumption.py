@@ -51,6 +51,7 @@ class Consumption:
         self._begun = False
         self._num_fetched = 0
         self._num_late = 0
+        self._sent: list[tuple[list[tuple[int, int]], Sequence[Tensor]]] = []
         self._late_consumed: dict[bytes, int] = {}
         self._lock = threading.RLock()
 
@@ -83,19 +84,22 @@ class Consumption:
             fed = plain_tensors((args, kwargs))
             integers = [tensor for tensor in fed if not tensor.is_floating_point() and tensor.ndim]
             on_cpu = [tensor for tensor in integers if tensor.is_cpu]
-            found = self._same_tensor(integers, strict=strict) or self._equal(self._pending, on_cpu)
+            found = self._same_tensor(integers, strict=strict)
+            if found is None and self._again(integers):
+                return None
+            found = found or self._equal(self._pending, on_cpu)
             if found is not None:
                 if strict:
                     _check_named(found, kwargs)
                 return self._consume(found, fed)
-            if self._again(integers):
+            found = self._changed_in_place(on_cpu if strict else integers)
+            if found is not None:
+                return self._consume(found, fed)
+            if self._equal(self._consumed, on_cpu) is not None:
                 return None
             late = [tensor for tensor in integers if not tensor.is_cpu and self._plausible(tensor)]
             if late and self._pending:
                 return self._send(late)
-            found = self._changed_in_place(integers)
-            if found is not None:
-                return self._consume(found, fed)
             self._unmatched(any(self._plausible(tensor) for tensor in integers), strict=strict)
             return None
 
@@ -115,7 +119,7 @@ class Consumption:
     def end_step(self, global_step: int, *, trained: bool) -> LateMicrobatch | None:
         """The step is over: raises ExportStopped where its rows cannot be all. Gives back what else is to be staged."""
         with self._lock:
-            step, self._step = self._step, _Step()
+            step, self._step, self._sent = self._step, _Step(), []
             for snapshot in self._consumed:
                 snapshot.forget_sources()
             consumed, self._consumed = [snapshot.number for snapshot in self._consumed], []
@@ -175,11 +179,12 @@ class Consumption:
         return None
 
     def _again(self, fed: Sequence[Tensor]) -> bool:
+        """Whether it is the very tensor of a forward of this step: an equal micro-batch that is to come is another."""
         for snapshot in self._consumed:
-            if any(snapshot.could_be(tensor) and snapshot.same_tensor(tensor) for tensor in fed):
-                return True
-        on_cpu = [tensor for tensor in fed if tensor.is_cpu]
-        return self._equal(self._consumed, on_cpu) is not None
+            for tensor in fed:
+                if snapshot.could_be(tensor) and snapshot.same_tensor(tensor):
+                    return not tensor.is_cpu or snapshot.looks_like(tensor)
+        return False
 
     def _changed_in_place(self, fed: Sequence[Tensor]) -> Snapshot | None:
         for snapshot in reversed(self._pending):
@@ -210,7 +215,12 @@ class Consumption:
             for snapshot in [snapshot for snapshot in self._pending if snapshot.number < oldest]:
                 self._remove(snapshot)
 
-    def _send(self, fed: Sequence[Tensor]) -> "_LateForward":
+    def _send(self, fed: Sequence[Tensor]) -> "_LateForward | None":
+        """Send a forward's tokens to the writer thread; None where the very tensors were sent in this step already."""
+        identities = [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in fed]
+        if identities in [known for known, _ in self._sent]:
+            return None
+        self._sent.append((identities, fed))  # kept, lest another tensor gets the same address
         self._step.num_late += 1
         self._num_late += 1
         return _LateForward(self, self._pending[0], [copy_tensor(tensor, self.pool) for tensor in fed])

@@ -156,7 +156,8 @@ class Snapshot:
 
     def resolve(self) -> StagedMicrobatch:
         """The micro-batch as arrays. Called once, on the writer thread."""
-        tensors, batch_tensors = {}, {}
+        tensors: dict[str, Array] = {}
+        batch_tensors: dict[str, Array] = {}
         for name, copy in self._copies.items():
             if name != self.name:
                 tensor = copy.tensor()
@@ -217,7 +218,7 @@ def _copy_storage(views: Mapping[str, Tensor], pool: BufferPool) -> dict[str, Ho
     numel = first.untyped_storage().nbytes() // first.element_size()
     copy = copy_tensor(first.detach().as_strided((numel,), (1,), 0), pool)
     return {
-        name: HostCopy(copy.buffer, view=(tuple(view.shape), view.stride(), view.storage_offset()))
+        name: HostCopy(copy.buffer, view=(tuple(view.shape), view.stride(), int(view.storage_offset())))
         for name, view in views.items()
     }
 

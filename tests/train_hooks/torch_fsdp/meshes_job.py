@@ -4,6 +4,7 @@ Each rank keeps RUN/<name>-rank<n>.pt: (its dp_rank by the mesh, step, input_ids
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from tests.train_hooks.torch_fsdp.toy import Toy, attach, microbatch
-from train_hooks.export_format.errors import InputError
+from train_hooks.collectives import on_every_rank, on_first_rank
+from train_hooks.export_format.errors import ExportStopped, InputError
 
 STEPS = 2
 
@@ -40,6 +42,41 @@ def refused(message: str, model: nn.Module, run: Path, **options: Any) -> None:
             return
         raise
     raise AssertionError(f"expected: {message}")
+
+
+def fails_together(rank: int) -> None:
+    """One rank's failure is everybody's, and nobody is left waiting."""
+
+    def work() -> int:
+        if rank in failing:
+            raise OSError("disk full")
+        return rank
+
+    failing: set[int] = set()
+    expect(on_every_rank(work) == rank)
+    expect(on_first_rank(work) == 0)
+    failing = {2}
+    raised(work, rank, on_every_rank, at=2)
+    failing = {0}
+    raised(work, rank, on_first_rank, at=0)
+
+
+def raised(work: Callable[[], int], rank: int, together: Callable[[Callable[[], int]], int], *, at: int) -> None:
+    """The rank that failed has its own error, the others one that names it."""
+    try:
+        together(work)
+    except OSError:
+        expect(rank == at)
+    except ExportStopped as error:
+        expect(rank != at and str(error) == f"rank {at}: disk full")
+    else:
+        expect(False)
+
+
+def expect(holds: bool) -> None:
+    """An assert that is not optimised away, nor rewritten."""
+    if not holds:
+        raise AssertionError
 
 
 def train(name: str, run: Path, model: Toy, dp_rank: int, **options: Any) -> None:
@@ -89,6 +126,7 @@ def main() -> None:
     refused("mesh axis 'x'", model, run / "refused", mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("x", "tp")))
     refused("without; name its axes", model, run / "refused", mesh=init_device_mesh("cpu", (4,)))
     refused("expected the same on every rank", model, run / "refused", mesh=mesh, run_id=f"run-{rank}")
+    fails_together(rank)
     dist.destroy_process_group()
 
 

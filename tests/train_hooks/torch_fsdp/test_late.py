@@ -23,7 +23,6 @@ class Job:
     def __init__(self) -> None:
         self.consumption = Consumption()
         self.staged: list[LateMicrobatch] = []
-        self.rows: list[list[Tensor]] = []
 
     def fetch(self, seed: int) -> dict[str, Any]:
         batch = microbatch(seed)
@@ -32,7 +31,9 @@ class Job:
 
     def forward(self, *tensors: Tensor) -> None:
         self.consumption._step.num_forwards += 1
-        self.staged.append(self.consumption._send(tensors))
+        late = self.consumption._send(tensors)
+        if late is not None:
+            self.staged.append(late)
 
     def commit(self, step: int, *, trained: bool = True) -> None:
         rest = self.consumption.end_step(step, trained=trained)
@@ -80,6 +81,17 @@ def test_skipped_repeated_and_out_of_order() -> None:
     job.commit(2)
     assert _equal(job.write(), _ids(2, 1, 4))
     assert job.consumption.num_pending == 1  # 0 and 3 were left out, 5 may still come
+
+
+def test_equal_micro_batches_and_a_repeated_forward() -> None:
+    job = Job()
+    batches = [job.fetch(1)["input_ids"] for _ in range(3)]
+    for batch in (batches[0], batches[0], batches[1]):
+        job.forward(batch)
+    job.commit(1)
+    job.forward(batches[2])
+    job.commit(2)
+    assert _equal(job.write(), _ids(1, 1, 1))
 
 
 def test_edited_tokens_stop_the_export() -> None:
