@@ -1,7 +1,11 @@
 """Compiled walks over the hits of a range of suffix ranks, under a filter.
 
-No walk materialises hits. Blocks without a passing position are skipped by their range; a block that lies wholly inside
-an answer is taken by its range.
+Rules:
+
+1. No walk materialises hits: it goes from block to block. Blocks without a passing position are skipped by their range; a
+   block that lies wholly inside an answer is taken by its range; of the others `select` picks the passing ranks.
+2. What runs once a hit takes no array as an argument and leaves no function early: numba would count references to the
+   arrays, atomically, at ten times the cost of the work.
 """
 
 import numpy as np
@@ -15,7 +19,7 @@ from indexer.spans.kernels import (
     SCANNED,
     Chosen,
     Shard,
-    passes,
+    ordinal_at,
     skip_blocks,
     skip_blocks_down,
 )
@@ -34,68 +38,84 @@ def any_inside(suffix_array: I32, rank: int, first: int, end: int) -> bool:
 
 
 @jit
+def select(shard: Shard, chosen: Chosen, lo: int, hi: int, first: int, end: int, ranks: I64) -> int:
+    """Write the ranks of [lo, hi), at most BLOCK of them, that pass and start in [first, end) to `ranks`; returns how many.
+
+    [first, end) is the filter's own range of positions or a part of it.
+    """
+    suffix_array, sequence_starts = shard[1], shard[6]
+    passing, marks, shift = chosen[2], chosen[3], np.uint64(chosen[4])
+    bitmap = len(passing) > 0
+    num = 0
+    for lane in range(lo, hi, LANE):
+        if lane + LANE <= hi and not any_inside(suffix_array, lane, first, end):
+            continue
+        for rank in range(lane, min(lane + LANE, hi)):
+            position = int(suffix_array[np.uint64(rank)])
+            if position < first or position >= end:
+                continue
+            if bitmap and marks[np.uint64(position) >> shift] == 0:
+                continue
+            if bitmap and passing[ordinal_at(sequence_starts, position)] == 0:
+                continue
+            ranks[num] = rank
+            num += 1
+    return num
+
+
+@jit
 def next_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, work: I64) -> int:
     """Smallest rank in [lo, hi) whose suffix passes, or -1."""
-    _, suffix_array, _, _, block_range, superblock_range, sequence_starts = shard
+    ranks = np.empty(BLOCK, np.int64)
     first, end = chosen[0], chosen[1]
     rank = lo
     while rank < hi:
-        rank = skip_blocks(block_range, superblock_range, rank, first, end)
+        rank = skip_blocks(shard[4], shard[5], rank, first, end)
         stop = min(hi, (rank // BLOCK + 1) * BLOCK)
-        while rank < stop:
-            work[SCANNED] += 1
-            if rank + LANE <= stop and not any_inside(suffix_array, rank, first, end):
-                rank += LANE
-                continue
-            position = int(suffix_array[np.uint64(rank)])
-            if passes(sequence_starts, chosen, position):
-                return rank
-            rank += 1
+        if rank < stop:
+            work[SCANNED] += stop - rank
+            if select(shard, chosen, rank, stop, first, end, ranks) > 0:
+                return ranks[0]
+        rank = max(rank, stop)
     return -1
 
 
 @jit
 def previous_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, work: I64) -> int:
     """Largest rank in [lo, hi) whose suffix passes, or -1."""
-    _, suffix_array, _, _, block_range, superblock_range, sequence_starts = shard
+    ranks = np.empty(BLOCK, np.int64)
     first, end = chosen[0], chosen[1]
     rank = hi - 1
     while rank >= lo:
-        rank = skip_blocks_down(block_range, superblock_range, rank, first, end)
-        stop = max(lo, rank // BLOCK * BLOCK)
-        while rank >= stop:
-            work[SCANNED] += 1
-            if rank - LANE + 1 >= stop and not any_inside(suffix_array, rank - LANE + 1, first, end):
-                rank -= LANE
-                continue
-            position = int(suffix_array[np.uint64(rank)])
-            if passes(sequence_starts, chosen, position):
-                return rank
-            rank -= 1
+        rank = skip_blocks_down(shard[4], shard[5], rank, first, end)
+        begin = max(lo, rank // BLOCK * BLOCK)
+        if rank >= begin:
+            work[SCANNED] += rank + 1 - begin
+            num = select(shard, chosen, begin, rank + 1, first, end, ranks)
+            if num > 0:
+                return ranks[num - 1]
+        rank = min(rank, begin - 1)
     return -1
 
 
 @jit
 def count_passing(shard: Shard, chosen: Chosen, lo: int, hi: int) -> int:
     """How many of the suffixes [lo, hi) pass."""
-    _, suffix_array, _, _, block_range, superblock_range, sequence_starts = shard
-    first, end, passing = chosen[0], chosen[1], chosen[2]
-    if len(passing) == 0 and first == 0 and end >= len(suffix_array):
+    suffix_array, block_range = shard[1], shard[4]
+    first, end, bitmap = chosen[0], chosen[1], len(chosen[2]) > 0
+    if not bitmap and first <= 0 and end >= len(suffix_array):
         return hi - lo
-    if first >= end:
-        return 0
+    ranks = np.empty(BLOCK, np.int64)
     total = 0
-    rank = lo
+    rank = lo if first < end else hi
     while rank < hi:
-        rank = skip_blocks(block_range, superblock_range, rank, first, end)
+        rank = skip_blocks(block_range, shard[5], rank, first, end)
         block = rank // BLOCK
         stop = min(hi, (block + 1) * BLOCK)
         if rank >= stop:
             break
-        if len(passing) > 0:
-            for i in range(rank, stop):
-                position = int(suffix_array[i])
-                total += passes(sequence_starts, chosen, position)
+        if bitmap:
+            total += select(shard, chosen, rank, stop, first, end, ranks)
         elif block_range[block, 0] >= first and block_range[block, 1] < end:
             total += stop - rank
         else:
@@ -111,8 +131,9 @@ def extent_passing(shard: Shard, chosen: Chosen, lo: int, hi: int) -> tuple[int,
 
     A block is looked into only while it can widen the answer.
     """
-    _, suffix_array, _, _, block_range, superblock_range, sequence_starts = shard
-    first, end, passing = chosen[0], chosen[1], chosen[2]
+    suffix_array, block_range, superblock_range = shard[1], shard[4], shard[5]
+    first, end, bitmap = chosen[0], chosen[1], len(chosen[2]) > 0
+    ranks = np.empty(BLOCK, np.int64)
     smallest, largest = end, first - 1
     rank = lo
     while rank < hi:
@@ -124,20 +145,16 @@ def extent_passing(shard: Shard, chosen: Chosen, lo: int, hi: int) -> tuple[int,
         stop = min(hi, (unit + 1) * size)
         if (max(low, first) >= smallest and min(high, end - 1) <= largest) or high < first or low >= end:
             rank = stop
-        elif len(passing) == 0 and low >= first and high < end and rank == unit * size and stop == rank + size:
+        elif not bitmap and low >= first and high < end and rank == unit * size and stop == rank + size:
             smallest, largest = min(smallest, low), max(largest, high)
             rank = stop
         else:
             stop = min(hi, (rank // BLOCK + 1) * BLOCK)
-            for lane in range(rank, stop, LANE):
-                if lane + LANE <= stop and not (
-                    any_inside(suffix_array, lane, first, smallest) or any_inside(suffix_array, lane, largest + 1, end)
-                ):
-                    continue
-                for i in range(lane, min(lane + LANE, stop)):
-                    position = int(suffix_array[np.uint64(i)])
-                    if (position < smallest or position > largest) and passes(sequence_starts, chosen, position):
-                        smallest, largest = min(smallest, position), max(largest, position)
+            for i in range(select(shard, chosen, rank, stop, first, smallest, ranks)):
+                position = int(suffix_array[ranks[i]])
+                smallest, largest = min(smallest, position), max(largest, position)
+            for i in range(select(shard, chosen, rank, stop, largest + 1, end, ranks)):
+                largest = max(largest, int(suffix_array[ranks[i]]))
             rank = stop
     return (smallest, largest) if largest >= first else (-1, -1)
 
@@ -157,23 +174,25 @@ def bin_of(edges: I64, lo: int, hi: int, position: int) -> int:
 @jit
 def histogram_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, edges: I64, counts: I64) -> None:
     """Add the passing suffixes [lo, hi) to counts [k], where bin j holds the positions [edges[j], edges[j+1])."""
-    _, suffix_array, _, _, block_range, superblock_range, sequence_starts = shard
-    first, end, plain = max(chosen[0], edges[0]), min(chosen[1], edges[-1]), len(chosen[2]) == 0
-    shift = 0
-    while (end - first) >> shift >= HINTS:
-        shift += 1
-    hints = np.empty(HINTS + 1, np.int64)
+    suffix_array = shard[1]
+    first, end = max(chosen[0], edges[0]), min(chosen[1], edges[-1])
+    scale = 0
+    while (end - first) >> scale >= HINTS:
+        scale += 1
+    hints, ranks = np.empty(HINTS + 1, np.int64), np.empty(BLOCK, np.int64)
     for bucket in range(HINTS + 1):
-        hints[bucket] = bin_of(edges, 0, len(counts) - 1, first + (bucket << shift))
-    rank = lo
+        hints[bucket] = bin_of(edges, 0, len(counts) - 1, first + (bucket << scale))
+    rank = lo if first < end else hi
     while rank < hi:
-        rank = skip_blocks(block_range, superblock_range, rank, first, end)
+        rank = skip_blocks(shard[4], shard[5], rank, first, end)
         stop = min(hi, (rank // BLOCK + 1) * BLOCK)
-        for i in range(rank, stop):
-            position = int(suffix_array[np.uint64(i)])
-            if first <= position < end and (plain or passes(sequence_starts, chosen, position)):
-                bucket = (position - first) >> shift
-                counts[bin_of(edges, hints[bucket], hints[bucket + 1], position)] += 1
+        for i in range(select(shard, chosen, rank, stop, first, end, ranks)):
+            position = int(suffix_array[ranks[i]])
+            bucket = (position - first) >> scale
+            at = hints[bucket]
+            if at < hints[bucket + 1]:
+                at = bin_of(edges, at, hints[bucket + 1], position)
+            counts[at] += 1
         rank = max(stop, rank)
 
 
@@ -198,31 +217,28 @@ def page_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, descending: boo
 
     A full heap narrows the range of positions that are still wanted, by which whole blocks drop out.
     """
-    _, suffix_array, _, _, block_range, superblock_range, sequence_starts = shard
+    suffix_array = shard[1]
     first, end = chosen[0], chosen[1]
+    ranks = np.empty(BLOCK, np.int64)
     kept = 0
-    rank = lo
-    while rank < hi and len(heap) > 0:
-        rank = skip_blocks(block_range, superblock_range, rank, first, end)
+    rank = lo if len(heap) > 0 else hi
+    while rank < hi:
+        rank = skip_blocks(shard[4], shard[5], rank, first, end)
         stop = min(hi, (rank // BLOCK + 1) * BLOCK)
-        for lane in range(rank, stop, LANE):
-            if lane + LANE <= stop and not any_inside(suffix_array, lane, first, end):
-                continue
-            for i in range(lane, min(lane + LANE, stop)):
-                position = int(suffix_array[np.uint64(i)])
-                if position < first or position >= end or not passes(sequence_starts, chosen, position):
-                    continue
-                at = kept if kept < len(heap) else 0
-                heap[at] = -position if descending else position
-                if kept < len(heap):
-                    kept += 1
-                    for parent in range(kept // 2 - 1 if kept == len(heap) else -1, -1, -1):
-                        sift_down(heap, kept, parent)
-                else:
-                    sift_down(heap, kept, at)
-                if kept == len(heap) and descending:
-                    first = -heap[0] + 1
-                elif kept == len(heap):
-                    end = heap[0]
+        for i in range(select(shard, chosen, rank, stop, first, end, ranks)):
+            position = int(suffix_array[ranks[i]])
+            key = -position if descending else position
+            if kept < len(heap):
+                heap[kept] = key
+                kept += 1
+                for parent in range(kept // 2 - 1 if kept == len(heap) else -1, -1, -1):
+                    sift_down(heap, kept, parent)
+            elif key < heap[0]:
+                heap[0] = key
+                sift_down(heap, kept, 0)
+        if kept == len(heap) and descending:
+            first = -heap[0] + 1
+        elif kept == len(heap):
+            end = heap[0]
         rank = max(stop, rank)
     return kept

@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar, cast
 
 from numba import njit
 
-__all__ = ["inline_jit", "jit"]
+__all__ = ["jit"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -18,8 +18,3 @@ R = TypeVar("R")
 def jit(function: Callable[P, R]) -> Callable[P, R]:
     """Compile on first call for the dtypes it is called with; the machine code is kept beside the module."""
     return cast("Callable[P, R]", njit(nogil=True, cache=True)(function))
-
-
-def inline_jit(function: Callable[P, R]) -> Callable[P, R]:
-    """The same for what runs once a hit: always inlined, as passing arrays to a call costs more than the work in it."""
-    return cast("Callable[P, R]", njit(nogil=True, cache=True, forceinline=True)(function))

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.spans.arrays import BLOCK, GRAM, SUPERBLOCK
-from indexer.spans.jit import inline_jit, jit
+from indexer.spans.jit import jit
 
 Tokens: TypeAlias = NDArray[Any]
 I32: TypeAlias = NDArray[np.int32]
@@ -270,7 +270,7 @@ def gram_ranks(shard: Shard, query: Tokens, start: int, stride: int, memo: I64, 
     return memo[start, 0], memo[start, 1]
 
 
-@inline_jit
+@jit
 def ordinal_at(sequence_starts: I64, position: int) -> int:
     """Ordinal of the sequence at a position: a guess as if all were of one length, a gallop, a bisection."""
     num_sequences = len(sequence_starts) - 1
@@ -303,19 +303,6 @@ def mark_stretches(sequence_starts: I64, passing: U8, shift: int) -> U8:
             for stretch in range(sequence_starts[ordinal] >> shift, ((sequence_starts[ordinal + 1] - 1) >> shift) + 1):
                 marks[stretch] = 1
     return marks
-
-
-@inline_jit
-def passes(sequence_starts: I64, chosen: Chosen, position: int) -> bool:
-    """Whether the suffix at a position passes."""
-    first, end, passing, marks, shift = chosen
-    if position < first or position >= end:
-        return False
-    if len(passing) == 0:
-        return True
-    if marks[np.uint64(position) >> np.uint64(shift)] == 0:
-        return False
-    return bool(passing[ordinal_at(sequence_starts, position)])
 
 
 @jit

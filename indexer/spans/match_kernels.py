@@ -23,7 +23,7 @@ Rules (all of them hold under any filter, because they speak of what occurs in t
 
 import numpy as np
 
-from indexer.spans.arrays import GRAM
+from indexer.spans.arrays import BLOCK, GRAM
 from indexer.spans.hit_kernels import count_passing, next_passing, previous_passing
 from indexer.spans.jit import jit
 from indexer.spans.kernels import (
@@ -153,7 +153,7 @@ def longest(
             place = (lo, hi, rank, below, above)
             length, inside = nearest_passing(shard, chosen, query, start, need, place, limit, work)
             if length == 0:
-                if work[SCANNED] - scanned > NEAR:
+                if work[SCANNED] - scanned > BLOCK:
                     barren[0] = run_edge(tokens, suffix_array, lo - 1, sharing, query, start, need, work)
                     barren[1] = run_edge(tokens, suffix_array, hi, sharing, query, start, need, work) + 1
                     barren[2] = need

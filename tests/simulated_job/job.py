@@ -135,7 +135,7 @@ class Job:
     def _train(self, ranks: list[Rank]) -> None:
         step = ranks[0].info.resume_step
         alive = list(ranks)
-        for _ in range(self.rng.randint(0, 7)):
+        for _ in range(self.rng.randint(0, 6)):
             step += 1
             num_microbatches, num_slots = self.rng.randint(1, 2), self.rng.randint(1, 2)
             status = self._statuses[ranks[0].info.attempt, step] = self.rng.choice(_STATUSES)

@@ -99,6 +99,7 @@ class MemoryFileSystem:
         self.rng = random.Random(seed)
         self.before: Callable[[str, Path], None] | None = None
         self.root = _Directory()
+        self._known: dict[str, dict[str, _File | _Directory]] = {}
 
     def operation(self, name: str, path: Path) -> None:
         """One operation that changes something; fails if it is to."""
@@ -108,6 +109,7 @@ class MemoryFileSystem:
     def crash(self) -> None:
         """The machine loses power: all that was never synced is forgotten or not."""
         self.root = self.root.crashed(self.rng)
+        self._known.clear()
 
     def create(self, path: Path, mode: int = 0o644) -> _Append:  # noqa: ARG002
         self.operation("create", path)
@@ -138,6 +140,8 @@ class MemoryFileSystem:
             raise OSError(errno.ENOTEMPTY, "not empty", str(target))
         del directory.entries[source.name]
         directory.entries[target.name] = node
+        if isinstance(node, _Directory):
+            self._known.clear()
         directory.pending.append(("rename", source.name, target.name, node))
 
     def remove(self, path: Path) -> None:
@@ -183,15 +187,20 @@ class MemoryFileSystem:
         return bytes(self._file(path).data[start:end])
 
     def _node(self, path: Path) -> _File | _Directory:
-        node: _File | _Directory = self.root
-        for part in str(path)[1:].split("/"):
-            found = node.entries.get(part) if isinstance(node, _Directory) else None
-            if not part:
-                return self.root
-            if found is None:
-                raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
-            node = found
-        return node
+        head, _, name = str(path).rpartition("/")
+        found = self._entries(head).get(name) if name else self.root
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+        return found
+
+    def _entries(self, text: str) -> "dict[str, _File | _Directory]":
+        known = self._known.get(text)
+        if known is None:
+            node = self._node(Path(text)) if text else self.root
+            if not isinstance(node, _Directory):
+                raise FileNotFoundError(errno.ENOENT, "no such directory", text)
+            known = self._known[text] = node.entries
+        return known
 
     def _directory(self, path: Path) -> _Directory:
         node = self._node(path)

@@ -100,19 +100,19 @@ def boilerplate() -> tuple[SpanArrays, NDArray[np.int64]]:
 @pytest.mark.parametrize(
     ("chosen", "scanned"),
     [
-        (Filter(first=10_000, last=13_000), 20_000 / 16),
-        (Filter(first=22_999, passing=np.arange(23_000) < 22_000), 20_000 / 100),
-        (Filter(last=1, passing=np.arange(23_000) >= 22_000), 20_000 / 100),
+        (Filter(first=10_000, last=13_000), 20_000),
+        (Filter(first=22_999, passing=np.arange(23_000) < 22_000), 0),
+        (Filter(last=1, passing=np.arange(23_000) >= 22_000), 0),
         (Filter(first=30_000), 0),
     ],
 )
 def test_a_filter_that_no_hit_passes(
-    boilerplate: tuple[SpanArrays, NDArray[np.int64]], chosen: Filter, scanned: float
+    boilerplate: tuple[SpanArrays, NDArray[np.int64]], chosen: Filter, scanned: int
 ) -> None:
     arrays, text = boilerplate
     spans = search.maximal_spans(arrays, text, 8, chosen)
     assert len(spans) == 0
-    assert spans.work[2] <= 40 * (scanned + 2 * BLOCK)
+    assert spans.work[2] <= 40 * (scanned + 3 * BLOCK)
 
 
 def test_only_short_parts_pass(boilerplate: tuple[SpanArrays, NDArray[np.int64]]) -> None:
