@@ -56,7 +56,7 @@ def serve_command(
 def main() -> None:
     """Run the command line; every error that kiseki means is one line and an exit code."""
     try:
-        app()
+        app(prog_name="kiseki")
     except KisekiError as error:
         print(f"kiseki: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)

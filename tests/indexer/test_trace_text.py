@@ -212,11 +212,12 @@ def test_source_and_document_choose_hits_by_where_they_begin(reader: IndexReader
     rows = all_rows(text_run.run_dir)
     names = sorted({segment.source for row in rows for segment in row.segments})
     documents = sorted({(segment.source, segment.document_id) for row in rows for segment in row.segments})
+    texts = {row.address: row.tokens.tolist() for row in rows}
     gram = [reader.tokenizer.encode(" of").token_ids.tolist()[0]]
 
     def scanned(source: str, document_id: str | None = None, before: int = 10**9) -> int:
         return sum(
-            row.tokens[at] == gram[0]
+            texts[row.address][at] == gram[0]
             for row in rows
             if row.address.global_step < before
             for segment in row.segments

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.main import get_command
 
 from tests.conftest import TextRun, byte_level_bpe
 from tests.export_maker import MadeStep, make_attempt
 from train_hooks.attempts import RunSpec
-from ui.cli import main
+from ui.cli import app, main
 
 PROGRAM = Path(sys.executable).with_name("kiseki")
 
@@ -63,14 +64,6 @@ def test_index_says_it_is_up_to_date(text_run: TextRun) -> None:
     assert code == 0 and json.loads(out)["published"] is False
 
 
-@pytest.mark.parametrize(
-    "command", [[], ["index"], ["trace"], ["count"], ["sequence"], ["sql"], ["serve"], ["demo"], ["export", "verify"]]
-)
-def test_help(command: str) -> None:
-    code, out, _ = kiseki(*command.split(), "--help")
-    assert code == 0 and "Usage: kiseki" in out
-
-
 def run_here(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object
 ) -> tuple[int, str, str]:
@@ -80,6 +73,27 @@ def run_here(
         main()
     captured = capsys.readouterr()
     return int(stopped.value.code or 0), captured.out, captured.err
+
+
+def commands() -> list[str]:
+    """Every command that there is, groups before their commands."""
+
+    def below(group: object, prefix: str) -> list[str]:
+        found = getattr(group, "commands", {})
+        return [name for key, command in found.items() for name in [prefix + key, *below(command, f"{prefix}{key} ")]]
+
+    return below(get_command(app), "")
+
+
+def test_every_command_has_help_and_is_documented(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documented = (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert {"trace", "export verify"} <= set(commands())
+    for command in ["", *commands()]:
+        code, out, _ = run_here(capsys, monkeypatch, *command.split(), "--help")
+        assert code == 0 and f"Usage: kiseki {command}".strip() in out
+        assert f"`kiseki {command}" in documented
 
 
 def test_checkpoint_and_steps_narrow_the_answer(
