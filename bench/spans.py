@@ -1,0 +1,279 @@
+"""The span index against infini-gram, over the same real tokens, in the same run.
+
+    python bench/spans.py [--tokens-millions 20] [--tokens FILE.npy] [--peer-python peer/bin/python]
+
+Prints build rate, bytes a token, peak memory, warm and cold latency of all maximal spans of a 512-token output, the cost of
+filters and of more shards, and ratios. Checks that both engines give the same spans and counts. Without --peer-python the
+peer's columns are left out. Machines are noisy: compare ratios and medians.
+"""
+
+import argparse
+import ctypes
+import functools
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.real_tokens import real_tokens
+from indexer.spans.arrays import SpanArrays, open_span_arrays
+from indexer.spans.build import build_span_arrays
+from indexer.spans.filters import Filter
+from indexer.spans.merge import spans_over_shards
+from indexer.spans.search import count, extent, find, maximal_spans, page
+
+LENGTH, QUERY = 2048, 512
+COLD_KINDS = ("held-out", "spliced")
+Rows = npt.NDArray[np.uint16]
+
+
+def queries(rows: Rows, held: Rows, num: int) -> dict[str, Rows]:
+    """Held-out text; held-out with spliced training text; training text verbatim. u16 [num, QUERY] each."""
+    chance = np.random.default_rng(5)
+    starts = chance.integers(0, len(held) - QUERY, num)
+    plain = np.stack([held[s : s + QUERY] for s in starts])
+    spliced = plain.copy()
+    for query in spliced:
+        at = int(chance.integers(20, 80))
+        while at < QUERY - 60:
+            length = int(chance.integers(10, 60))
+            row, column = int(chance.integers(len(rows))), int(chance.integers(0, LENGTH - 60))
+            query[at : at + length] = rows[row, column : column + length]
+            at += length + int(chance.integers(20, 120))
+    places = zip(chance.integers(0, len(rows), num), chance.integers(0, LENGTH - QUERY, num), strict=True)
+    verbatim = np.stack([rows[row, column : column + QUERY] for row, column in places])
+    return {"held-out": plain, "spliced": spliced, "verbatim": verbatim}
+
+
+def milliseconds(work: Callable[[Any], object], items: Sequence[Any], rounds: int = 5) -> list[float]:
+    """Each item's median over rounds, after one that is not counted."""
+    times: list[list[float]] = [[] for _ in items]
+    for round_ in range(rounds + 1):
+        for index, item in enumerate(items):
+            started = time.perf_counter()
+            work(item)
+            if round_:
+                times[index].append((time.perf_counter() - started) * 1e3)
+    return [statistics.median(values) for values in times]
+
+
+def row(name: str, *values: object) -> None:
+    """A line of the table."""
+    print(f"{name:58} " + " ".join(f"{value:>14}" for value in values), flush=True)
+
+
+def _spans(arrays: SpanArrays, min_length: int, chosen: Filter | None, query: Rows) -> object:
+    return maximal_spans(arrays, query, min_length, chosen)
+
+
+def _spans_over(shards: Sequence[SpanArrays], query: Rows) -> object:
+    return spans_over_shards(shards, query, 8)
+
+
+def shown(times: Sequence[float]) -> str:
+    """Median and 95th percentile."""
+    return f"{statistics.median(times):.3f}/{np.percentile(times, 95):.3f}"
+
+
+def bench_build(rows: Rows, directory: Path) -> None:
+    """Build in this process; its peak memory is the process's growth."""
+    build_span_arrays(rows[:8], np.uint16, _fresh(directory / "warm"))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    cpu, wall = time.process_time(), time.perf_counter()
+    built = build_span_arrays(rows, np.uint16, _fresh(directory / "ours"))
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    size = sum(path.stat().st_size for path in (directory / "ours").iterdir())
+    row("build, million tokens a CPU-second", f"{built.num_tokens / cpu / 1e6:.2f}")
+    row("build, bytes of memory a token at the peak", f"{peak / built.num_tokens:.1f}")
+    row("index, bytes a token on disk, tokens and fingerprints included", f"{size / built.num_tokens:.2f}")
+
+
+def _fresh(directory: Path) -> Path:
+    directory.mkdir(parents=True)
+    return directory
+
+
+def bench_latency(
+    arrays: SpanArrays, asked: dict[str, Rows], peer: Callable[[Rows, int], dict[str, Any]] | None
+) -> None:
+    """All maximal spans with counts, warm, against the peer's fastest setting; both must agree."""
+    row("all maximal spans of 512 tokens, warm, ms p50/p95", "kiseki", "infini-gram", "ratio of p50")
+    for min_length in (8, 16, 32):
+        for kind, batch in asked.items():
+            ours = milliseconds(functools.partial(_spans, arrays, min_length, None), list(batch))
+            theirs = peer(batch, min_length) if peer else None
+            if theirs:
+                _check_equal(arrays, batch, min_length, theirs["spans"])
+            ratio = f"{statistics.median(theirs['ms']) / statistics.median(ours):.0f}x" if theirs else "–"
+            row(f"  min length {min_length}, {kind}", shown(ours), shown(theirs["ms"]) if theirs else "–", ratio)
+            worst = int(np.argmax(ours))
+            row(
+                f"    slowest: query {worst}, {len(maximal_spans(arrays, batch[worst], min_length))} spans",
+                f"{ours[worst]:.3f}",
+            )
+
+
+def _check_equal(arrays: SpanArrays, batch: Rows, min_length: int, theirs: Sequence[Sequence[Sequence[int]]]) -> None:
+    for query, spans in zip(batch, theirs, strict=True):
+        found = maximal_spans(arrays, query, min_length)
+        ours = [list(span) for span in zip(found.start.tolist(), found.end.tolist(), found.count.tolist(), strict=True)]
+        if ours != [list(span) for span in spans]:
+            raise SystemExit(
+                f"the engines disagree at min length {min_length}: ours {ours[:5]}, theirs {list(spans)[:5]}"
+            )
+
+
+def bench_cold(directory: Path, asked: dict[str, Rows]) -> None:
+    """The page cache dropped for the file before each query, in a process of its own: nobody else maps the file."""
+    np.savez(directory / "queries.npz", **asked)
+    done = subprocess.run(
+        [sys.executable, __file__, "--cold", directory], stdout=subprocess.PIPE, text=True, check=True
+    )
+    row("cold, ms p50 / MB read p50", *COLD_KINDS)
+    for line in done.stdout.splitlines():
+        name, *cells = json.loads(line)
+        row(name, *cells)
+
+
+def cold_process(directory: Path) -> None:
+    """What `bench_cold` starts: one JSON line a minimum length."""
+    asked = np.load(directory / "queries.npz")
+    for min_length in (8, 16, 32):
+        maximal_spans(
+            open_span_arrays(directory / "warm"), asked["spliced"][0], min_length
+        )  # compiled code is not cold
+        cells = []
+        for kind in COLD_KINDS:
+            found = [_cold_query(directory / "ours" / "spans.bin", query, min_length) for query in asked[kind][:40]]
+            ms, megabytes = (statistics.median(values) for values in zip(*found, strict=True))
+            cells.append(f"{ms:.1f}/{megabytes:.2f}")
+        print(json.dumps([f"  min length {min_length}", *cells]), flush=True)
+
+
+def _cold_query(path: Path, query: Rows, min_length: int) -> tuple[float, float]:
+    """(milliseconds, MB read from the disk) of one query by a newly opened index."""
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+    arrays = open_span_arrays(path.parent)
+    before, started = _bytes_read(), time.perf_counter()
+    maximal_spans(arrays, query, min_length)
+    return (time.perf_counter() - started) * 1e3, (_bytes_read() - before) / 1e6
+
+
+def _bytes_read() -> int:
+    lines = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(lines["read_bytes"])
+
+
+def bench_filters(arrays: SpanArrays, asked: dict[str, Rows]) -> None:
+    """A range of sequences, as a step range is one."""
+    half = Filter(last=arrays.num_sequences // 2)
+    middle = Filter(first=arrays.num_sequences // 3, last=arrays.num_sequences // 2)
+    row("filters, min length 8, ms p50/p95", "none", "before half", "middle sixth", "ratio")
+    for kind, batch in asked.items():
+        times = [
+            milliseconds(functools.partial(_spans, arrays, 8, chosen), list(batch), 3)
+            for chosen in (None, half, middle)
+        ]
+        ratio = statistics.median(times[1]) / statistics.median(times[0])
+        row(f"  {kind}", *map(shown, times), f"{ratio:.2f}x")
+
+
+def bench_frequent(arrays: SpanArrays) -> None:
+    """The most frequent token: count, first and last sequence, first page of hits."""
+    token = int(np.bincount(arrays.tokens[arrays.tokens != arrays.separator]).argmax())
+    half = Filter(last=arrays.num_sequences // 2)
+
+    def ask(chosen: Filter | None) -> object:
+        lo, hi = find(arrays, [token])
+        return count(arrays, lo, hi, chosen), extent(arrays, lo, hi, chosen), page(arrays, lo, hi, chosen, limit=10)
+
+    lo, hi = find(arrays, [token])
+    row(
+        f"a span with {hi - lo:,} hits: count, extent, page, ms",
+        *[shown(milliseconds(ask, [f] * 5)) for f in (None, half)],
+    )
+
+
+def bench_shards(rows: Rows, directory: Path, asked: dict[str, Rows]) -> None:
+    """The same tokens in more shards."""
+    row("shards, min length 8, ms p50/p95", *asked, "ratio to 1")
+    single = 0.0
+    for num in (1, 8, 32):
+        shards = [
+            build_span_arrays(part, np.uint16, _fresh(directory / f"shards-{num}" / str(index)))
+            for index, part in enumerate(np.array_split(rows, num))
+        ]
+        times = [milliseconds(functools.partial(_spans_over, shards), list(b), 3) for b in asked.values()]
+        medians = [statistics.median(t) for t in times]
+        single = single or statistics.fmean(medians)
+        row(f"  {num}", *map(shown, times), f"{statistics.fmean(medians) / single:.1f}x")
+
+
+def peer_engine(python: Path, rows: Rows, directory: Path) -> Callable[[Rows, int], dict[str, Any]]:
+    """Build the peer's index; returns a function that asks it."""
+    script = Path(__file__).with_name("peer_infinigram.py")
+    np.save(directory / "rows.npy", rows)
+
+    def run(*arguments: object) -> dict[str, Any]:
+        done = subprocess.run([python, script, *map(str, arguments)], stdout=subprocess.PIPE, text=True, check=True)
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+    built = run("build", directory / "rows.npy", directory / "peer")
+    row("peer: build, million tokens a CPU-second", f"{built['mtokens_per_cpu_s']:.2f}")
+    row("peer: bytes a token on disk, without our fingerprints' like", f"{built['bytes_per_token']:.2f}")
+
+    def ask(batch: Rows, min_length: int) -> dict[str, Any]:
+        np.save(directory / "queries.npy", batch)
+        return run("query", directory / "peer", directory / "queries.npy", min_length)
+
+    return ask
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens-millions", type=float, default=20.0)
+    parser.add_argument("--tokens", type=Path, help="u16 [n] token ids of your own")
+    parser.add_argument("--peer-python", type=Path, help="python of an environment that has infini-gram")
+    parser.add_argument("--queries", type=int, default=60)
+    parser.add_argument("--cold", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.cold is not None:
+        cold_process(options.cold)
+        return
+    num = int(options.tokens_millions * 1e6) // LENGTH * LENGTH
+    training, held = real_tokens(num, 400_000, options.tokens)
+    rows = training.reshape(-1, LENGTH)
+    ctypes.CDLL(None).malloc_trim(0)
+    print(f"{num:,} tokens in sequences of {LENGTH}, {options.queries} queries of {QUERY} of each kind")
+    with tempfile.TemporaryDirectory(dir=Path(__file__).resolve().parents[1] / ".bench") as name:
+        directory = Path(name)
+        asked = queries(rows, held, options.queries)
+        bench_build(rows, directory)
+        bench_cold(directory, asked)
+        arrays = open_span_arrays(directory / "ours")
+        peer = peer_engine(options.peer_python, rows, directory) if options.peer_python else None
+        bench_latency(arrays, asked, peer)
+        bench_filters(arrays, asked)
+        bench_frequent(arrays)
+        bench_shards(rows, directory, asked)
+
+
+if __name__ == "__main__":
+    main()
