@@ -138,7 +138,8 @@ def _check_equal(arrays: SpanArrays, batch: Rows, min_length: int, theirs: Seque
 
 def bench_cold(directory: Path, asked: dict[str, Rows]) -> None:
     """The page cache dropped for the file before each query, in a process of its own: nobody else maps the file."""
-    np.savez(directory / "queries.npz", **asked)
+    for kind in COLD_KINDS:
+        np.save(directory / f"{kind}.npy", asked[kind])
     done = subprocess.run(
         [sys.executable, __file__, "--cold", directory], stdout=subprocess.PIPE, text=True, check=True
     )
@@ -150,7 +151,7 @@ def bench_cold(directory: Path, asked: dict[str, Rows]) -> None:
 
 def cold_process(directory: Path) -> None:
     """What `bench_cold` starts: one JSON line a minimum length."""
-    asked = np.load(directory / "queries.npz")
+    asked = {kind: np.load(directory / f"{kind}.npy") for kind in COLD_KINDS}
     for min_length in (8, 16, 32):
         maximal_spans(
             open_span_arrays(directory / "warm"), asked["spliced"][0], min_length
