@@ -75,7 +75,7 @@ def next_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, work: I64) -> i
         if rank < stop:
             work[SCANNED] += stop - rank
             if select(shard, chosen, rank, stop, first, end, ranks) > 0:
-                return ranks[0]
+                return int(ranks[0])
         rank = max(rank, stop)
     return -1
 
@@ -93,7 +93,7 @@ def previous_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, work: I64) 
             work[SCANNED] += rank + 1 - begin
             num = select(shard, chosen, begin, rank + 1, first, end, ranks)
             if num > 0:
-                return ranks[num - 1]
+                return int(ranks[num - 1])
         rank = min(rank, begin - 1)
     return -1
 
