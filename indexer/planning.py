@@ -2,8 +2,8 @@
 
 New steps are cut into ranges of at most `max_rows` rows. While a run is followed the new ranges are small, so FANOUT
 neighbours of one tier (tier t holds shards of about max_rows / FANOUT^t rows) are replaced by one shard over all their
-steps. A run of any length so has at most FANOUT - 1 shards a tier and attempt, beside the full ones, and each row is built
-again at most once a tier.
+steps, and neighbours of the highest tier as soon as they fill a shard. A run of any length so has at most FANOUT - 1 shards
+a tier and attempt, beside the full ones, and each row is built again at most once a tier and once to fill a shard.
 """
 
 import itertools
@@ -62,17 +62,22 @@ def _tier(num_rows: int, max_rows: int) -> int:
 
 
 def _join_once(ranges: list[StepRange], max_rows: int) -> list[StepRange] | None:
-    """Join the first FANOUT neighbours of one tier that together fit into a shard; None where there are none."""
-    for index in range(len(ranges) - FANOUT + 1):
-        window = ranges[index : index + FANOUT]
-        tiers = {_tier(steps.num_rows, max_rows) for steps in window}
-        total = sum(steps.num_rows for steps in window)
-        if len(tiers) == 1 and total <= max_rows:
+    """Join the first FANOUT neighbours of one tier, or as many of the highest tier as fill a shard; None: nothing to do."""
+    tiers = [_tier(steps.num_rows, max_rows) for steps in ranges]
+    for index in range(len(ranges) - 1):
+        end, total = index, 0
+        while end < len(ranges) and tiers[end] == tiers[index] and total + ranges[end].num_rows <= max_rows:
+            total += ranges[end].num_rows
+            end += 1
+            if end - index == FANOUT:
+                break
+        filled = tiers[index] == 0 and (total == max_rows or (end < len(ranges) and tiers[end] == 0))
+        if end - index == FANOUT or (filled and end - index >= 2):
             joined = StepRange(
-                attempt=window[0].attempt,
-                first_step=window[0].first_step,
-                last_step=window[-1].last_step,
+                attempt=ranges[index].attempt,
+                first_step=ranges[index].first_step,
+                last_step=ranges[end - 1].last_step,
                 num_rows=total,
             )
-            return [*ranges[:index], joined, *ranges[index + FANOUT :]]
+            return [*ranges[:index], joined, *ranges[end:]]
     return None

@@ -9,8 +9,7 @@ and `sample_index` (an integer for each slot) are the hook's own, wherever they 
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +25,7 @@ _SCALARS = (str, bytes, int, float, complex, type(None))
 TokensSelector = str | int | Callable[[Any], Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class NamedTensors:
+class NamedTensors(NamedTuple):
     """A micro-batch taken apart. `tokens` is the name of the token tensor, integers [num_slots, sequence_length]."""
 
     tokens: str
@@ -38,10 +36,26 @@ class NamedTensors:
 
 def name_tensors(batch: Any, tokens: TokensSelector) -> NamedTensors:
     """Take `batch` apart. Raises InputError where there are no integers of two dimensions at `tokens`."""
-    tensors: dict[str, Tensor] = {}
+    if type(batch) is dict and type(tokens) is str and _is_plain(batch):  # the usual case, told fast
+        tensors: dict[str, Tensor] = batch.copy()
+        return _checked(batch, tokens, tokens, tensors, {})
+    tensors = {}
     metadata: dict[str, Any] = {}
     _walk(batch, "", tensors, metadata, _MAX_DEPTH)
-    name = _tokens_name(batch, tokens, tensors)
+    return _checked(batch, tokens, _tokens_name(batch, tokens, tensors), tensors, metadata)
+
+
+def _is_plain(batch: dict[Any, Any]) -> bool:
+    """Whether it has nothing but tensors, by names."""
+    for key, value in batch.items():
+        if type(value) is not Tensor or type(key) is not str or key in METADATA_KEYS:
+            return False
+    return True
+
+
+def _checked(
+    batch: Any, tokens: TokensSelector, name: str, tensors: dict[str, Tensor], metadata: Mapping[str, Any]
+) -> NamedTensors:
     found = tensors.get(name)
     if found is None:
         raise InputError(

@@ -76,9 +76,9 @@ class Consumption:
         with self._lock:
             self._step.num_forwards += 1
             oldest = self._pending[0] if self._pending and not strict else None
-            if oldest is not None and oldest.on_cpu:  # the usual case, told fast
+            if oldest is not None:  # the usual case, told fast
                 for value in (*args, *kwargs.values()):
-                    if type(value) is Tensor and value.is_cpu and oldest.is_untouched(value):
+                    if oldest.is_untouched(value):
                         self._take(oldest)
                         return oldest
             fed = plain_tensors((args, kwargs))
@@ -210,7 +210,7 @@ class Consumption:
 
     def _forget_skipped(self, consumed: Sequence[int]) -> None:
         """What was fetched before the oldest micro-batch of this step, and is still there, was left out."""
-        if consumed:
+        if consumed and self._pending:
             oldest = min(consumed)
             for snapshot in [snapshot for snapshot in self._pending if snapshot.number < oldest]:
                 self._remove(snapshot)

@@ -34,6 +34,7 @@ __all__ = [
     "RowBuilder",
     "StagedMicrobatch",
     "check_shapes",
+    "checked_metrics",
     "gap_of",
     "metrics_record",
     "note_of",
@@ -124,13 +125,17 @@ def check_shapes(microbatch: StagedMicrobatch, sequence_length: int) -> None:
             )
 
 
-def metrics_record(global_step: int, metrics: Mapping[str, float]) -> StepRecord:
-    """Metrics of a step as they are written. Raises RowError for what is no number."""
+def checked_metrics(global_step: int, metrics: Mapping[str, float]) -> dict[str, float]:
+    """The trainer's metrics as names and numbers. Raises RowError for what is no number."""
     try:
-        values = {str(name): float(value) for name, value in metrics.items()}
+        return {str(name): float(value) for name, value in metrics.items()}
     except (TypeError, ValueError) as error:
         raise RowError(f"metrics of step {global_step}: expected numbers, found {dict(metrics)!r}") from error
-    return StepRecord(global_step=global_step, kind="metrics", unix_time_s=time.time(), values=values)
+
+
+def metrics_record(global_step: int, values: Mapping[str, float], unix_time_s: float) -> StepRecord:
+    """Checked metrics of a step as they are written; unix_time_s: when the trainer gave them."""
+    return StepRecord(global_step=global_step, kind="metrics", unix_time_s=unix_time_s, values=values)
 
 
 def note_of(global_step: int, records: tuple[StepRecord, ...]) -> CommittedStep:

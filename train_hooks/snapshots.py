@@ -40,13 +40,14 @@ class Snapshot:
         self.number = 0
         self.name = batch.tokens
         self._shape = tokens.shape
-        self.num_slots, self.sequence_length = tokens.shape
+        self.num_slots, self.sequence_length = self._shape
         self.sources: Mapping[str, Tensor] = batch.tensors
         self._identities = {name: _identity(tensor) for name, tensor in batch.tensors.items()}
         self._pool = pool
         self._segments = _segments(batch.segments)
         self._copies = _copy_all(batch.tensors, pool)
         self._array: Array | None = None
+        self._samples, self._sampled = _sampled(tokens)
         index = batch.sample_index
         self._sample_index = copy_tensor(index, pool) if isinstance(index, Tensor) else index
         self.size_bytes = 256 * self.num_slots
@@ -74,20 +75,19 @@ class Snapshot:
             return False
         return changed or fed.is_inference() or fed._version == version
 
-    def is_untouched(self, fed: Tensor) -> bool:
+    def is_untouched(self, fed: object) -> bool:
         """Fast and sure only if True: `fed` is the very tensor, and nothing of the micro-batch was changed since."""
-        identities = self._identities
-        pointer, version = identities[self.name]
-        if fed.data_ptr() != pointer or fed.shape != self._shape or fed.is_inference() or fed._version != version:
+        samples = self._samples
+        source = self.sources.get(self.name)
+        if samples is None or source is None or fed is not source:
             return False
-        for name, source in self.sources.items():
-            if source.is_inference() or source._version != identities[name][1]:
+        identities = self._identities
+        if source.data_ptr() != identities[self.name][0] or source.shape != self._shape:
+            return False  # given other memory by `set_` or `data`
+        for name, other in self.sources.items():
+            if other.is_inference() or other._version != identities[name][1]:
                 return False
-        ours, step = self._array, self.sequence_length // _SAMPLES or 1
-        if ours is None:
-            ours = self._array = self._copies[self.name].tensor().numpy()
-        theirs = fed.numpy()
-        return ours.dtype == theirs.dtype and ours[:, ::step].tobytes() == theirs[:, ::step].tobytes()
+        return samples.tobytes() == self._sampled
 
     def looks_like(self, fed: Tensor) -> bool:
         """Whether a few tokens of each sequence are those of `fed`, which `could_be` it, on the CPU."""
@@ -153,6 +153,7 @@ class Snapshot:
     def forget_sources(self) -> None:
         """Let go of the trainer's tensors."""
         self.sources = {}
+        self._samples = None
 
     def resolve(self) -> StagedMicrobatch:
         """The micro-batch as arrays. Called once, on the writer thread."""
@@ -187,6 +188,14 @@ class Snapshot:
         self._copies = {}
         for copy in copies.values():
             self._pool.give(copy.buffer, pinned=copy.pinned)
+
+
+def _sampled(tokens: Tensor) -> tuple[Array | None, bytes]:
+    """A few tokens of each sequence in the trainer's memory, and what they are now. None for what is not plain memory."""
+    if type(tokens) is not Tensor or not tokens.is_cpu or tokens.layout is not torch.strided:
+        return None, b""
+    samples = tokens.numpy()[:, :: tokens.shape[1] // _SAMPLES or 1]
+    return samples, samples.tobytes()
 
 
 def _copy_all(tensors: Mapping[str, Tensor], pool: BufferPool) -> dict[str, HostCopy]:

@@ -153,13 +153,18 @@ class ExportHook:
 
         Raises ExportStopped where forwards of this step got something else than fetched micro-batches.
         """
-        if self._exporter is not None:
-            with self._at_work():
-                rest = self._consumption.end_step(global_step, trained=StepStatus(status) in _TRAINED)
+        exporter = self._exporter
+        if exporter is not None:
+            self._begin_work()
+            try:
+                status = StepStatus(status)
+                rest = self._consumption.end_step(global_step, trained=status in _TRAINED)
                 if rest is not None:
-                    self._exporter.stage(rest)
+                    exporter.stage(rest)
                 metrics_here = metrics if self.rank.dp_rank == 0 else None
-                self._exporter.commit(global_step, status=StepStatus(status), metrics=metrics_here)
+                exporter.commit(global_step, status=status, metrics=metrics_here)
+            finally:
+                self._busy = False
         self._committed_step = global_step
 
     def consume(self, num_microbatches: int = 1) -> None:
@@ -213,14 +218,17 @@ class ExportHook:
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
-        """The main thread may hold a lock of the exporter's; a signal handler must not make it wait."""
-        if self._sigterm is not None:
-            self._sigterm.stop_if_dying()
-        self._busy = True
+        self._begin_work()
         try:
             yield
         finally:
             self._busy = False
+
+    def _begin_work(self) -> None:
+        """The main thread may hold a lock of the exporter's from now on; a signal handler must not make it wait."""
+        if self._sigterm is not None:
+            self._sigterm.stop_if_dying()
+        self._busy = True
 
     def _flush(self) -> None:
         if self._exporter is not None:
