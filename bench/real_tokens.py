@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-__all__ = ["real_tokens"]
+__all__ = ["CACHE", "TOKENIZER", "VOCAB", "real_tokens"]
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".bench"
+TOKENIZER = CACHE / "tokenizer.json"
 VOCAB, SEPARATOR_ID = 32_000, 0
 SUFFIXES = {".py", ".pyi", ".md", ".rst", ".txt", ".h", ".js", ".json"}
 Tokens = npt.NDArray[np.uint16]
@@ -70,6 +71,7 @@ def _cached(num_tokens: int) -> Tokens:
         return np.asarray(found)
     print("tokenizing the installed packages, once …", flush=True)
     tokenizer = _tokenizer()
+    tokenizer.save(str(TOKENIZER))
     pieces, total, batch = [], 0, []
     seen: set[bytes] = set()
     for text in documents():

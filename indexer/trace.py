@@ -123,7 +123,7 @@ def _trace(
         step_edges=edges,
         spans=tuple(spans),
         joined=join_spans(spans),
-        documents=rank_documents(reader, spans, np.unique(asked)),
+        documents=rank_documents(reader, spans, asked),
         took_ms=round((time.perf_counter() - started) * 1e3, 3),
     )
 

@@ -24,8 +24,10 @@ def rank_documents(
 ) -> tuple[TracedDocument, ...]:
     """Documents of the listed hits, by how many tokens of the output they cover, then by relevance to prompt and output.
 
-    relevance: BM25 of the document's listed segments against `asked`, over tokens, with unigram frequencies as idf.
+    relevance: BM25 of the document's listed segments against the token ids `asked`, with unigram frequencies as idf.
     """
+    is_asked = np.zeros(reader.info.vocab_size, np.bool_)
+    is_asked[asked] = True
     covered: dict[tuple[str, str], set[int]] = {}
     hits: dict[tuple[str, str], list[Hit]] = {}
     for index, span in enumerate(spans):
@@ -39,7 +41,7 @@ def rank_documents(
             document_id=document_id,
             spans=tuple(sorted(indices)),
             num_tokens=_num_covered([spans[index] for index in indices]),
-            relevance=round(_relevance(reader, (source, document_id), hits[source, document_id], asked), 3),
+            relevance=round(_relevance(reader, (source, document_id), hits[source, document_id], is_asked), 3),
         )
         for (source, document_id), indices in covered.items()
     ]
@@ -56,8 +58,9 @@ def _num_covered(spans: Sequence[Span]) -> int:
 
 
 def _relevance(
-    reader: IndexReader, document: tuple[str, str], hits: Sequence[Hit], asked: npt.NDArray[np.int64]
+    reader: IndexReader, document: tuple[str, str], hits: Sequence[Hit], is_asked: npt.NDArray[np.bool_]
 ) -> float:
+    """BM25 over the document's listed segments; `is_asked` [vocab_size]: the tokens of prompt and output."""
     pieces: dict[tuple[str, int], npt.NDArray[np.unsignedinteger]] = {}
     for hit in hits:
         shard, ordinal = reader.locate(hit.address)
@@ -67,10 +70,13 @@ def _relevance(
                 end = segment.start + segment.length
                 pieces[str(hit.address), segment.start] = in_sequence[segment.start : end]
     tokens = np.concatenate(list(pieces.values()))
-    terms, frequency = np.unique(tokens[np.isin(tokens, asked)], return_counts=True)
+    terms, frequency = np.unique(tokens[is_asked[tokens]], return_counts=True)
     idf = -reader.unigram_log_probabilities[terms]
     length = len(tokens) / max(1, reader.info.sequence_length)
-    return float((idf * frequency * (K1 + 1) / (frequency + K1 * (1 - B + B * length))).sum() / max(1, len(asked)))
+    return float(
+        (idf * frequency * (K1 + 1) / (frequency + K1 * (1 - B + B * length))).sum()
+        / max(1, int(np.count_nonzero(is_asked)))
+    )
 
 
 def join_spans(spans: Sequence[Span]) -> tuple[JoinedSpans, ...]:

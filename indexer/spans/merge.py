@@ -46,6 +46,12 @@ class MergedSpans:
 
 def merge_spans(per_shard: Sequence[Spans]) -> MergedSpans:
     """Merge the spans that each shard gave for the same query and min_length."""
+    if len(per_shard) == 1:
+        only = per_shard[0]
+        lo, hi, count = (getattr(only, name).reshape(-1, 1) for name in ("lo", "hi", "count"))
+        return MergedSpans(
+            start=only.start, end=only.end, count=only.count, shard_lo=lo, shard_hi=hi, shard_count=count
+        )
     starts, ends = (np.concatenate([getattr(spans, name) for spans in per_shard] or [[]]) for name in ("start", "end"))
     pairs = np.unique(np.stack([starts, -ends], axis=1).astype(np.int64), axis=0)
     furthest = np.maximum.accumulate(np.append(0, -pairs[:, 1]))
