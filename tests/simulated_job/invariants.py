@@ -45,7 +45,8 @@ def finish(job: Job, *, crash: bool, again: bool, compacted: bool) -> None:
     job.compared.clear()
     check(job)
     check_verified(job)
-    status(RunReader(RUN_DIR, job.files))
+    if job.files.exists(RUN_DIR / "export" / "run.json"):  # a start that failed before its first attempt may be lost
+        status(RunReader(RUN_DIR, job.files))
 
 
 def check(job: Job) -> None:
