@@ -131,6 +131,31 @@ def test_a_repetition_that_ends_inside_a_longer_match(unit: list[int]) -> None:
                 assert shards.rows(spans) == reference.maximal_spans(arrays, query, min_length)
 
 
+def test_many_filters_over_one_shard() -> None:
+    """The passing suffix that shares most is often neither beside the insertion point nor on its nearer side."""
+    rng = RNG(7)
+    arrays = shards.build(rng.integers(0, 2, (60, 40)).tolist())
+    query = rng.integers(0, 2, 50).tolist()
+    for _ in range(25):
+        first = int(rng.integers(0, 40))
+        thin = rng.random(60) < rng.choice([0.03, 0.1, 0.5])
+        for chosen in (Filter(passing=thin), Filter(first=first, last=first + 3), Filter(first=first, passing=thin)):
+            lengths = [search.longest_match(arrays, query, at, chosen) for at in range(len(query))]
+            assert lengths == reference.longest_matches(arrays, query, chosen)
+            spans = search.maximal_spans(arrays, query, 8, chosen)
+            assert shards.rows(spans) == reference.maximal_spans(arrays, query, 8, chosen)
+
+
+def test_a_range_found_in_vain_is_not_taken_for_a_wider_one() -> None:
+    """Hundreds of runs that do not pass share 13 tokens and more; one that passes shares 12."""
+    arrays = shards.build([[7] * 900, [7] * 800, [7] * 12, [*[7] * 12, 5, *[7] * 9]])
+    query = [*[7] * 40, 5, *[7] * 9, 6, *[7] * 10, 6, *[7] * 30]
+    for min_length in (2, 8, 9, 13):
+        for chosen in (Filter(first=2), Filter(passing=np.array([0, 0, 1, 0], np.uint8)), Filter(first=3)):
+            spans = search.maximal_spans(arrays, query, min_length, chosen)
+            assert shards.rows(spans) == reference.maximal_spans(arrays, query, min_length, chosen)
+
+
 @pytest.mark.parametrize(
     "kind", [list, tuple, np.array, lambda q: np.array(q, np.uint64), lambda q: np.array(q, object)]
 )
