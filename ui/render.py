@@ -10,10 +10,20 @@ from indexer.index_reader import IndexReader, PackedSequence
 from indexer.trace_records import Hit, Span, Trace
 from train_hooks.export_format.records import Segment
 
-__all__ = ["print_sequence", "print_trace"]
+__all__ = ["print_sequence", "print_trace", "safe"]
 
 _STYLES = ("bold black on bright_yellow", "bold black on yellow", "black on cyan")
 _UNLISTED = "underline"
+
+
+# Control characters become visible ones: corpus text must not move the cursor or recolour the terminal.
+_VISIBLE = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
+_VISIBLE |= dict.fromkeys(range(128, 160), 65533)
+
+
+def safe(text: str) -> str:
+    """The text, as long as it was, without control characters other than line feeds and tabs."""
+    return text.translate(_VISIBLE)
 
 
 def print_trace(console: Console, trace: Trace) -> None:
@@ -37,7 +47,7 @@ def print_trace(console: Console, trace: Trace) -> None:
         console.print(
             Text.assemble(
                 f"  {document.num_tokens:5d} tokens  ",
-                (f"{document.source} / {document.document_id}", "green"),
+                (safe(f"{document.source} / {document.document_id}"), "green"),
                 f"  in {_plural(len(document.spans), 'span')}",
             )
         )
@@ -57,7 +67,7 @@ def _listed(trace: Trace) -> list[Span]:
 
 
 def _print_no_match(console: Console, trace: Trace) -> None:
-    console.print(Text(trace.text))
+    console.print(Text(safe(trace.text)))
     console.print(
         f"\nno span of ≥ {trace.min_length} tokens of these {trace.num_tokens} occurs in the selected steps; "
         "try a smaller --min-length",
@@ -79,14 +89,14 @@ def _print_footer(console: Console, trace: Trace) -> None:
 
 def _marked(trace: Trace, *, plain: bool) -> Text:
     """The text; a listed span carries its number. Where spans overlap, the later one begins a mark of its own."""
-    text = Text()
+    text, whole = Text(), safe(trace.text)
     position = 0
     for span in trace.spans:
         if span.char_start is None or span.char_end is None:
             continue
         start = max(span.char_start, position)
-        text.append(trace.text[position:start])
-        body = trace.text[start : span.char_end]
+        text.append(whole[position:start])
+        body = whole[start : span.char_end]
         number = None if span.rarity_rank is None else span.rarity_rank + 1
         if plain:
             text.append(f"⟦{'' if number is None else f'{number}: '}{body}⟧")
@@ -95,7 +105,7 @@ def _marked(trace: Trace, *, plain: bool) -> Text:
             text.append(body, style=style)
             text.append("" if number is None else f"[{number}]", style="bold")
         position = max(position, span.char_end)
-    text.append(trace.text[position:])
+    text.append(whole[position:])
     return text
 
 
@@ -128,7 +138,7 @@ def _hit_lines(hit: Hit, span: Span) -> Iterator[Text]:
 
 
 def _document(segment: Segment) -> str:
-    return f"{segment.source} / {segment.document_id}" if segment.document_id else "document unknown"
+    return safe(f"{segment.source} / {segment.document_id}") if segment.document_id else "document unknown"
 
 
 def _plural(number: int, word: str) -> str:
@@ -162,6 +172,8 @@ def print_sequence(console: Console, reader: IndexReader, sequence: PackedSequen
                 f" from token {segment.document_token_offset}",
             )
         )
-        console.print(Text(reader.tokenizer.decode(tokens) if has_text else str(tokens.tolist())))
+        console.print(Text(safe(reader.tokenizer.decode(tokens)) if has_text else str(tokens.tolist())))
     if not sequence.segments:
-        console.print(Text(reader.tokenizer.decode(sequence.tokens) if has_text else str(sequence.tokens.tolist())))
+        console.print(
+            Text(safe(reader.tokenizer.decode(sequence.tokens)) if has_text else str(sequence.tokens.tolist()))
+        )

@@ -13,6 +13,7 @@ from tests.conftest import TextRun, byte_level_bpe
 from tests.export_maker import MadeStep, make_attempt
 from train_hooks.attempts import RunSpec
 from ui.cli import app, main
+from ui.render import safe
 
 PROGRAM = Path(sys.executable).with_name("kiseki")
 
@@ -73,6 +74,16 @@ def run_here(
         main()
     captured = capsys.readouterr()
     return int(stopped.value.code or 0), captured.out, captured.err
+
+
+def test_control_characters_of_texts_do_not_reach_the_terminal(
+    text_run: TextRun, passage: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = "\x1b[31mred\x07\x9b2J " + passage
+    code, out, _ = run_here(capsys, monkeypatch, "trace", text_run.run_dir, hostile)
+    assert code == 0 and "␛[31mred␇" in out
+    assert not any(ord(character) < 32 and character not in "\n\t" for character in out)
+    assert "\x9b" not in out and len(safe(hostile)) == len(hostile)
 
 
 def commands() -> list[str]:
