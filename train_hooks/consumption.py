@@ -120,9 +120,11 @@ class Consumption:
         """The step is over: raises ExportStopped where its rows cannot be all. Gives back what else is to be staged."""
         with self._lock:
             step, self._step, self._sent = self._step, _Step(), []
+            consumed = []
             for snapshot in self._consumed:
                 snapshot.forget_sources()
-            consumed, self._consumed = [snapshot.number for snapshot in self._consumed], []
+                consumed.append(snapshot.number)
+            self._consumed = []
             self._check(global_step, step, len(consumed) + step.num_late, trained=trained)
             if step.num_late:
                 return _EndOfLateStep(self, global_step, consumed, trained)

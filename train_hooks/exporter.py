@@ -6,7 +6,7 @@
   those of all steps that are not acknowledged yet, so they bound the memory.
 - The writer thread turns them into rows, hashes, writes and syncs them; one sync serves all steps that came meanwhile.
   What it has acknowledged is `acknowledged_step`. It is woken for the first step of a group, and for a queue half full;
-  each wake costs the training thread tens of microseconds.
+  a wake costs the training thread more than all else that `commit` does.
 - `checkpoint_barrier(step)` returns once every row of steps ≤ step is durable. Call it before a model checkpoint counts.
 - An error of the writer thread is final: every later call raises it, so that training cannot go on unrecorded.
 """
@@ -20,25 +20,26 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, NamedTuple, Self
+from typing import Literal, Self
 
-from train_hooks.export_format.acknowledgement import AckKind
 from train_hooks.export_format.errors import ExportStopped, InputError
 from train_hooks.export_format.records import AttemptInfo, RunInfo, StepRecord, StepStatus
 from train_hooks.export_format.writer import RankWriter
 from train_hooks.row_builder import (
+    CommitRequest,
     CommittedStep,
     LateMicrobatch,
     RowBuilder,
     StagedMicrobatch,
     check_shapes,
     checked_metrics,
-    gap_of,
     metrics_record,
     note_of,
 )
 
 __all__ = ["Exporter", "ExporterOptions", "LateMicrobatch", "StagedMicrobatch"]
+
+_STEP_BYTES = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,30 +52,6 @@ class ExporterOptions:
     group_bytes: int = 16 << 20
     when_full: Literal["block", "drop"] = "block"
     roll_size_bytes: int = 1 << 30
-
-
-_STEP_BYTES = 1024
-
-
-class _Committed(NamedTuple):
-    """A committed step as the training thread leaves it, which makes nothing that the writer thread can make."""
-
-    global_step: int
-    status: StepStatus
-    microbatches: list[StagedMicrobatch | LateMicrobatch]
-    metrics: dict[str, float] | None
-    unix_time_s: float
-    size_bytes: int
-    dropped: bool = False
-
-    def step(self) -> CommittedStep:
-        """What the row builder takes."""
-        records = () if self.metrics is None else (metrics_record(self.global_step, self.metrics, self.unix_time_s),)
-        step = CommittedStep(
-            kind=AckKind.STEP, global_step=self.global_step, status=self.status,
-            microbatches=tuple(self.microbatches), records=records, size_bytes=self.size_bytes,
-        )  # fmt: skip
-        return gap_of(step, "the queue was full and the exporter was told to drop") if self.dropped else step
 
 
 class Exporter:
@@ -94,7 +71,7 @@ class Exporter:
         self._options = options or ExporterOptions()
         self._staged: list[StagedMicrobatch | LateMicrobatch] = []
         self._committed_step = self._acknowledged_step = attempt.resume_step
-        self._queue: deque[_Committed] = deque()
+        self._queue: deque[CommitRequest] = deque()
         self._queue_bytes = 0
         self._late: list[StepRecord] = []
         self._idle = False
@@ -160,7 +137,8 @@ class Exporter:
         size_bytes = _STEP_BYTES
         for microbatch in self._staged:
             size_bytes += microbatch.size_bytes
-        step = _Committed(global_step, StepStatus(status), self._staged, values, time.time(), size_bytes)
+        status = status if type(status) is StepStatus else StepStatus(status)
+        step = CommitRequest(global_step, status, self._staged, values, time.time(), size_bytes)
         self._staged = []
         self._committed_step = global_step
         self._put(step)
@@ -222,7 +200,7 @@ class Exporter:
             f"{error or type(error).__name__}{hint}"
         ) from error
 
-    def _put(self, step: _Committed) -> None:
+    def _put(self, step: CommitRequest) -> None:
         options = self._options
         with self._changed:
             if self._has_room(step):
@@ -246,10 +224,10 @@ class Exporter:
                 self._changed.notify_all()
         self._check()
 
-    def _has_room(self, step: _Committed) -> bool:
+    def _has_room(self, step: CommitRequest) -> bool:
         return self._queue_bytes == 0 or self._queue_bytes + step.size_bytes <= self._options.max_queue_bytes
 
-    def _enqueue(self, step: _Committed) -> None:
+    def _enqueue(self, step: CommitRequest) -> None:
         self._queue.append(step)
         self._queue_bytes += step.size_bytes
         half_full = self._queue_bytes * 2 >= self._options.max_queue_bytes

@@ -7,7 +7,7 @@ The exporter's writer thread drives it; so does the simulated job of the tests, 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from train_hooks.export_format.writer import Frame
 
 __all__ = [
     "WHOLE_MICROBATCH",
+    "CommitRequest",
     "CommittedStep",
     "LateMicrobatch",
     "RowBuilder",
@@ -155,6 +156,27 @@ def gap_of(step: CommittedStep, reason: str) -> CommittedStep:
         kind=AckKind.STEP, global_step=step.global_step, status=step.status, microbatches=(),
         records=(*step.records, gap), size_bytes=1024, dropped=step.microbatches,
     )  # fmt: skip
+
+
+class CommitRequest(NamedTuple):
+    """A committed step as the training thread leaves it, which makes nothing that the writer thread can make."""
+
+    global_step: int
+    status: StepStatus
+    microbatches: list[Staged]
+    metrics: dict[str, float] | None
+    unix_time_s: float
+    size_bytes: int
+    dropped: bool = False
+
+    def step(self) -> CommittedStep:
+        """What the row builder takes."""
+        records = () if self.metrics is None else (metrics_record(self.global_step, self.metrics, self.unix_time_s),)
+        step = CommittedStep(
+            kind=AckKind.STEP, global_step=self.global_step, status=self.status,
+            microbatches=tuple(self.microbatches), records=records, size_bytes=self.size_bytes,
+        )  # fmt: skip
+        return gap_of(step, "the queue was full and the exporter was told to drop") if self.dropped else step
 
 
 class RowBuilder:

@@ -5,7 +5,6 @@ It also remembers which tensors it was taken from, so that a forward's tensors c
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +43,9 @@ class Snapshot:
         self.sources: Mapping[str, Tensor] = batch.tensors
         self._identities = {name: _identity(tensor) for name, tensor in batch.tensors.items()}
         self._pool = pool
-        self._segments = _segments(batch.segments)
+        self._segments: tuple[tuple[Segment, ...], ...] = ()
+        if batch.segments is not None:
+            self._segments = tuple(tuple(of_slot) for of_slot in batch.segments)
         self._copies = _copy_all(batch.tensors, pool)
         self._array: Array | None = None
         self._samples, self._sampled = _sampled(tokens)
@@ -235,10 +236,6 @@ def _copy_storage(views: Mapping[str, Tensor], pool: BufferPool) -> dict[str, Ho
 def tokens_digest(tokens: Tensor) -> bytes:
     """32 bytes for tokens on the CPU, whatever their integer dtype."""
     return hashlib.sha256(np.ascontiguousarray(tokens.numpy().astype(np.int64, copy=False)).data).digest()
-
-
-def _segments(segments: Any) -> tuple[tuple[Segment, ...], ...]:
-    return () if segments is None else tuple(tuple(of_slot) for of_slot in segments)
 
 
 def _has_numpy(dtype: torch.dtype) -> bool:

@@ -143,6 +143,65 @@ def test_one_sync_serves_the_steps_that_came_meanwhile(make: Make) -> None:
     assert len(writer.appends) <= 3
 
 
+def _notifications(exporter: Exporter) -> list[str]:
+    """Grows by one whenever this thread wakes the writer thread from now on."""
+    found: list[str] = []
+    notify_all = exporter._changed.notify_all
+
+    def counted() -> None:
+        if threading.current_thread() is threading.main_thread():
+            found.append("woken")
+        notify_all()
+
+    exporter._changed.notify_all = counted  # type: ignore[method-assign]
+    return found
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_the_writer_thread_is_woken_once_a_group(make: Make) -> None:
+    exporter = make(group_interval_s=0.3)
+    _until(lambda: exporter._idle)
+    woken = _notifications(exporter)
+    for step in range(1, 21):
+        exporter.commit(step)
+        time.sleep(0.002)
+    assert woken == ["woken"]
+    _until(lambda: exporter.acknowledged_step == 20)  # nobody asks for it
+    _until(lambda: exporter._idle)
+    exporter.commit(21)
+    assert len(woken) == 2
+    _until(lambda: exporter.acknowledged_step == 21)
+
+
+def test_a_queue_half_full_does_not_wait_for_company(make: Make) -> None:
+    exporter = make(group_interval_s=60.0, max_queue_bytes=10_240)
+    woken = _notifications(exporter)
+    for step in range(1, 6):
+        assert exporter.acknowledged_step == 0
+        exporter.commit(step)
+    _until(lambda: exporter.acknowledged_step == 5)
+    assert len(woken) <= 2
+
+
+def test_metrics_bear_the_time_of_their_commit(tmp_path: Path, make: Make) -> None:
+    exporter = make(blocked=True)
+    began = time.time()
+    exporter.commit(1, metrics={"loss": 1.0})
+    ended = time.time()
+    time.sleep(0.05)
+    go(exporter)
+    exporter.close()
+
+    (record,) = records(tmp_path)
+    assert began <= record.unix_time_s <= ended
+
+
 def test_a_large_group_is_written_in_parts(make: Make) -> None:
     exporter = make(blocked=True, group_bytes=3000)
     for step in range(1, 11):

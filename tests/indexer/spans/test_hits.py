@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer.spans import reference, search
+from indexer.spans import hit_kernels, reference, search
 from indexer.spans.arrays import SpanArrays, SpanIndexError
 from indexer.spans.filters import Filter
 from indexer.spans.prepare import prepare
@@ -103,6 +103,30 @@ def test_bitmaps_over_uneven_sequences(lengths: list[int]) -> None:
         passing[ordinal] = True
         lo, hi = search.find(uneven, [1])
         assert search.count(uneven, lo, hi, Filter(passing=passing)) == lengths[ordinal]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nearest_passing_ranks(arrays: SpanArrays, seed: int) -> None:
+    """Upward and downward; in the second shard suffix order follows positions, and whole superblocks drop out."""
+    rng = RNG(seed)
+    ordered = shards.build([[ordinal] * 700 for ordinal in range(300)])
+    for shard in (arrays, ordered):
+        first = int(rng.integers(0, shard.num_sequences))
+        thin = rng.random(shard.num_sequences) < 0.01
+        for chosen in (
+            Filter(first=first, last=first + 1),
+            Filter(last=first),
+            Filter(first=first),
+            Filter(passing=thin),
+        ):
+            ranks = np.flatnonzero(reference.passing_positions(shard, chosen)[shard.suffix_array])
+            for _ in range(20):
+                lo, hi = sorted(rng.integers(0, shard.num_tokens + 1, 2).tolist())
+                inside = ranks[(ranks >= lo) & (ranks < hi)].tolist() or [-1]
+                question = search.shard_of(shard), prepare(shard, chosen).chosen, lo, hi, search.new_work()
+                assert hit_kernels.next_passing(*question) == inside[0]
+                assert hit_kernels.previous_passing(*question) == inside[-1]
+                assert search.extent(shard, lo, hi, chosen) == reference.extent(shard, lo, hi, chosen)
 
 
 def test_a_prepared_filter_answers_as_the_filter(arrays: SpanArrays) -> None:

@@ -148,8 +148,8 @@ def test_many_filters_over_one_shard() -> None:
 
 def test_a_range_found_in_vain_is_not_taken_for_a_wider_one() -> None:
     """Hundreds of runs that do not pass share 13 tokens and more; one that passes shares 12."""
-    arrays = shards.build([[7] * 900, [7] * 800, [7] * 12, [*[7] * 12, 5, *[7] * 9]])
-    query = [*[7] * 40, 5, *[7] * 9, 6, *[7] * 10, 6, *[7] * 30]
+    arrays = shards.build([[7] * 900, [7] * 800, [5, *[7] * 12], [*[7] * 12, 5, *[7] * 9]])
+    query = [5, *[7] * 40, 6, *[7] * 9, 6, *[7] * 10, 5, *[7] * 30]
     for min_length in (2, 8, 9, 13):
         for chosen in (Filter(first=2), Filter(passing=np.array([0, 0, 1, 0], np.uint8)), Filter(first=3)):
             spans = search.maximal_spans(arrays, query, min_length, chosen)

@@ -207,6 +207,61 @@ def test_changed_in_place_between_fetch_and_forward(model: Toy, tmp_path: Path, 
         assert all((labels[:, -2:] == -100).all() for labels in exported_ids(tmp_path, "labels"))
 
 
+def test_a_batch_emptied_before_the_forward(model: Toy, tmp_path: Path) -> None:
+    with attach(model, tmp_path) as hook:
+        for step, batch in enumerate(hook.wrap(microbatches(2)), 1):
+            ids = batch.pop("input_ids")
+            batch.clear()
+            model(ids).backward()
+            hook.commit(step)
+    assert same(exported_ids(tmp_path), model.seen)
+    assert same(exported_ids(tmp_path, "labels"), [batch["labels"] for batch in microbatches(2)])
+
+
+def test_a_tensor_given_other_memory_before_the_forward(model: Toy, tmp_path: Path) -> None:
+    """Torch's version counter does not tell of it."""
+    with attach(model, tmp_path) as hook:
+        batches = list(hook.wrap(microbatches(2)))
+        version = batches[0]["input_ids"]._version
+        batches[0]["input_ids"].data = batches[1]["input_ids"].clone()
+        assert batches[0]["input_ids"]._version == version
+        model(batches[0]["input_ids"]).backward()
+        hook.commit(1)
+    assert same(exported_ids(tmp_path), model.seen)
+
+
+EDGES = (0, 65_535, 65_536, -1, -100, 2**31 - 1, 2**31, -(2**31), -(2**31) - 1, 2**63 - 1, -(2**63))
+
+
+@pytest.mark.parametrize("when", ["before the fetch", "between fetch and forward", "after the forward"])
+def test_labels_of_every_size_come_back_exactly(model: Toy, tmp_path: Path, when: str) -> None:
+    expected = microbatch(0)["labels"]
+    batch = {**microbatch(0), "limits": expected.clone()}
+
+    def edit() -> None:
+        batch["limits"][:, : len(EDGES)] = torch.tensor(EDGES)
+
+    with attach(model, tmp_path) as hook:
+        if when == "before the fetch":
+            edit()
+        (fetched,) = hook.wrap([batch])
+        if when == "between fetch and forward":
+            edit()
+        model.register_forward_pre_hook(_without_limits, with_kwargs=True)
+        model(**fetched).backward()
+        if when == "after the forward":
+            edit()
+        hook.commit(1)
+    if when != "after the forward":
+        expected[:, : len(EDGES)] = torch.tensor(EDGES)
+    assert same(exported_ids(tmp_path, "limits"), [expected])
+    assert same(exported_ids(tmp_path), model.seen)
+
+
+def _without_limits(module: Toy, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:  # noqa: ARG001
+    return args, {name: value for name, value in kwargs.items() if name != "limits"}
+
+
 @pytest.mark.parametrize("through", ["torch", "numpy"])
 def test_a_loader_that_reuses_its_buffers(model: Toy, tmp_path: Path, through: str) -> None:
     buffer = microbatch(0)
