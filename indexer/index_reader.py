@@ -1,7 +1,9 @@
 """The one door to an index for everything that asks: read-only handles on one generation, from start to end."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +24,8 @@ from train_hooks.export_format.reader import RunReader
 from train_hooks.export_format.records import RunInfo, Segment, SequenceAddress
 
 __all__ = ["IndexReader", "PackedSequence"]
+
+MANY_SHARDS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +94,13 @@ class IndexReader:
             return {}
         attempts = [attempt.info for attempt in self.run.attempts()]
         return {interval.attempt: interval for interval in lineage(attempts, self.generation.canonical_attempt)}
+
+    @cached_property
+    def executor(self) -> Executor | None:
+        """Threads to search shards side by side; None where they are too few to be worth it."""
+        if len(self.shards) < MANY_SHARDS:
+            return None
+        return ThreadPoolExecutor(min(len(self.shards), os.cpu_count() or 1), thread_name_prefix="kiseki-search")
 
     @cached_property
     def unigrams(self) -> npt.NDArray[np.int64]:

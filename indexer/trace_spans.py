@@ -47,17 +47,20 @@ def find_spans(
     reader: IndexReader, selected: Sequence[SelectedShard], variants: Sequence[Encoded], text: str, min_length: int
 ) -> list[FoundSpan]:
     """All maximal spans by characters (by tokens where there is no text), ascending; none lies inside another one."""
-    found = [span for encoded in variants for span in _search(selected, encoded, min_length, has_text=bool(text))]
+    found = [
+        span for encoded in variants for span in _search(reader, selected, encoded, min_length, has_text=bool(text))
+    ]
     found = _outermost(found)
     if text and len(variants) > 1:
         found = _outermost([_mended(reader, selected, text, span, min_length) for span in found])
     return found
 
 
-def _search(selected: Sequence[SelectedShard], encoded: Encoded, min_length: int, *, has_text: bool) -> list[FoundSpan]:
-    merged = spans_over_shards(
-        [item.spans for item in selected], encoded.token_ids, min_length, [item.filter for item in selected]
-    )
+def _search(
+    reader: IndexReader, selected: Sequence[SelectedShard], encoded: Encoded, min_length: int, *, has_text: bool
+) -> list[FoundSpan]:
+    shards, filters = [item.spans for item in selected], [item.filter for item in selected]
+    merged = spans_over_shards(shards, encoded.token_ids, min_length, filters, reader.executor)
     return [_found(encoded, merged, index, has_text=has_text) for index in range(len(merged))]
 
 
@@ -96,7 +99,7 @@ def _mended(
         placed = Encoded(
             token_ids=encoded.token_ids, char_starts=encoded.char_starts + start, char_ends=encoded.char_ends + start
         )
-        for other in _search(selected, placed, min_length, has_text=True)[:1]:
+        for other in _search(reader, selected, placed, min_length, has_text=True)[:1]:
             if other.char_start == start and other.char_end >= best.char_end:
                 best = other
     return best
