@@ -40,7 +40,7 @@ def occurrences(sequences: Sequence[Sequence[int]], ngram: Sequence[int]) -> int
 def token_lists(draw: st.DrawFn, dtype: DTypeLike, max_size: int = 60) -> list[int]:
     """Tokens of a tiny alphabet, of runs, or from the top of the dtype."""
     top = int(np.iinfo(np.dtype(dtype)).max) - 1
-    alphabet = draw(st.sampled_from([(0,), (0, 1), (1, 2, 3), (0, 7, top), tuple(range(40))]))
+    alphabet = draw(st.sampled_from([(0,), (0, 1), (1, 2, 3), (0, 7, top), (1, 255, 256, 300), tuple(range(40))]))
     tokens = draw(st.lists(st.sampled_from(alphabet), max_size=max_size))
     return tokens + [draw(st.sampled_from(alphabet))] * draw(st.integers(0, 40))
 

@@ -53,6 +53,9 @@ def test_walks_over_many_blocks_equal_the_reference(arrays: SpanArrays, seed: in
         Filter(passing=thin),
         Filter(first=first, last=last, passing=thin),
         Filter(first=9, last=9),
+        Filter(last=-1),
+        Filter(first=-5, last=10_000),
+        Filter(first=10_000),
         Filter(passing=np.zeros(500, np.uint8)),
     ):
         check_walks(arrays, lo, hi, chosen, edges, after)
