@@ -9,7 +9,7 @@ from rich.text import Text
 
 from indexer.index_reader import IndexReader
 from indexer.trace import MIN_LENGTH_DEFAULT, TraceOptions, count_ngram, trace
-from train_hooks.export_format.errors import InputError
+from train_hooks.export_format.errors import InputError, QueryError
 from ui import console
 from ui.arguments import (
     AllStepsOption,
@@ -78,8 +78,14 @@ def trace_command(
         found = trace(reader, input_text(text, file), options=options)
     if as_json:
         console.print_json(found.to_json())
-    else:
+    elif found.spans:
         print_trace(console.output, found)
+    if not found.spans:
+        failed = f" (damaged and not searched: {'; '.join(found.failures)})" if found.failures else ""
+        raise QueryError(
+            f"no span of ≥ {min_length} tokens of these {found.num_tokens} occurs in the selected steps{failed}; "
+            "try a smaller --min-length, more steps, or another text"
+        )
 
 
 def count_command(

@@ -55,9 +55,12 @@ def test_trace_reads_files_and_standard_input_alike(text_run: TextRun, passage: 
     assert documents[0]["spans"][0]["count"] == 2
 
 
-def test_no_match_says_so(text_run: TextRun) -> None:
-    code, out, _ = kiseki("trace", text_run.run_dir, "xyzzy plugh qqqq zzzz vvvv 9q8q7")
-    assert code == 0 and "no span of ≥ 8 tokens" in out
+def test_no_match_is_one_line_and_exit_code_2(text_run: TextRun) -> None:
+    text = "xyzzy plugh qqqq zzzz vvvv 9q8q7"
+    code, out, err = kiseki("trace", text_run.run_dir, text)
+    assert (code, out) == (2, "") and "no span of ≥ 8 tokens" in err and len(err.splitlines()) == 1
+    code, out, err = kiseki("trace", text_run.run_dir, text, "--json")
+    assert code == 2 and json.loads(out)["spans"] == [] and len(err.splitlines()) == 1
 
 
 def test_index_says_it_is_up_to_date(text_run: TextRun) -> None:
@@ -114,8 +117,9 @@ def test_checkpoint_and_steps_narrow_the_answer(
 
     def count(*options: str) -> int:
         code, out, _ = run_here(capsys, monkeypatch, "trace", text_run.run_dir, passage, "--json", *options)
-        assert code == 0
-        return max((span["count"] for span in json.loads(out)["spans"]), default=0)
+        counts = [span["count"] for span in json.loads(out)["spans"]]
+        assert code == (0 if counts else 2)
+        return max(counts, default=0)
 
     assert count() == 2
     assert count("--checkpoint", str(half)) == count("--before-step", str(half + 1)) == 1
