@@ -31,8 +31,8 @@ from bench.real_tokens import real_tokens
 from indexer.spans.arrays import SpanArrays, open_span_arrays
 from indexer.spans.build import build_span_arrays
 from indexer.spans.filters import Filter
-from indexer.spans.merge import spans_over_shards
-from indexer.spans.search import count, extent, find, maximal_spans, page
+from indexer.spans.group import SpanGroup, maximal_spans, span_group, spans_of_group
+from indexer.spans.search import count, extent, find, page
 
 LENGTH, QUERY = 2048, 512
 COLD_KINDS = ("held-out", "spliced")
@@ -78,8 +78,8 @@ def _spans(arrays: SpanArrays, min_length: int, chosen: Filter | None, query: Ro
     return maximal_spans(arrays, query, min_length, chosen)
 
 
-def _spans_over(shards: Sequence[SpanArrays], query: Rows) -> object:
-    return spans_over_shards(shards, query, 8)
+def _spans_of_group(shards: SpanGroup, min_length: int, query: Rows) -> object:
+    return spans_of_group(shards, query, min_length)
 
 
 def shown(times: Sequence[float]) -> str:
@@ -212,18 +212,26 @@ def bench_frequent(arrays: SpanArrays) -> None:
 
 
 def bench_shards(rows: Rows, directory: Path, asked: dict[str, Rows]) -> None:
-    """The same tokens in more shards."""
-    row("shards, min length 8, ms p50/p95", *asked, "ratio to 1")
-    single = 0.0
-    for num in (1, 8, 32):
-        shards = [
-            build_span_arrays(part, np.uint16, _fresh(directory / f"shards-{num}" / str(index)))
-            for index, part in enumerate(np.array_split(rows, num))
-        ]
-        times = [milliseconds(functools.partial(_spans_over, shards), list(b), 3) for b in asked.values()]
-        medians = [statistics.median(t) for t in times]
-        single = single or statistics.fmean(medians)
-        row(f"  {num}", *map(shown, times), f"{statistics.fmean(medians) / single:.1f}x")
+    """The same tokens in more shards, which are searched together."""
+    groups = {
+        num: span_group(
+            [
+                build_span_arrays(part, np.uint16, _fresh(directory / f"shards-{num}" / str(index)))
+                for index, part in enumerate(np.array_split(rows, num))
+            ]
+        )
+        for num in (1, 8, 32)
+    }
+    for min_length in (8, 16):
+        row(f"shards, min length {min_length}, ms p50/p95", *asked, "ratio to 1")
+        single = 0.0
+        for num, group in groups.items():
+            times = [
+                milliseconds(functools.partial(_spans_of_group, group, min_length), list(b), 3) for b in asked.values()
+            ]
+            mean = statistics.fmean(statistics.median(t) for t in times)
+            single = single or mean
+            row(f"  {num}", *map(shown, times), f"{mean / single:.1f}x")
 
 
 def peer_engine(python: Path, rows: Rows, directory: Path) -> Callable[[Rows, int], dict[str, Any]]:

@@ -17,6 +17,7 @@ from indexer.generations import Generation, published
 from indexer.paths import IndexPaths
 from indexer.selection import SelectedShard, Selection, select_of_shard
 from indexer.shard import Shard, ShardDamage
+from indexer.spans.group import TOGETHER, SpanGroup, span_group
 from indexer.tokenization import RunTokenizer
 from train_hooks.export_format.errors import DamageError, IncompleteError, QueryError
 from train_hooks.export_format.lineage import StepInterval, lineage
@@ -24,8 +25,6 @@ from train_hooks.export_format.reader import RunReader
 from train_hooks.export_format.records import RunInfo, Segment, SequenceAddress
 
 __all__ = ["IndexReader", "PackedSequence"]
-
-MANY_SHARDS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +50,7 @@ class IndexReader:
                 self.shards.append(Shard(paths.shard_dir(name), manifest))
             except ShardDamage as error:
                 self.failed.append(f"{name}: {error}")
+        self._opened = tuple(self.shards)
         if not self.shards:
             raise DamageError(f"no shard of {paths.index} can be opened: {'; '.join(self.failed)}")
 
@@ -96,9 +96,19 @@ class IndexReader:
         return {interval.attempt: interval for interval in lineage(attempts, self.generation.canonical_attempt)}
 
     @cached_property
+    def span_group(self) -> SpanGroup:
+        """All shards that could be opened, for one search; also those that failed since, whom nobody asks."""
+        return span_group([shard.spans for shard in self._opened])
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Number in the `span_group` by shard name."""
+        return {shard.info.name: number for number, shard in enumerate(self._opened)}
+
+    @cached_property
     def executor(self) -> Executor | None:
-        """Threads to search shards side by side; None where they are too few to be worth it."""
-        if len(self.shards) < MANY_SHARDS:
+        """Threads to search parts of the `span_group` side by side; None where one part is all."""
+        if len(self.shards) <= TOGETHER:
             return None
         return ThreadPoolExecutor(min(len(self.shards), os.cpu_count() or 1), thread_name_prefix="kiseki-search")
 

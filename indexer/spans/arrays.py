@@ -16,7 +16,7 @@ Rules:
 
 import json
 import mmap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ PAGE = 4096
 GRAM = 8
 BLOCK = 256
 SUPERBLOCK = 65_536
+ARRAYS = (
+    "tokens", "sequence_starts", "suffix_array", "fingerprints", "prefix_table", "block_range", "superblock_range",
+)  # fmt: skip
 RANDOM_ACCESS = ("tokens", "suffix_array", "fingerprints")
 
 
@@ -58,6 +61,16 @@ class SpanArrays:
     prefix_table: NDArray[np.uint64]
     block_range: NDArray[np.int32]
     superblock_range: NDArray[np.int32]
+    row: NDArray[np.int64] = field(init=False, repr=False, compare=False)
+    """Addresses of the arrays in their order, then their first lengths, and the words of a packed gram: i64 [ROW]. By it
+    a kernel opens the arrays of any number of shards; it holds as long as this record does."""
+
+    def __post_init__(self) -> None:
+        arrays = [getattr(self, name) for name in ARRAYS]
+        numbers = (
+            [array.ctypes.data for array in arrays] + [len(array) for array in arrays] + [self.prefix_table.shape[1]]
+        )
+        object.__setattr__(self, "row", np.array(numbers, np.int64))
 
     @property
     def num_tokens(self) -> int:

@@ -15,7 +15,7 @@ from indexer.spans.arrays import SpanArrays, SpanIndexError
 from indexer.spans.filters import Filter
 from indexer.spans.kernels import Chosen, mark_stretches
 
-__all__ = ["PreparedFilter", "prepare"]
+__all__ = ["PreparedFilter", "filter_row", "prepare"]
 
 MAX_STRETCHES = 65_536
 NONE: NDArray[np.uint8] = np.zeros(0, np.uint8)
@@ -27,6 +27,19 @@ class PreparedFilter:
     """A filter in the form that the kernels take, for one shard: position range, bitmap, marks, log2 of the stretch."""
 
     chosen: Chosen
+
+
+def filter_row(arrays: SpanArrays, chosen: Filter | PreparedFilter | None) -> tuple[int, ...]:
+    """A prepared filter as numbers: first and end position, address and length of bitmap and marks, log2 of a stretch.
+
+    By it a kernel opens the filters of any number of shards; it holds as long as the prepared filter does.
+    """
+    if chosen is None:
+        return 0, arrays.num_tokens, 0, 0, 0, 0, 0
+    first, end, passing, marks, shift = prepare(arrays, chosen).chosen
+    if len(passing) == 0:
+        return first, end, 0, 0, 0, 0, 0
+    return first, end, passing.ctypes.data, len(passing), marks.ctypes.data, len(marks), shift
 
 
 def prepare(arrays: SpanArrays, chosen: Filter | PreparedFilter | None) -> PreparedFilter:
