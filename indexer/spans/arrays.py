@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from train_hooks.export_format.errors import InputError
+
 __all__ = ["BLOCK", "GRAM", "SUPERBLOCK", "SpanArrays", "SpanIndexError", "open_span_arrays"]
 
 SPANS_FILE = "spans.bin"
@@ -37,7 +39,7 @@ ARRAYS = (
 RANDOM_ACCESS = ("tokens", "suffix_array", "fingerprints")
 
 
-class SpanIndexError(ValueError):
+class SpanIndexError(InputError):
     """A span index cannot be built, opened or asked as it was; the message says what to do."""
 
 

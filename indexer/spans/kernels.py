@@ -5,11 +5,13 @@ Rules:
 1. Positions, ranks and lengths are i64. Indexes are cast to u64 where that spares numba its check for negative ones.
 2. `query` has the dtype of `tokens` and holds no separator. As the tokens end with a separator, a comparison ends at the
    latest there and never reads past the end.
-3. A range of ranks that these functions narrow always keeps every suffix that was asked for. Fingerprints are hashes:
+3. Arrays are believed as far as an answer goes, not as far as memory goes: a position that damage moved out of the shard
+   is taken for its last one. What is returned is checked against its leaf by the caller.
+4. A range of ranks that these functions narrow always keeps every suffix that was asked for. Fingerprints are hashes:
    strangers with the same one may stand before, between and after, and whoever needs certainty compares tokens.
-4. A shard is the tuple (tokens, suffix_array, fingerprints, prefix_table, block_range, superblock_range,
+5. A shard is the tuple (tokens, suffix_array, fingerprints, prefix_table, block_range, superblock_range,
    sequence_starts); a filter is (first position, end position, bitmap or empty, marked stretches, log2 of a stretch).
-5. `work` i64 [3] counts what was done: table searches, tokens compared, ranks scanned. Tests bound it; nothing reads it
+6. `work` i64 [3] counts what was done: table searches, tokens compared, ranks scanned. Tests bound it; nothing reads it
    back.
 """
 
@@ -161,6 +163,13 @@ def common_prefix(tokens: Tokens, position: int, query: Tokens, start: int, know
 
 
 @jit
+def suffix_at(tokens: Tokens, suffix_array: I32, rank: int) -> int:
+    """Position of the suffix of that rank; the last one where the entry points out of the shard."""
+    position = np.uint64(suffix_array[np.uint64(rank)])
+    return int(min(position, np.uint64(len(tokens) - 1)))
+
+
+@jit
 def insertion(
     tokens: Tokens, suffix_array: I32, lo: int, hi: int, query: Tokens, start: int, limit: int, work: I64
 ) -> tuple[int, int, int]:
@@ -172,7 +181,7 @@ def insertion(
     below, above = 0, 0
     while lo < hi:
         mid = (lo + hi) >> 1
-        position = int(suffix_array[np.uint64(mid)])
+        position = suffix_at(tokens, suffix_array, mid)
         k = common_prefix(tokens, position, query, start, min(below, above), limit, work)
         if k == limit or tokens[np.uint64(position + k)] > query[np.uint64(start + k)]:
             hi, above = mid, k
@@ -196,7 +205,7 @@ def run_edge(
         if galloping and (outside - probe) * step <= 0:
             galloping = False
             continue
-        position = int(suffix_array[np.uint64(probe)])
+        position = suffix_at(tokens, suffix_array, probe)
         k = common_prefix(tokens, position, query, start, known, length, work)
         if k == length:
             inside = probe
@@ -311,7 +320,8 @@ def mark_stretches(sequence_starts: I64, passing: U8, shift: int) -> U8:
     marks = np.zeros(((sequence_starts[-1] - 1) >> shift) + 1, np.uint8)
     for ordinal in range(len(passing)):
         if passing[ordinal]:
-            for stretch in range(sequence_starts[ordinal] >> shift, ((sequence_starts[ordinal + 1] - 1) >> shift) + 1):
+            first, last = sequence_starts[ordinal] >> shift, (sequence_starts[ordinal + 1] - 1) >> shift
+            for stretch in range(max(0, first), min(last + 1, len(marks))):
                 marks[stretch] = 1
     return marks
 

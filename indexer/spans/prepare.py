@@ -53,7 +53,8 @@ def prepare(arrays: SpanArrays, chosen: Filter | PreparedFilter | None) -> Prepa
         return PreparedFilter(chosen=(0, arrays.num_tokens, NONE, NONE, 0))
     first = min(max(chosen.first, 0), arrays.num_sequences)
     last = arrays.num_sequences if chosen.last is None else min(max(chosen.last, first), arrays.num_sequences)
-    begin, end = int(arrays.sequence_starts[first]), int(arrays.sequence_starts[last])
+    begin, end = (min(int(arrays.sequence_starts[at]), arrays.num_tokens) for at in (first, last))
+    begin = max(begin, 0)
     if chosen.passing is None:
         return PreparedFilter(chosen=(begin, end, NONE, NONE, 0))
     passing = bitmap(arrays, chosen.passing)
