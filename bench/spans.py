@@ -232,6 +232,26 @@ def bench_shards(rows: Rows, directory: Path, asked: dict[str, Rows]) -> None:
             mean = statistics.fmean(statistics.median(t) for t in times)
             single = single or mean
             row(f"  {num}", *map(shown, times), f"{mean / single:.1f}x")
+    simulate_large(groups[32], asked)
+
+
+def simulate_large(group: SpanGroup, asked: dict[str, Rows]) -> None:
+    """What a run of 1T tokens in 2,000 shards of 500M would read for one query, from the look-ups counted here.
+
+    In a shard where the text does not occur, a gram that is looked up costs one page of fingerprints, and one page of the
+    shard's prefix table where those (62 GB) are not in memory: the merged table then holds a key a page.
+    """
+    num = 1_000_000_000_000 // 500_000_000
+    row("simulated: 1T tokens in 2,000 shards of 500M, thousand reads a query", *asked, "s at 500k reads/s")
+    for min_length in (8, 16, 32):
+        grams = [
+            statistics.median(spans_of_group(group, query, min_length).work[0] / len(group.shards) for query in batch)
+            for batch in asked.values()
+        ]
+        for where, pages in (("tables in memory", 1), ("tables on disk", 2)):
+            reads = [num * count * pages for count in grams]
+            seconds = max(reads) / 500_000
+            row(f"  min length {min_length}, {where}", *(f"{each / 1e3:,.0f}" for each in reads), f"{seconds:.2f}")
 
 
 def peer_engine(python: Path, rows: Rows, directory: Path) -> Callable[[Rows, int], dict[str, Any]]:

@@ -9,8 +9,8 @@ Rules (all of them hold under any filter, because they speak of what occurs in t
    each shard it costs one block of fingerprints, no token. Where it occurs, grams further back are looked up, STEP by
    STEP, before tokens are compared.
 3. *One table for all shards.* Where a gram stands in the prefix tables of all shards is one search of a table that has
-   them merged (`SpanGroup`). Searches for AHEAD grams advance together, so that their cache misses overlap: if the first
-   gram is absent, the next ones are what is asked for next.
+   them merged (`SpanGroup`). If a gram is absent, the next ones are known: up to AHEAD of them are looked up together, so that
+   their cache misses overlap; one alone after a gram that occurs, as the next ones may never be asked for.
 4. *One reach for all shards.* A span is maximal in the group if no shard has a longer one around it. So the shards share
    `start` and `reach`: one that has the start of a long copy spares all others their look-ups inside it. The new span is
    the longest one at the smallest start that a shard reaches back to; its count is the sum over the shards that have that
@@ -83,17 +83,17 @@ def first_rows(table: MergedTable, row: int, key: U64, rows: I64) -> bool:
 
 @jit
 def look_up(
-    rows: I64, filters: I64, numbers: I64, table: MergedTable, query: Tokens, probe: int, stride: int, ahead: I64,
-    ranks: Found, work: I64,
+    rows: I64, filters: I64, numbers: I64, table: MergedTable, query: Tokens, probe: int, stride: int, width: int,
+    ahead: I64, ranks: Found, work: I64,
 ) -> None:  # fmt: skip
-    """Look the grams at probe, probe + stride … up in every shard: their starts into ahead i64 [AHEAD, 2], their suffix
+    """Look `width` grams at probe, probe + stride … up in every shard: their starts into ahead i64 [AHEAD, 2], their suffix
     ranks into ranks i64 [AHEAD, shards, 2], and whether any shard has some into the second column of `ahead`.
 
     A range of ranks is empty where the shard has no passing suffix with that gram, and this is certain.
     """
     keys, num = np.empty((AHEAD, table[0].shape[1]), np.uint64), 0
     firsts, counts = np.empty(AHEAD, np.int64), np.empty(max(1, table[2].shape[1]), np.int64)
-    while num < AHEAD and probe + num * stride + GRAM <= len(query):
+    while num < width and probe + num * stride + GRAM <= len(query):
         pack(query, probe + num * stride, GRAM, 0, keys[num])
         num += 1
     table_bounds(table[0], keys, num, firsts)
@@ -198,7 +198,7 @@ def maximal_spans(
     recent = np.full(RECENT, -1, np.int64)
     gram = min(min_length, GRAM)
     stride = min_length - gram + 1
-    num_spans, begin = 0, zero
+    num_spans, begin, width = 0, zero, 1
     while begin < len(query):
         stop = begin
         while stop < len(query) and query[stop] != separator:
@@ -230,11 +230,12 @@ def maximal_spans(
                 while slot < AHEAD and ahead[slot, 0] != probe:
                     slot += 1
                 if slot == AHEAD:
-                    look_up(rows, filters, numbers, table, piece, probe, stride, ahead, grams, work)
-                    slot = 0
+                    look_up(rows, filters, numbers, table, piece, probe, stride, width, ahead, grams, work)
+                    slot, width = 0, min(2 * width, AHEAD)
                 if ahead[slot, 1] == 0:
                     start = probe + 1
                     continue
+                width = 1
             best, longest, lead, nearest = at + 1, 0, -1, reach
             for i in range(num_shards):
                 if gram == GRAM:
