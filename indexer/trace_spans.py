@@ -16,6 +16,7 @@ from indexer.selection import SelectedShard
 from indexer.spans.merge import MergedSpans, spans_over_shards
 from indexer.tokenization import Encoded
 from indexer.trace_input import as_if_after_space
+from indexer.visible_spans import visible_spans
 
 __all__ = ["FoundSpan", "find_spans", "log_probability", "rarest"]
 
@@ -61,6 +62,7 @@ def _search(
 ) -> list[FoundSpan]:
     shards, filters = [item.spans for item in selected], [item.filter for item in selected]
     merged = spans_over_shards(shards, encoded.token_ids, min_length, filters, reader.executor)
+    merged = visible_spans(selected, encoded.token_ids, merged, min_length)
     return [_found(encoded, merged, index, has_text=has_text) for index in range(len(merged))]
 
 
@@ -113,17 +115,19 @@ def _word_start(text: str, position: int) -> int:
     return start
 
 
-def rarest(reader: IndexReader, found: Sequence[FoundSpan], text: str, limit: int) -> dict[int, int]:
+def rarest(
+    log_probabilities: npt.NDArray[np.float64], found: Sequence[FoundSpan], text: str, limit: int
+) -> dict[int, int]:
     """Index of each selected span → its place by rarity, from 0. What has no letter or digit takes no place."""
     candidates = [
         index
         for index, span in enumerate(found)
         if not text or any(character.isalnum() for character in text[span.char_start : span.char_end])
     ]
-    candidates.sort(key=lambda index: (log_probability(reader, found[index].token_ids), index))
+    candidates.sort(key=lambda index: (log_probability(log_probabilities, found[index].token_ids), index))
     return {index: place for place, index in enumerate(candidates[:limit])}
 
 
-def log_probability(reader: IndexReader, token_ids: npt.NDArray[np.int64]) -> float:
-    """Sum of the unigram log-probabilities of tokens in the indexed data."""
-    return float(reader.unigram_log_probabilities[token_ids].sum())
+def log_probability(log_probabilities: npt.NDArray[np.float64], token_ids: npt.NDArray[np.int64]) -> float:
+    """Sum of the unigram log-probabilities of tokens."""
+    return float(log_probabilities[token_ids].sum())
