@@ -16,6 +16,7 @@ from indexer.selection import SelectedShard
 from indexer.spans.group import Member, Spans, spans_of_group
 from indexer.tokenization import Encoded
 from indexer.trace_input import as_if_after_space
+from indexer.visible_spans import visible_spans
 
 __all__ = ["FoundSpan", "find_spans", "log_probability", "rarest"]
 
@@ -63,6 +64,7 @@ def _search(
         Member(number=reader.numbers[item.shard.info.name], arrays=item.spans, filter=item.filter) for item in selected
     ]
     spans = spans_of_group(reader.span_group, encoded.token_ids, min_length, members, reader.executor)
+    spans = visible_spans(selected, encoded.token_ids, spans, min_length)
     return [_found(encoded, spans, index, has_text=has_text) for index in range(len(spans))]
 
 
@@ -115,17 +117,19 @@ def _word_start(text: str, position: int) -> int:
     return start
 
 
-def rarest(reader: IndexReader, found: Sequence[FoundSpan], text: str, limit: int) -> dict[int, int]:
+def rarest(
+    log_probabilities: npt.NDArray[np.float64], found: Sequence[FoundSpan], text: str, limit: int
+) -> dict[int, int]:
     """Index of each selected span → its place by rarity, from 0. What has no letter or digit takes no place."""
     candidates = [
         index
         for index, span in enumerate(found)
         if not text or any(character.isalnum() for character in text[span.char_start : span.char_end])
     ]
-    candidates.sort(key=lambda index: (log_probability(reader, found[index].token_ids), index))
+    candidates.sort(key=lambda index: (log_probability(log_probabilities, found[index].token_ids), index))
     return {index: place for place, index in enumerate(candidates[:limit])}
 
 
-def log_probability(reader: IndexReader, token_ids: npt.NDArray[np.int64]) -> float:
-    """Sum of the unigram log-probabilities of tokens in the indexed data."""
-    return float(reader.unigram_log_probabilities[token_ids].sum())
+def log_probability(log_probabilities: npt.NDArray[np.float64], token_ids: npt.NDArray[np.int64]) -> float:
+    """Sum of the unigram log-probabilities of tokens."""
+    return float(log_probabilities[token_ids].sum())

@@ -156,11 +156,11 @@ def sequence_command(
 ) -> None:
     """Show one packed sequence as the model saw it."""
     reader = IndexReader.open(run)
-    found = reader.sequence(address)
+    found = reader.describe(reader.sequence(address))
     if as_json:
-        console.print_json(reader.describe(found))
+        console.print_json(found)
     else:
-        print_sequence(console.output, reader, found)
+        print_sequence(console.output, found)
 
 
 def sql_command(
