@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from indexer.spans.arrays import BLOCK, GRAM
 from indexer.spans.hit_kernels import count_passing, next_passing
-from indexer.spans.jit import jit
+from indexer.spans.jit import jit, prefetch
 from indexer.spans.kernels import (
     I32,
     I64,
@@ -56,6 +56,10 @@ Found: TypeAlias = NDArray[np.int64]
 
 START, LENGTH, RANK, LOW, HIGH = 0, 1, 2, 3, 4
 LO, HI, COUNT = 0, 1, 2
+FINGERPRINTS = 3
+"""Column of `SpanArrays.row`."""
+LINE = 64
+"""Bytes of a cache line."""
 AHEAD = 4
 STEP = 4
 RECENT = 256
@@ -93,6 +97,7 @@ def look_up(
     """
     keys, num = np.empty((AHEAD, table[0].shape[1]), np.uint64), 0
     firsts, counts = np.empty(AHEAD, np.int64), np.empty(max(1, table[2].shape[1]), np.int64)
+    repeated = np.zeros(AHEAD, np.bool_)
     while num < width and probe + num * stride + GRAM <= len(query):
         pack(query, probe + num * stride, GRAM, 0, keys[num])
         num += 1
@@ -100,16 +105,26 @@ def look_up(
     for k in range(AHEAD):
         ahead[k, 0], ahead[k, 1] = probe + k * stride if k < num else -1, 0
     for k in range(num):
+        repeated[k] = first_rows(table, firsts[k], keys[k], counts)
+        for i in range(len(rows)):
+            first = counts[numbers[i]]
+            if table[4] > 1:
+                prefixes = opened(rows[i], query)[3]
+                last = min(first * table[4], len(prefixes))
+                first = table_bound(prefixes[:last], max(first - 1, 0) * table[4], keys[k], False)
+                repeated[k] |= first < len(prefixes) and prefixes[first, 0] == keys[k, 0]
+            ranks[k, i, 0] = first
+            line = rows[i, FINGERPRINTS] + max(first - 1, 0) * (2 * BLOCK)
+            for _ in range(2 * BLOCK // LINE):
+                prefetch(line)
+                line += LINE
+    work[SEARCHES] += num * len(rows)
+    for k in range(num):
         key, wanted = keys[k], fingerprint(keys[k])
-        repeated = first_rows(table, firsts[k], key, counts)
-        work[SEARCHES] += len(rows)
         for i in range(len(rows)):
             shard = opened(rows[i], query)
-            first, again = counts[numbers[i]], repeated
-            if table[4] > 1:
-                last = min(first * table[4], len(shard[3]))
-                first = table_bound(shard[3][:last], max(first - 1, 0) * table[4], key, False)
-                again = first < len(shard[3]) and shard[3][first, 0] == key[0]
+            first = ranks[k, i, 0]
+            again = repeated[k] and first < len(shard[3]) and shard[3][first, 0] == key[0]
             lo = max(first - 1, 0) * BLOCK
             present = any_equal(shard[2], lo, min(lo + BLOCK, len(shard[2])), wanted)
             ranks[k, i, 0] = ranks[k, i, 1] = 0

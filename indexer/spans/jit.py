@@ -7,11 +7,13 @@ one kernel module delete `__pycache__/*.nb*`.
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
+from llvmlite import ir
 from numba import carray, njit, types  # type: ignore[attr-defined]
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-__all__ = ["array_at", "jit"]
+__all__ = ["array_at", "jit", "prefetch"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,7 +34,22 @@ def _pointer(typing_context: Any, number: Any) -> Any:  # noqa: ARG001
     return types.voidptr(types.int64), generate
 
 
+@intrinsic
+def _prefetch(typing_context: Any, number: Any) -> Any:  # noqa: ARG001
+    """Ask for the cache line at an address that is read soon."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = cast("Any", cgutils).get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(function, [builder.inttoptr(arguments[0], byte), word(0), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
 pointer: Any = _pointer
+prefetch: Any = _prefetch
 
 
 def _array_at(number: int, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
