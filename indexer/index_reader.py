@@ -16,7 +16,7 @@ import numpy.typing as npt
 from indexer.generations import Generation, published
 from indexer.paths import IndexPaths
 from indexer.selection import SelectedShard, Selection, select_of_shard
-from indexer.shard import Shard, ShardDamage
+from indexer.shard import OldShard, Shard, ShardDamage
 from indexer.tokenization import RunTokenizer
 from train_hooks.export_format.errors import DamageError, IncompleteError, QueryError
 from train_hooks.export_format.lineage import StepInterval, lineage
@@ -49,6 +49,11 @@ class IndexReader:
         for name, manifest in generation.shards.items():
             try:
                 self.shards.append(Shard(paths.shard_dir(name), manifest))
+            except OldShard as error:
+                raise IncompleteError(
+                    f"{paths.index} was built by another version of kiseki; run `kiseki index {paths.run_dir}` to build it "
+                    "again from the export"
+                ) from error
             except ShardDamage as error:
                 self.failed.append(f"{name}: {error}")
         if not self.shards:
