@@ -16,18 +16,19 @@ depends on this module, not on the engine's tables.
 """
 
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAX_TERM_BYTES", "LocatedTerm", "located_terms", "spaced_terms", "terms_of"]
+__all__ = ["MAX_TERM_BYTES", "LocatedTerms", "located_terms", "spaced_terms", "terms_of"]
 
 MAX_TERM_BYTES = 255
 _SEPARATOR, _WORD, _SINGLE, _UNKNOWN = 0, 1, 2, 255
 _SCRIPTS_WITHOUT_SPACES = (
     (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1100, 0x11FF), (0x1780, 0x17FF), (0x19E0, 0x19FF), (0x2E80, 0x2FDF),
-    (0x3005, 0x3007), (0x3021, 0x3029), (0x3031, 0x30FF), (0x3100, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF),
+    (0x3005, 0x3007), (0x3021, 0x30FF), (0x3100, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF),
     (0xA960, 0xA97F), (0xA9E0, 0xA9FF), (0xAA60, 0xAA7F), (0xAC00, 0xD7FF), (0xF900, 0xFAFF), (0x16FF0, 0x1B2FF),
     (0x20000, 0x3347F),
 )  # fmt: skip
@@ -48,22 +49,28 @@ def _class_of(code: int) -> int:
 
 
 _CLASSES = np.full(_LAST_LETTER + 2, _UNKNOWN, np.uint8)
+_WIDTHS = np.full(0x110000, _UNKNOWN, np.uint8)
+Codes = npt.NDArray[np.uint32]
+Bytes = npt.NDArray[np.uint8]
 
 
-def _code_points(text: str) -> npt.NDArray[np.uint32]:
+def _code_points(text: str) -> Codes:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
-def _classes(codes: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:
-    """The class of each code point; one that is met for the first time is looked up and kept."""
-    known = np.minimum(codes, _LAST_LETTER + 1)
-    classes = _CLASSES[known]
-    unknown = classes == _UNKNOWN
+def _looked_up(table: Bytes, codes: Codes, rule: Callable[[int], int]) -> Bytes:
+    """The table's entry of each code point; one that is met for the first time is entered by the rule."""
+    found = table[codes]
+    unknown = found == _UNKNOWN
     if unknown.any():
-        for code in np.unique(known[unknown]).tolist():
-            _CLASSES[code] = _class_of(code)
-        classes = _CLASSES[known]
-    return classes
+        for code in np.unique(codes[unknown]).tolist():
+            table[code] = rule(code)
+        found = table[codes]
+    return found
+
+
+def _classes(codes: Codes) -> Bytes:
+    return _looked_up(_CLASSES, np.minimum(codes, _LAST_LETTER + 1), _class_of)
 
 
 def _folded(text: str) -> str:
@@ -87,19 +94,19 @@ def spaced_terms(text: str) -> str:
 
 def terms_of(text: str) -> list[str]:
     """The text's terms, in order. Those of more than MAX_TERM_BYTES are there too, though no index has them."""
-    return [term for term in spaced_terms(text).split(" ") if term]
+    return spaced_terms(text).split()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LocatedTerm:
-    """A term, and the characters [start, end) of the text that it comes from."""
+class LocatedTerms:
+    """A text's terms in order; term i comes from characters [starts[i], ends[i]) of the text, i64 [num_terms] each."""
 
-    term: str
-    start: int
-    end: int
+    terms: list[str]
+    starts: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
 
 
-def located_terms(text: str) -> list[LocatedTerm]:
+def located_terms(text: str) -> LocatedTerms:
     """`terms_of`, each with its place."""
     folded, starts, ends = _folded_with_places(text)
     classes = _classes(_code_points(folded))
@@ -107,34 +114,28 @@ def located_terms(text: str) -> list[LocatedTerm]:
     after = np.concatenate([classes[1:], [_SEPARATOR]])
     first = np.flatnonzero((classes == _SINGLE) | ((classes == _WORD) & (before != _WORD)))
     last = np.flatnonzero((classes == _SINGLE) | ((classes == _WORD) & (after != _WORD)))
-    return [
-        LocatedTerm(term=folded[a : b + 1], start=int(starts[a]), end=int(ends[b]))
-        for a, b in zip(first.tolist(), last.tolist(), strict=True)
-    ]
+    return LocatedTerms(terms=terms_of(text), starts=starts[first], ends=ends[last])
 
 
 def _folded_with_places(text: str) -> tuple[str, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The folded text, and for each of its characters the first and the last (not included) of the text's own."""
-    folded = _folded(text)
-    if len(folded) == len(text) and unicodedata.is_normalized("NFKC", text):
+    """The folded text, and for each of its characters the first and the last (not included) of the text's own.
+
+    The text is cut before every character that never joins with what stands before it; pieces fold on their own.
+    """
+    if text.isascii():
         starts = np.arange(len(text))
-        return folded, starts, starts + 1
-    pieces, starts_of, ends_of = [], [], []
-    for start, end in _pieces(text):
-        piece = _folded(text[start:end])
-        pieces.append(piece)
-        starts_of += [start] * len(piece)
-        ends_of += [end] * len(piece)
-    return "".join(pieces), np.array(starts_of, np.int64), np.array(ends_of, np.int64)
+        return text.lower(), starts, starts + 1
+    widths = _looked_up(_WIDTHS, _code_points(text), _width_of).astype(np.int64)
+    widths[:1] = np.maximum(widths[:1], 1)
+    cuts = np.flatnonzero(widths)
+    ends = np.append(cuts[1:], len(text))
+    lengths = widths[cuts]
+    for piece in np.flatnonzero((ends - cuts > 1) | (cuts == 0)).tolist():
+        lengths[piece] = len(_folded(text[cuts[piece] : ends[piece]]))
+    return _folded(text), np.repeat(cuts, lengths), np.repeat(ends, lengths)
 
 
-def _pieces(text: str) -> list[tuple[int, int]]:
-    """The text cut before every character that never joins with what stands before it."""
-    cuts = [
-        index
-        for index, character in enumerate(text)
-        if index == 0
-        or character.isascii()
-        or not (unicodedata.category(character)[0] == "M" or _within(ord(character), _JOINS_TO_PREVIOUS))
-    ]
-    return list(zip(cuts, [*cuts[1:], len(text)], strict=True))
+def _width_of(code: int) -> int:
+    """How many characters a character folds to; 0: it may join with the one before it."""
+    joins = unicodedata.category(chr(code))[0] == "M" or _within(code, _JOINS_TO_PREVIOUS)
+    return 0 if joins else len(_folded(chr(code)))

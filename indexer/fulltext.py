@@ -86,17 +86,21 @@ def build_full_text(directory: Path, units: Iterable[FullTextUnit], num_tokens: 
     _register(index)
     heap = min(max(num_tokens * _HEAP_BYTES_PER_TOKEN, _MIN_HEAP_BYTES), _MAX_HEAP_BYTES)
     writer = index.writer(heap, 1)
+    names = np.zeros(0, object)
     for unit in units:
-        writer.add_document(_document(unit))
+        if len(unit.tokens) and int(unit.tokens.max()) >= len(names):
+            names = np.array([str(token_id) for token_id in range(2 * int(unit.tokens.max()) + 1)], object)
+        writer.add_document(_document(unit, names))
     writer.commit()
     writer.wait_merging_threads()
 
 
-def _document(unit: FullTextUnit) -> tantivy.Document:
+def _document(unit: FullTextUnit, names: npt.NDArray[np.object_]) -> tantivy.Document:
+    """names: each token id in decimal."""
     document = tantivy.Document()
     if unit.text is not None:
         document.add_text("text", spaced_terms(unit.text))
-    document.add_text("token_ids", " ".join(map(str, unit.tokens.tolist())))
+    document.add_text("token_ids", " ".join(names[unit.tokens].tolist()))
     document.add_text("status", unit.status)
     if unit.source is not None:
         document.add_text("source", unit.source)

@@ -274,11 +274,10 @@ def _hit(reader: IndexReader, shard: Shard, hit: FullTextHit, patterns: Sequence
     ordinal, row = int(units.ordinal[hit.unit]), int(units.segment[hit.unit])
     sequence = reader.sequence_at(shard, ordinal)
     first = int(shard.spans.sequence_starts[ordinal])
-    start, end = (int(places[hit.unit]) - first for places in units.bounds)
+    start, end = (place - first for place in units.extent(hit.unit))
     tokens = sequence.tokens[start:end]
     snippet = None
     if reader.info.tokenizer_file is not None:
-        decode = reader.tokenizer.decode
-        snippet = snippet_of(decode(tokens), tokens, decode, patterns)
+        snippet = snippet_of(tokens, lambda ids: reader.tokenizer.decode_many([ids])[0], patterns)
     segment = next((s for s in sequence.segments if s.start <= start < s.start + s.length), None) if row >= 0 else None
     return SearchHit(address=sequence.address, start=start, end=end, segment=segment, score=hit.score, snippet=snippet)

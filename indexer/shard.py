@@ -265,6 +265,11 @@ class SegmentUnits:
         is_last = np.append(self.ordinal[1:] != self.ordinal[:-1], [True])[: len(self.ordinal)]
         return self.starts[:-1], self.starts[1:] - is_last
 
+    def extent(self, unit: int) -> tuple[int, int]:
+        """`bounds` of one stretch."""
+        is_last = unit + 1 == len(self.ordinal) or self.ordinal[unit + 1] != self.ordinal[unit]
+        return int(self.starts[unit]), int(self.starts[unit + 1]) - bool(is_last)
+
 
 def segment_units(segments: pa.Table, sequence_starts: npt.NDArray[np.int64]) -> SegmentUnits:
     """Sequences, each with its separator, cut at every segment's start and end. sequence_starts i64 [n + 1]."""

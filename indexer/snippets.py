@@ -4,12 +4,13 @@ The same terms are looked for as in the index (`indexer.analysis`); a phrase is 
 each other, a phrase with slop at each of its terms. n-grams are looked for in the tokens.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from indexer.analysis import LocatedTerm, located_terms
+from indexer.analysis import LocatedTerms, located_terms
 from indexer.query.patterns import Pattern
 from indexer.search_records import Snippet
 
@@ -21,13 +22,14 @@ MAX_HIGHLIGHTS = 200
 Decode = Callable[[npt.NDArray[np.integer]], str]
 
 
-def snippet_of(text: str, tokens: npt.NDArray[np.integer], decode: Decode, patterns: Sequence[Pattern]) -> Snippet:
-    """The stretch of `text` with most kinds of matches, then with most of them. `decode` makes the text of tokens."""
-    terms = located_terms(text) if any(pattern.field == "text" for pattern in patterns) else []
+def snippet_of(tokens: npt.NDArray[np.integer], decode: Decode, patterns: Sequence[Pattern]) -> Snippet:
+    """The stretch of the tokens' text with most kinds of matches, then with most of them."""
+    text = decode(tokens)
+    located = located_terms(text if any(pattern.field == "text" for pattern in patterns) else "")
     found: list[tuple[int, int, int]] = []
     for kind, pattern in enumerate(patterns):
-        places = _in_text(terms, pattern) if pattern.field == "text" else _in_tokens(tokens, decode, pattern)
-        found += [(start, end, kind) for start, end in places[:MAX_HIGHLIGHTS]]
+        places = _in_text(located, pattern) if pattern.field == "text" else _in_tokens(tokens, decode, pattern)
+        found += [(start, end, kind) for start, end in places]
     found.sort()
     start = _best_start(text, found)
     end = min(len(text), start + SNIPPET_CHARACTERS)
@@ -67,21 +69,32 @@ def _joined(places: Sequence[tuple[int, int]], start: int, end: int) -> tuple[tu
     return tuple(joined)
 
 
-def _in_text(terms: Sequence[LocatedTerm], pattern: Pattern) -> list[tuple[int, int]]:
-    wanted, length = pattern.terms, len(pattern.terms)
+def _in_text(located: LocatedTerms, pattern: Pattern) -> list[tuple[int, int]]:
+    wanted, terms, length = list(pattern.terms), located.terms, len(pattern.terms)
     if pattern.distance:
-        return [(t.start, t.end) for t in terms if _within_distance(wanted[0], t.term, pattern.distance)]
-    if pattern.slop:
-        return [(t.start, t.end) for t in terms if t.term in wanted]
-    places = []
-    for index, term in enumerate(terms[: len(terms) - length + 1]):
-        if length > 1 and term.term != wanted[0]:
-            continue
-        last = terms[index + length - 1]
-        ends = last.term.startswith(wanted[-1]) if pattern.is_prefix else last.term == wanted[-1]
-        if ends and all(terms[index + at].term == wanted[at] for at in range(length - 1)):
-            places.append((term.start, last.end))
-    return places
+        close = {term for term in set(terms) if _within_distance(wanted[0], term, pattern.distance)}
+        found = [index for index, term in enumerate(terms) if term in close]
+    elif pattern.slop:
+        found = [index for index, term in enumerate(terms) if term in wanted]
+    elif length == 1 and pattern.is_prefix:
+        found = [index for index, term in enumerate(terms) if term.startswith(wanted[0])]
+    else:
+        exact = wanted[:-1] if pattern.is_prefix else wanted
+        found = list(_next_to_each_other(terms, exact))
+        if pattern.is_prefix:
+            ends = ((index, index + length - 1) for index in found)
+            found = [index for index, end in ends if end < len(terms) and terms[end].startswith(wanted[-1])]
+    last = length - 1 if not pattern.slop else 0
+    return [(int(located.starts[index]), int(located.ends[index + last])) for index in found[:MAX_HIGHLIGHTS]]
+
+
+def _next_to_each_other(terms: list[str], wanted: list[str]) -> Iterator[int]:
+    at = -1
+    with contextlib.suppress(ValueError):
+        while True:
+            at = terms.index(wanted[0], at + 1)
+            if terms[at : at + len(wanted)] == wanted:
+                yield at
 
 
 def _in_tokens(tokens: npt.NDArray[np.integer], decode: Decode, pattern: Pattern) -> list[tuple[int, int]]:
@@ -95,7 +108,7 @@ def _in_tokens(tokens: npt.NDArray[np.integer], decode: Decode, pattern: Pattern
 
 def _within_distance(wanted: str, found: str, distance: int) -> bool:
     """Whether so many edits of one letter (a swap of neighbours is one) make one of the other."""
-    if abs(len(wanted) - len(found)) > distance:
+    if abs(len(wanted) - len(found)) > distance or len(set(wanted) - set(found)) > distance:
         return False
     before: list[int] = []
     row = list(range(len(found) + 1))

@@ -84,7 +84,7 @@ class _Parser:
             if sign is not None and self.token.kind is not TokenKind.NOT:
                 raise self.wrong(f"found {self.token.text} right after {sign.text}; quote text that begins with a sign")
             taken = self._take()
-            sign = taken if taken.kind is not TokenKind.NOT else sign
+            sign = taken if taken.kind is not TokenKind.NOT else None
             negated ^= taken.kind is not TokenKind.PLUS
         node = self._primary(depth)
         return Not(child=node) if negated else node
