@@ -20,7 +20,7 @@ import tantivy
 from indexer.fulltext import FullTextDamage, FullTextHit
 from indexer.index_reader import IndexReader
 from indexer.query.compiler import Frequencies, ShardCompiler, filtered, numbers_query, value_query
-from indexer.query.parser import parse
+from indexer.query.parser import MAX_NUMBER, parse
 from indexer.query.patterns import Pattern, PatternMaker
 from indexer.query.records import Node, NumberRange, Value, leaves
 from indexer.search_cursor import Cursor, Place
@@ -86,6 +86,7 @@ def search(reader: IndexReader, query: str, options: SearchOptions | None = None
     started = time.perf_counter()
     options = options or SearchOptions()
     node = parse(query)
+    _check_selection(options.selection)
     question = _Question(node=node, patterns=_patterns(reader, node, query), options=options)
     asked = repr((query, options.sort, options.selection))
     cursor = Cursor() if options.cursor is None else Cursor.of_text(options.cursor, reader.generation.number, asked)
@@ -98,6 +99,18 @@ def search(reader: IndexReader, query: str, options: SearchOptions | None = None
             return _search(reader, query, question, asked, cursor, started)
         except ShardDamage as damage:
             reader.fail(damage)
+
+
+def _check_selection(selection: Selection) -> None:
+    """What the engine could not be asked."""
+    if selection.dp_rank is not None and selection.dp_rank > MAX_NUMBER:
+        raise QueryError(f"dp_rank: expected numbers up to {MAX_NUMBER}, found {selection.dp_rank}")
+    for name in ("source", "document_id"):
+        value = getattr(selection, name)
+        try:
+            (value or "").encode()
+        except UnicodeEncodeError as error:
+            raise QueryError(f"{name}: expected text, found half a character in {value!r}") from error
 
 
 def _search(

@@ -53,7 +53,8 @@ class ShardCompiler:
         if isinstance(node, Not):
             return _all_but([self.compile(node.child)])
         if isinstance(node, Or):
-            return tantivy.Query.boolean_query([(tantivy.Occur.Should, self.compile(child)) for child in node.children])
+            each = dict.fromkeys(node.children)
+            return tantivy.Query.boolean_query([(tantivy.Occur.Should, self.compile(child)) for child in each])
         if isinstance(node, And):
             return self._all(node)
         if isinstance(node, NumberRange):
@@ -66,8 +67,9 @@ class ShardCompiler:
         return tantivy.Query.boolean_query([(tantivy.Occur.Should, query) for query in found])
 
     def _all(self, node: And) -> tantivy.Query:
-        negated = [self.compile(child.child) for child in node.children if isinstance(child, Not)]
-        wanted = [self.compile(child) for child in node.children if not isinstance(child, Not)]
+        children = dict.fromkeys(node.children)
+        negated = [self.compile(child.child) for child in children if isinstance(child, Not)]
+        wanted = [self.compile(child) for child in children if not isinstance(child, Not)]
         if not wanted:
             return _all_but(negated)
         clauses = [(tantivy.Occur.Must, query) for query in wanted]

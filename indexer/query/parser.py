@@ -6,8 +6,8 @@
     unary   = { "NOT" | "-" | "+" } , primary ;
     primary = "(" , any , ")" | phrase | word | field ;
 
-Limits keep every query cheap: characters (`lexer`), depth, clauses, slop, token ids; terms of a phrase are limited where
-they are made (`compiler`).
+Limits keep every query cheap: characters (`lexer`), depth, clauses, those that stand for many terms, slop; terms of a phrase
+are limited where they are made (`patterns`).
 """
 
 import re
@@ -16,9 +16,9 @@ from indexer.query.lexer import Token, TokenKind, tokens_of
 from indexer.query.records import And, Fuzzy, Ids, Ngram, Node, Not, NumberRange, Or, Phrase, Prefix, Value, Word
 from train_hooks.export_format.errors import QuerySyntaxError
 
-__all__ = ["MAX_CLAUSES", "MAX_DEPTH", "MAX_SLOP", "parse"]
+__all__ = ["MAX_CLAUSES", "MAX_DEPTH", "MAX_EXPANDED", "MAX_SLOP", "parse"]
 
-MAX_DEPTH, MAX_CLAUSES, MAX_SLOP, MAX_DISTANCE = 32, 256, 50, 2
+MAX_DEPTH, MAX_CLAUSES, MAX_EXPANDED, MAX_SLOP, MAX_DISTANCE = 32, 64, 8, 50, 2
 MAX_NUMBER = (1 << 63) - 1
 _FUZZY = re.compile(r"(.+)~(\d*)", re.DOTALL)
 _COMPARISON = re.compile(r"(>=|<=|>|<)?(\d+)")
@@ -51,7 +51,7 @@ class _Parser:
     def __init__(self, query: str) -> None:
         self._query = query
         self._tokens = tokens_of(query)
-        self._num_clauses = 0
+        self._num_clauses = self._num_expanded = 0
         self.token = next(self._tokens)
 
     def wrong(self, what: str, position: int | None = None) -> QuerySyntaxError:
@@ -128,13 +128,20 @@ class _Parser:
         if (fuzzy := _FUZZY.fullmatch(text)) is not None:
             distance = int(fuzzy[2][:9] or "1")
             if not 1 <= distance <= MAX_DISTANCE:
-                raise self.wrong(f"expected ~1 or ~{MAX_DISTANCE} after a word, found ~{fuzzy[2]}", taken.position)
+                raise self.wrong(f"expected ~1 or ~{MAX_DISTANCE} after a word, found ~{fuzzy[2][:20]}", taken.position)
+            self._count_expanded(taken)
             return Fuzzy(text=fuzzy[1], distance=distance, position=taken.position)
         if "*" not in text:
             return Word(text=text, position=taken.position)
         if text.index("*") != len(text) - 1 or len(text) == 1:
             raise self.wrong("expected * at the end of a word alone; quote text that holds one", taken.position)
+        self._count_expanded(taken)
         return Prefix(text=text[:-1], position=taken.position)
+
+    def _count_expanded(self, taken: Token) -> None:
+        self._num_expanded += 1
+        if self._num_expanded > MAX_EXPANDED:
+            raise self.wrong(f"expected at most {MAX_EXPANDED} prefixes and fuzzy words", taken.position)
 
     def _field(self, field: Token) -> Node:
         value = self._take()

@@ -7,7 +7,7 @@ import pytest
 
 from indexer.query import parse
 from indexer.query.lexer import FIELDS, MAX_QUERY_CHARACTERS
-from indexer.query.parser import MAX_CLAUSES, MAX_DEPTH, MAX_SLOP
+from indexer.query.parser import MAX_CLAUSES, MAX_DEPTH, MAX_EXPANDED, MAX_SLOP
 from indexer.query.patterns import MAX_PHRASE_TERMS
 from indexer.query.records import And, Fuzzy, Ids, Ngram, Node, Not, NumberRange, Or, Phrase, Prefix, Value, Word
 from train_hooks.export_format.errors import QueryError, QuerySyntaxError
@@ -97,6 +97,7 @@ def test_what_a_query_says(query: str, node: Node | None) -> None:
         ("a +-b", "right after +", 3),
         ("(" * (MAX_DEPTH + 1) + "a", "deep", MAX_DEPTH),
         ("a " * (MAX_CLAUSES + 1), "clauses", 2 * MAX_CLAUSES),
+        ("a* " * MAX_EXPANDED + "a~1", "prefixes and fuzzy words", 3 * MAX_EXPANDED),
     ],
 )
 def test_errors_show_the_place(query: str, what: str, position: int) -> None:
@@ -115,7 +116,7 @@ def test_the_caret_stands_under_wide_characters_and_long_lines() -> None:
         parse("全文 wrong:x")
     assert str(caught.value).endswith("  全文 wrong:x\n  \u3000\u3000 ^")
     with pytest.raises(QuerySyntaxError) as caught:
-        parse("first line\n" + "x " * 100 + "\x1b[31m\u202e )" + " y" * 100)
+        parse("first line\n" + "x." * 100 + " " + "\x1b[31m\u202e )" + " y" * 100)
     _, line, caret = str(caught.value).split("\n")
     assert len(line) < 80 and line[caret.index("^")] == ")" and "\x1b" not in line and "\u202e" not in line
 
@@ -142,7 +143,7 @@ def test_documented_queries_parse_and_documented_limits_are_these() -> None:
         parse(query)
     for field in FIELDS:
         assert f"{field}:" in text
-    for limit in (MAX_QUERY_CHARACTERS, MAX_DEPTH, MAX_CLAUSES, MAX_PHRASE_TERMS, MAX_SLOP):
+    for limit in (MAX_QUERY_CHARACTERS, MAX_DEPTH, MAX_CLAUSES, MAX_EXPANDED, MAX_PHRASE_TERMS, MAX_SLOP):
         assert f"| {limit:,} |" in text
 
 
