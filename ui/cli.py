@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from train_hooks.export_format.errors import KisekiError
+from train_hooks.export_format.errors import KisekiError, QuerySyntaxError
 from ui.arguments import RunArgument
 from ui.demo import run_demo
 from ui.export_commands import export_app
 from ui.index_commands import index_command
 from ui.query_commands import count_command, sequence_command, sql_command, trace_command
+from ui.search_command import search_command
 from ui.serve import serve_run
 
 __all__ = ["app", "main"]
@@ -39,6 +40,7 @@ app.command("index")(index_command)
 app.command("trace")(trace_command)
 app.command("count")(count_command)
 app.command("sequence")(sequence_command)
+app.command("search")(search_command)
 app.command("sql")(sql_command)
 
 
@@ -57,6 +59,9 @@ def main() -> None:
     """Run the command line; every error that kiseki means is one line and an exit code."""
     try:
         app(prog_name="kiseki")
+    except QuerySyntaxError as error:  # its line of the query and the caret under it stay as they are
+        print(f"kiseki: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     except KisekiError as error:
         print(f"kiseki: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)
