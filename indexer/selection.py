@@ -6,7 +6,7 @@ What a key may not see, and what is taken down (`visibility`), is kept out of th
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,10 @@ class Selection:
             raise QueryError(f"lineage: expected canonical or all, found {self.lineage!r}")
         if self.first_step is not None and self.last_step is not None and self.first_step > self.last_step:
             raise QueryError(f"steps: expected first ≤ last, found {self.first_step} to {self.last_step}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data. What is hidden from the asker is not named."""
+        return {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "visibility"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
