@@ -1,11 +1,13 @@
 """From a step to its explanation.
 
 Each row of the step is compared with the rows of the window, feature by feature (`scoring`): its loss; how improbable its
-tokens are by the token frequencies of the window; how many of its token pairs the window lacks; repetition, compression and
-scripts; how much of it an earlier step had seen; parts of documents that this step or the window shows again; how rare its
-sources are. The step as a whole is compared with the window's steps in the mean. Nothing here knows what to look for.
+tokens are by the token frequencies of the window; how many of its token pairs the window lacks; how much of it other rows
+of the same step hold too; repetition, compression and scripts; how much of it an earlier step had seen; parts of documents
+that this step or the window shows again; how rare its sources are. The step as a whole is compared with the window's steps
+in the mean. Nothing here knows what to look for.
 """
 
+import itertools
 import time
 from collections.abc import Sequence
 
@@ -14,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from indexer.explain.documents import again_tokens, repeated_documents, source_mixture, source_surprise
-from indexer.explain.kernels import new_pair_shares
+from indexer.explain.kernels import new_pair_shares, shared_shares
 from indexer.explain.ngrams import overused_ngrams
 from indexer.explain.reading import Rows, Subject, read_rows, read_segments, subject_of
 from indexer.explain.records import Feature, Reason, StepExplanation, UnusualRow
@@ -26,6 +28,7 @@ __all__ = ["explain_step"]
 
 Floats = npt.NDArray[np.float64]
 MAX_WINDOW = 10_000
+TWIN = 16
 
 
 def explain_step(
@@ -101,7 +104,9 @@ def _features(
     num_before, num_rows = before.table.num_rows, before.table.num_rows + step.table.num_rows
     surprisal = _surprisal(before, step)
     new_pairs = new_pair_shares((before.tokens, before.starts), (step.tokens, step.starts))
-    for name, (of_window, of_step) in (("surprisal", surprisal), ("new_pair_share", new_pairs)):
+    twins = _twin_shares(before), _twin_shares(step)
+    read = (("surprisal", surprisal), ("new_pair_share", new_pairs), ("twin_share", twins))
+    for name, (of_window, of_step) in read:
         features[name] = (_spread(of_step, step), _spread(of_window, before))
     rows = segments.column("row").to_numpy()
     lengths = segments.column("length").to_numpy().astype(np.float64)
@@ -121,6 +126,17 @@ def _spread(values: Floats, rows: Rows) -> Floats:
     spread = np.full(rows.table.num_rows, np.nan)
     spread[rows.read] = values
     return spread
+
+
+def _twin_shares(rows: Rows) -> Floats:
+    """Share of the tokens of each row that was read in TWIN-grams that another row of its step holds."""
+    attempts, steps = (rows.table.column(name).to_numpy()[rows.read] for name in ("attempt", "global_step"))
+    changes = np.flatnonzero((np.diff(attempts) != 0) | (np.diff(steps) != 0)) + 1
+    shares = np.zeros(len(rows.read))
+    for begin, end in itertools.pairwise([0, *changes.tolist(), len(rows.read)]):
+        first, last = int(rows.starts[begin]), int(rows.starts[end])
+        shares[begin:end] = shared_shares(rows.tokens[first:last], rows.starts[begin : end + 1] - first, TWIN)
+    return shares
 
 
 def _surprisal(before: Rows, step: Rows) -> tuple[Floats, Floats]:

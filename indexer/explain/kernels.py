@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from indexer.spans.jit import jit
 
-__all__ = ["count_ngrams", "new_pair_shares", "num_rows_with", "table_size"]
+__all__ = ["count_ngrams", "new_pair_shares", "num_rows_with", "shared_shares", "table_size"]
 
 BASE = 0x9E3779B97F4A7C15
 Counts = NDArray[np.int32]
@@ -83,13 +83,18 @@ def num_rows_with(tokens: NDArray[Any], starts: NDArray[np.int64], wanted: NDArr
 
 
 @jit
-def _enter_pairs(
-    tokens: NDArray[Any], starts: NDArray[np.int64], keys: NDArray[np.uint64], rows: Counts, shared: NDArray[np.uint8]
+def _enter(
+    tokens: NDArray[Any],
+    starts: NDArray[np.int64],
+    order: int,
+    keys: NDArray[np.uint64],
+    rows: Counts,
+    shared: NDArray[np.uint8],
 ) -> None:
-    """Enter each pair of neighbours: the first row that holds it, and whether another one does too."""
+    """Enter each n-gram: the first row that holds it, and whether another one does too."""
     for row in range(len(starts) - 1):
-        for place in range(starts[row], starts[row + 1] - 1):
-            key = _key(tokens, place, 2)
+        for place in range(starts[row], starts[row + 1] - order + 1):
+            key = _key(tokens, place, order)
             slot = _slot(keys, key)
             if keys[slot] == 0:
                 keys[slot], rows[slot] = key, row
@@ -116,13 +121,41 @@ def _fill_new_pairs(
             shares[row] = new / total
 
 
+@jit
+def _fill_shared(
+    tokens: NDArray[Any],
+    starts: NDArray[np.int64],
+    order: int,
+    keys: NDArray[np.uint64],
+    shared: NDArray[np.uint8],
+    shares: NDArray[np.float64],
+) -> None:
+    for row in range(len(starts) - 1):
+        inside, end = 0, 0
+        for place in range(starts[row], starts[row + 1]):
+            if place <= starts[row + 1] - order and shared[_slot(keys, _key(tokens, place, order))]:
+                end = place + order
+            inside += place < end
+        if starts[row + 1] > starts[row]:
+            shares[row] = inside / (starts[row + 1] - starts[row])
+
+
+def shared_shares(tokens: NDArray[Any], starts: NDArray[np.int64], order: int) -> NDArray[np.float64]:
+    """Share of each row's tokens in an n-gram that another of the rows holds too, f64."""
+    keys = np.zeros(table_size(len(tokens)), np.uint64)
+    shared, shares = np.zeros(len(keys), np.uint8), np.zeros(len(starts) - 1)
+    _enter(tokens, starts, order, keys, np.zeros(len(keys), np.int32), shared)
+    _fill_shared(tokens, starts, order, keys, shared, shares)
+    return shares
+
+
 def new_pair_shares(
     window: tuple[NDArray[Any], NDArray[np.int64]], step: tuple[NDArray[Any], NDArray[np.int64]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(of each window row, of each step row): share of its pairs of neighbours that no (other) row of the window holds."""
     keys = np.zeros(table_size(len(window[0])), np.uint64)
     rows, shared = np.zeros(len(keys), np.int32), np.zeros(len(keys), np.uint8)
-    _enter_pairs(*window, keys, rows, shared)
+    _enter(*window, 2, keys, rows, shared)
     of_window, of_step = np.zeros(len(window[1]) - 1), np.zeros(len(step[1]) - 1)
     _fill_new_pairs(*window, keys, rows, shared, True, of_window)
     _fill_new_pairs(*step, keys, rows, shared, False, of_step)
