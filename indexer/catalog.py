@@ -7,17 +7,15 @@ Rules:
 2. `index/catalog.duckdb` opens with plain duckdb from any working directory: views name the parts by absolute paths, below
    the directory where the index was when it was published. Where it is somewhere else now, `SET VARIABLE kiseki_index =
    '…'` says where, and `kiseki index` publishes it anew. `IndexReader.catalog` always says where.
-3. `catalog_without_files` gives the same views to a connection that may open no file.
 """
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
 import duckdb
-import pyarrow.dataset
 
 from indexer.generations import Generation
 from indexer.ingest import late_records
@@ -27,7 +25,7 @@ from indexer.shard import ShardInfo
 from train_hooks.export_format.lineage import StepInterval
 from train_hooks.export_format.reader import AttemptReader, RunReader, WriterLog
 
-__all__ = ["AttemptState", "catalog_without_files", "connect_catalog", "create_views", "write_catalog"]
+__all__ = ["AttemptState", "catalog_files", "connect_catalog", "create_views", "write_catalog"]
 
 _TABLES = """
 CREATE TABLE run_table (run_id VARCHAR, generation BIGINT, created TIMESTAMP, sequence_length BIGINT, token_dtype VARCHAR,
@@ -85,30 +83,9 @@ def connect_catalog(paths: IndexPaths, generation: int) -> duckdb.DuckDBPyConnec
     return connection
 
 
-def catalog_without_files(paths: IndexPaths, generation: Generation) -> duckdb.DuckDBPyConnection:
-    """The same tables and views in memory, for SQL that is not trusted: `enable_external_access` may be switched off.
-
-    Parts are handed over as Arrow datasets, which DuckDB can read without opening a file of its own.
-    """
-    connection = duckdb.connect()
-    connection.execute(f"ATTACH {_literal(str(paths.catalog(generation.number)))} AS catalog (READ_ONLY)")
-    copied = "SELECT table_name FROM duckdb_tables() WHERE database_name = 'catalog'"
-    for (table,) in connection.execute(copied).fetchall():
-        connection.execute(f"CREATE TABLE {table} AS FROM catalog.main.{table}")
-    macros = (
-        "SELECT function_name, parameters, macro_definition FROM duckdb_functions() WHERE database_name = 'catalog'"
-    )
-    for name, parameters, definition in connection.execute(macros).fetchall():
-        if name in ("is_canonical", "sequence_address"):
-            connection.execute(f"CREATE MACRO {name}({', '.join(parameters)}) AS {definition}")
-    connection.execute("DETACH catalog")
-    for name in PART_SCHEMAS:
-        files = [str(paths.part_dir(part) / f"{name}.parquet") for part in generation.parts]
-        connection.register(
-            f"stored_{name}", pyarrow.dataset.dataset(files, schema=PART_SCHEMAS[name], format="parquet")
-        )
-    _create_public_views(connection)
-    return connection
+def catalog_files(paths: IndexPaths, parts: Iterable[str]) -> list[Path]:
+    """The files that the views of a catalog over `parts` read, as the catalog names them: for who lets it read no others."""
+    return [paths.part_dir(part).resolve() / f"{name}.parquet" for part in parts for name in PART_SCHEMAS]
 
 
 def create_views(
@@ -137,10 +114,6 @@ def create_views(
             f"CREATE VIEW stored_{name} AS FROM read_parquet(list_transform([{files}], "
             f"lambda file: {directory} || file), hive_partitioning = false)"
         )
-    _create_public_views(connection)
-
-
-def _create_public_views(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("CREATE VIEW all_records AS FROM stored_records UNION ALL BY NAME FROM late_record_table")
     connection.execute((resources.files("indexer") / "catalog.sql").read_text(encoding="utf-8"))
 
