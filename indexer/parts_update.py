@@ -74,8 +74,12 @@ def _earlier_shards(paths: IndexPaths, shard: Shard, names: Sequence[str]) -> It
 
 @functools.lru_cache(maxsize=4096)
 def _earlier(directory: Path, last_step: int) -> EarlierShard:
-    """Arrays stay mapped, metadata is let go: a run has thousands of shards."""
+    """Arrays stay mapped, metadata is read where it must be, and let go: a run has thousands of shards."""
     shard = Shard(directory)
-    passing = None if shard.applied.all() else shard.applied
-    chosen = Filter(first=0, last=int(np.searchsorted(shard.steps, last_step + 1)), passing=passing)
+    whole, all_applied = shard.info.last_step <= last_step, shard.info.num_applied == shard.info.num_sequences
+    chosen = Filter(
+        first=0,
+        last=None if whole else int(np.searchsorted(shard.steps, last_step + 1)),
+        passing=None if all_applied else shard.applied,
+    )
     return EarlierShard(spans=shard.spans, anchors=shard.anchors(), chosen=chosen)

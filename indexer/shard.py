@@ -74,7 +74,10 @@ class ShardFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardInfo:
-    """What a shard covers: steps `first_step` to `last_step`, both included, of one attempt."""
+    """What a shard covers: steps `first_step` to `last_step`, both included, of one attempt.
+
+    num_applied: sequences of steps whose update was applied.
+    """
 
     name: str
     run_id: str
@@ -82,6 +85,7 @@ class ShardInfo:
     first_step: int
     last_step: int
     num_sequences: int
+    num_applied: int
     num_segments: int
     num_tokens: int
     token_dtype: str
@@ -153,6 +157,7 @@ def build_shard(paths: IndexPaths, run: RunReader, data: RangeData, tokenizer: R
         first_step=steps.first_step,
         last_step=steps.last_step,
         num_sequences=rows.num_rows,
+        num_applied=int(pa.compute.sum(pa.compute.equal(rows.column("status"), "applied")).as_py()),
         num_segments=segments.num_rows,
         num_tokens=len(tokens),
         token_dtype=token_dtype,
