@@ -14,6 +14,7 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 
+from indexer.catalog import connect_catalog
 from indexer.generations import Generation, published
 from indexer.paths import IndexPaths
 from indexer.recent import Recent
@@ -252,7 +253,7 @@ class IndexReader:
 
     def catalog(self) -> duckdb.DuckDBPyConnection:
         """A read-only connection of the caller's own to this generation's catalog."""
-        return duckdb.connect(str(self.paths.catalog(self.generation.number)), read_only=True)
+        return connect_catalog(self.paths, self.generation.number)
 
     def sql(self, statement: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Rows of a trusted query over the catalog. Raises QueryError where it does not run."""

@@ -1,11 +1,12 @@
 """One shard: an immutable directory that answers for a contiguous range of steps of one attempt.
 
     spans.bin           tokens, suffix array, fingerprints (indexer.spans)
-    sequences.parquet   one row a sequence, by ordinal: address, sample_index, status, loss, leaf
+    sequences.parquet   one row a sequence, by ordinal: address, sample_index, status, loss, leaf, statistics
     segments.parquet    one row a segment: ordinal, segment, start, length, source, document_id, document_token_offset
     records.parquet     step records: metrics and gaps, one row a number
     statuses.parquet    status of each step
     unigrams.npy        how often each token id occurs, i64
+    anchors.npy         Bloom filter of a sample of token n-grams, u64 (indexer.statistics.anchors)
     text/               full text and n-grams (indexer.fulltext)
     shard.json          the manifest: what it covers, and SHA-256 and size of every other file; written last
 
@@ -36,6 +37,9 @@ from indexer.ingest import RangeData, StepRange, tensors_commitments, tokens_of
 from indexer.paths import BUILDING, IndexPaths
 from indexer.spans.arrays import SpanArrays, open_span_arrays
 from indexer.spans.build import build_span_arrays
+from indexer.statistics.anchors import anchors, bloom_filter
+from indexer.statistics.scripts import token_bytes
+from indexer.statistics.sequences import sequence_statistics
 from indexer.tokenization import RunTokenizer
 from train_hooks.export_format.errors import DamageError
 from train_hooks.export_format.leaf import leaf_of_parts
@@ -55,7 +59,7 @@ __all__ = [
 
 SHARD_FORMAT = "kiseki-shard-v2"
 _MANIFEST, _SEQUENCES, _SEGMENTS, _TEXT = "shard.json", "sequences.parquet", "segments.parquet", "text"
-_UNIGRAMS, _RECORDS, _STATUSES = "unigrams.npy", "records.parquet", "statuses.parquet"
+_UNIGRAMS, _ANCHORS, _RECORDS, _STATUSES = "unigrams.npy", "anchors.npy", "records.parquet", "statuses.parquet"
 _DECODE_BATCH = 1024
 _NAME = re.compile(r"a(\d{6,})-s(\d{9,})-s(\d{9,})")
 
@@ -83,7 +87,10 @@ class ShardFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardInfo:
-    """What a shard covers: steps `first_step` to `last_step`, both included, of one attempt."""
+    """What a shard covers: steps `first_step` to `last_step`, both included, of one attempt.
+
+    num_applied: sequences of steps whose update was applied.
+    """
 
     name: str
     run_id: str
@@ -91,6 +98,7 @@ class ShardInfo:
     first_step: int
     last_step: int
     num_sequences: int
+    num_applied: int
     num_segments: int
     num_tokens: int
     token_dtype: str
@@ -145,9 +153,10 @@ def build_shard(paths: IndexPaths, run: RunReader, data: RangeData, tokenizer: R
     tokens, starts = tokens_of(rows, token_dtype)
     build_span_arrays([tokens[a:b] for a, b in itertools.pairwise(starts.tolist())], token_dtype, building)
     np.save(building / _UNIGRAMS, np.bincount(tokens).astype(np.int64))
+    np.save(building / _ANCHORS, bloom_filter(anchors(tokens, starts)[0]))
     segments = _segments(rows)
     for name, table in (
-        (_SEQUENCES, _sequences(rows, run, steps)),
+        (_SEQUENCES, _with_statistics(_sequences(rows, run, steps), run, tokens, starts, segments)),
         (_SEGMENTS, segments),
         (_RECORDS, data.records),
         (_STATUSES, data.statuses),
@@ -162,6 +171,7 @@ def build_shard(paths: IndexPaths, run: RunReader, data: RangeData, tokenizer: R
         first_step=steps.first_step,
         last_step=steps.last_step,
         num_sequences=rows.num_rows,
+        num_applied=int(pa.compute.sum(pa.compute.equal(rows.column("status"), "applied")).as_py()),
         num_segments=segments.num_rows,
         num_tokens=len(tokens),
         token_dtype=token_dtype,
@@ -184,6 +194,22 @@ def _sequences(rows: pa.Table, run: RunReader, steps: StepRange) -> pa.Table:
     table = kept.add_column(0, "ordinal", ordinal).add_column(1, "attempt", attempt)
     table = table.append_column("num_bytes", num_tokens)
     return table.append_column("tensors_commitment", tensors_commitments(rows, run, steps.attempt))
+
+
+def _with_statistics(
+    sequences: pa.Table,
+    run: RunReader,
+    tokens: npt.NDArray[np.unsignedinteger],
+    starts: npt.NDArray[np.int64],
+    segments: pa.Table,
+) -> pa.Table:
+    bytes_of = None
+    if run.info.tokenizer_file is not None:
+        bytes_of = token_bytes(run.tokenizer_path().read_text(encoding="utf-8"), run.info.vocab_size)
+    statistics = sequence_statistics(tokens, starts, segments, bytes_of)
+    for field, column in zip(statistics.schema, statistics.columns, strict=True):
+        sequences = sequences.append_column(field, column)
+    return sequences
 
 
 def _segments(rows: pa.Table) -> pa.Table:
@@ -342,6 +368,18 @@ class Shard:
         """How often each token id occurs, i64 [vocab_size]."""
         counts = np.asarray(np.load(io.BytesIO(self._checked_bytes(_UNIGRAMS))))
         return np.pad(counts, (0, max(0, vocab_size - len(counts))))[:vocab_size]
+
+    def anchors(self) -> npt.NDArray[np.uint64]:
+        """Bloom filter of the anchors of the shard's sequences (indexer.statistics.anchors), u64, mapped."""
+        return np.asarray(np.load(self.directory / _ANCHORS, mmap_mode="r"))
+
+    def records(self) -> pa.Table:
+        """`records.parquet`: step records, one row a number."""
+        return self._read(_RECORDS)
+
+    def statuses(self) -> pa.Table:
+        """`statuses.parquet`: global_step, status."""
+        return self._read(_STATUSES)
 
     @cached_property
     def _segment_firsts(self) -> npt.NDArray[np.int64]:

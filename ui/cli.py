@@ -14,6 +14,7 @@ from ui.index_commands import index_command
 from ui.query_commands import count_command, sequence_command, sql_command, trace_command
 from ui.search_command import search_command
 from ui.serve import serve_run
+from ui.steps_commands import steps_app
 
 __all__ = ["app", "main"]
 
@@ -41,6 +42,7 @@ app.command("trace")(trace_command)
 app.command("count")(count_command)
 app.command("sequence")(sequence_command)
 app.command("search")(search_command)
+app.add_typer(steps_app, name="steps")
 app.command("sql")(sql_command)
 
 
