@@ -6,13 +6,16 @@ from typing import Annotated
 
 import typer
 
+from indexer.sql import SqlError
 from train_hooks.export_format.errors import KisekiError
 from ui.arguments import RunArgument
 from ui.demo import run_demo
 from ui.export_commands import export_app
 from ui.index_commands import index_command
-from ui.query_commands import count_command, sequence_command, sql_command, trace_command
+from ui.query_commands import count_command, sequence_command, trace_command
+from ui.render import safe
 from ui.serve import serve_run
+from ui.sql_command import sql_command
 
 __all__ = ["app", "main"]
 
@@ -54,9 +57,12 @@ def serve_command(
 
 
 def main() -> None:
-    """Run the command line; every error that kiseki means is one line and an exit code."""
+    """Run the command line; every error that kiseki means is one line and an exit code, but DuckDB's point at a place."""
     try:
         app(prog_name="kiseki")
+    except SqlError as error:
+        print(f"kiseki: SQL: {safe(str(error))}", file=sys.stderr)
+        sys.exit(error.exit_code)
     except KisekiError as error:
         print(f"kiseki: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)
