@@ -39,7 +39,7 @@ __all__ = ["SqlLimitError", "SqlLimits", "SqlResult", "SqlSandbox", "run_untrust
 MAX_STATEMENT_BYTES = 32_768
 QUERIES_A_WORKER = 500
 SCHEMA_BYTES = 1 << 20
-MESSAGE_BYTES, START_S = 1 << 16, 60.0
+MESSAGE_BYTES, START_S, FRAME_S = 1 << 16, 60.0, 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,7 +198,9 @@ class _Worker:
         if self._ready:
             return True
         try:
-            kind, data = self._frame(deadline, MESSAGE_BYTES)
+            self._channel.settimeout(max(deadline - time.monotonic(), 1e-3))
+            self._channel.recv(1, socket.MSG_PEEK)  # nothing is taken of a frame that is not there in time
+            kind, data = self._frame(time.monotonic() + FRAME_S, MESSAGE_BYTES)
         except TimeoutError:
             if time.monotonic() < self._started + START_S:
                 return False
