@@ -6,14 +6,16 @@ from typing import Annotated
 
 import typer
 
-from train_hooks.export_format.errors import KisekiError, QuerySyntaxError
+from train_hooks.export_format.errors import KisekiError
 from ui.arguments import RunArgument
 from ui.demo import run_demo
 from ui.export_commands import export_app
 from ui.index_commands import index_command
-from ui.query_commands import count_command, sequence_command, sql_command, trace_command
+from ui.query_commands import count_command, sequence_command, trace_command
+from ui.render import safe
 from ui.search_command import search_command
 from ui.serve import serve_run
+from ui.sql_command import sql_command
 from ui.steps_commands import steps_app
 
 __all__ = ["app", "main"]
@@ -58,12 +60,10 @@ def serve_command(
 
 
 def main() -> None:
-    """Run the command line; every error that kiseki means is one line and an exit code."""
+    """Run the command line; every error that kiseki means is an exit code and one line, or more that point at a place."""
     try:
         app(prog_name="kiseki")
-    except QuerySyntaxError as error:  # its line of the query and the caret under it stay as they are
-        print(f"kiseki: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
     except KisekiError as error:
-        print(f"kiseki: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error) if error.points_at_a_place else " ".join(str(error).split())
+        print(f"kiseki: {safe(text)}", file=sys.stderr)
         sys.exit(error.exit_code)

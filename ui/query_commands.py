@@ -1,11 +1,9 @@
-"""`kiseki trace`, `count`, `sequence`, `sql`: questions to an index."""
+"""`kiseki trace`, `count`, `sequence`: questions to an index."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from indexer.index_reader import IndexReader
 from indexer.tokenization import text_of_ids
@@ -30,7 +28,7 @@ from ui.arguments import (
 )
 from ui.render import print_sequence, print_trace
 
-__all__ = ["count_command", "sequence_command", "sql_command", "trace_command"]
+__all__ = ["count_command", "sequence_command", "trace_command"]
 
 FileOption = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from a file.")]
 TokenIdsOption = Annotated[str | None, typer.Option(help="Token ids instead of text: numbers with commas or spaces.")]
@@ -161,25 +159,3 @@ def sequence_command(
         console.print_json(found)
     else:
         print_sequence(console.output, found)
-
-
-def sql_command(
-    run: RunArgument,
-    statement: Annotated[str, typer.Argument(help='Such as "SELECT * FROM steps LIMIT 10".', show_default=False)],
-    as_json: JsonOption = False,
-) -> None:
-    """Query the catalog of steps, sequences and documents.
-
-    Tables: runs, attempts, steps, step_metrics, sequences, segments, documents, shards, gaps.
-    """
-    rows = IndexReader.open(run).sql(statement)
-    if as_json:
-        console.print_json(rows)
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in rows[0] if rows else ():
-        table.add_column(name)
-    for row in rows:
-        table.add_row(*(Text("" if value is None else str(value)) for value in row.values()))
-    console.output.print(table)
-    console.output.print(f"{len(rows):,} row{'s' if len(rows) != 1 else ''}", style="dim")
