@@ -309,6 +309,7 @@ def test_lock_and_kernel_hold_without_the_look_at_the_statement(text_run: TextRu
     before = tree(tmp_path)
     settings = {
         "catalog": str(catalog),
+        "index": str(tmp_path),
         "files": [str(parquet)],
         "memory_bytes": MEMORY,
         "max_rows": 9,
