@@ -108,8 +108,8 @@ class KeyFile:
 
     def find(self, token: str) -> Key | None:
         """The key of a token, in force or not. Raises DamageError where the file is not whole."""
-        match = _TOKEN.fullmatch(token)
-        key = self._current().get(match[1]) if match else None
+        match, keys = _TOKEN.fullmatch(token), self._current()
+        key = keys.get(match[1]) if match else None
         found = hashlib.sha256(token.encode("utf-8", "backslashreplace")).hexdigest()
         return key if hmac.compare_digest(found, key.sha256 if key is not None else "0" * 64) else None
 
