@@ -146,6 +146,24 @@ class IndexReader:
         begin = int(sequence.shard.spans.sequence_starts[sequence.ordinal])
         return visible.mask(begin, begin + len(sequence.tokens))
 
+    def visible_sizes(self, visibility: Visibility) -> tuple[int, int]:
+        """(sequences of which something may be seen, tokens that may be), of all steps."""
+        visibility, num_sequences, num_tokens = self.visible_under(visibility), 0, 0
+        for shard in self.shards:
+            visible = self.visible_shard(shard, visibility)
+            if visible is None:
+                num_sequences += shard.info.num_sequences
+                num_tokens += shard.info.num_tokens
+            else:
+                ordinals, lengths = visible.seen(shard.spans.sequence_starts)
+                num_sequences += len(np.unique(ordinals))
+                num_tokens += int(lengths.sum())
+        return num_sequences, num_tokens
+
+    def check_tombstones(self) -> None:
+        """Raises DamageError where the tombstones cannot be read."""
+        self._tombstones.visibility()
+
     def log_probabilities(self, visibility: Visibility) -> npt.NDArray[np.float64]:
         """Natural logarithm of each token id's frequency in what is visible, f64 [vocab_size]."""
         if visibility == EVERYTHING:
