@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
+import pyarrow.compute as pc
 
 from indexer.shard import Shard
 from indexer.spans.arrays import SpanArrays
@@ -112,7 +112,7 @@ def _select_segments(
     chosen = units.segment >= 0
     for name, wanted in (("source", selection.source), ("document_id", selection.document_id)):
         if wanted is not None:
-            same = np.asarray(pa.compute.equal(shard.segments.column(name), wanted).to_numpy())
+            same = np.asarray(pc.equal(shard.segments.column(name), wanted).to_numpy())
             chosen &= same[units.segment] if len(same) else False
     if passing is not None:
         chosen &= passing[units.ordinal]

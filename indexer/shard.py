@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from indexer.fulltext import SegmentText, TextIndex, build_text_index
@@ -157,7 +158,7 @@ def build_shard(paths: IndexPaths, run: RunReader, data: RangeData, tokenizer: R
         first_step=steps.first_step,
         last_step=steps.last_step,
         num_sequences=rows.num_rows,
-        num_applied=int(pa.compute.sum(pa.compute.equal(rows.column("status"), "applied")).as_py()),
+        num_applied=int(pc.sum(pc.equal(rows.column("status"), "applied")).as_py()),
         num_segments=segments.num_rows,
         num_tokens=len(tokens),
         token_dtype=token_dtype,
@@ -173,7 +174,7 @@ def build_shard(paths: IndexPaths, run: RunReader, data: RangeData, tokenizer: R
 
 
 def _sequences(rows: pa.Table, run: RunReader, steps: StepRange) -> pa.Table:
-    num_tokens = pa.compute.binary_length(rows.column("tokens"))
+    num_tokens = pc.binary_length(rows.column("tokens"))
     ordinal = pa.array(np.arange(rows.num_rows, dtype=np.int64))
     attempt = pa.array(np.full(rows.num_rows, steps.attempt, np.int32))
     kept = rows.select(["global_step", "dp_rank", "microbatch", "slot", "sample_index", "status", "loss", "leaf"])
@@ -202,7 +203,7 @@ def _segments(rows: pa.Table) -> pa.Table:
     """Segments flattened; `segment` counts within the sequence."""
     column = rows.column("segments").combine_chunks()
     flat = column.flatten()
-    counts = pa.compute.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
+    counts = pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
     ordinals = np.repeat(np.arange(rows.num_rows, dtype=np.int64), counts)
     firsts = np.repeat(np.cumsum(counts) - counts, counts)
     names = [field.name for field in flat.type]
@@ -319,7 +320,7 @@ class Shard:
     @cached_property
     def applied(self) -> npt.NDArray[np.bool_]:
         """Whether the step's update was applied, by ordinal."""
-        return np.asarray(pa.compute.equal(self.sequences.column("status"), "applied").to_numpy())
+        return np.asarray(pc.equal(self.sequences.column("status"), "applied").to_numpy())
 
     def unigrams(self, vocab_size: int) -> npt.NDArray[np.int64]:
         """How often each token id occurs, i64 [vocab_size]."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from indexer.index_reader import IndexReader
 from indexer.steps import Step, read_steps
@@ -74,7 +75,7 @@ def subject_of(reader: IndexReader, global_step: int, window: int, attempt: int 
 def read_rows(reader: IndexReader, places: Sequence[Place]) -> Rows:
     """The sequences of some steps; tokens of as many, evenly taken, as have MAX_TOKENS in all."""
     table = _query(reader, "sequences", places, "global_step, attempt, dp_rank, microbatch, slot")
-    total = int(pa.compute.sum(table.column("num_tokens")).as_py() or 0)
+    total = int(pc.sum(table.column("num_tokens")).as_py() or 0)
     stride = max(1, -(-total // MAX_TOKENS))
     read = np.arange(0, table.num_rows, stride)
     pieces: list[npt.NDArray[np.unsignedinteger]] = []
@@ -95,8 +96,8 @@ def read_rows(reader: IndexReader, places: Sequence[Place]) -> Rows:
 def read_segments(reader: IndexReader, places: Sequence[Place], rows: pa.Table, first_row: int) -> pa.Table:
     """The segments of some steps; `row` is the place of their sequence in `rows`, counted from `first_row`."""
     table = _query(reader, "segments", places, "global_step, attempt, dp_rank, microbatch, slot, segment")
-    of_rows = pa.compute.index_in(table.column("address"), value_set=rows.column("address"))
-    return table.append_column("row", pa.compute.add(of_rows.cast(pa.int64()), first_row))
+    of_rows = pc.index_in(table.column("address"), value_set=rows.column("address"))
+    return table.append_column("row", pc.add(of_rows.cast(pa.int64()), first_row))
 
 
 def _ordinals(reader: IndexReader, table: pa.Table) -> list[tuple[int, int] | None]:
