@@ -15,6 +15,7 @@ name says what it covers, so building the same steps twice gives the same name, 
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -39,7 +40,7 @@ from indexer.paths import BUILDING, IndexPaths
 from indexer.spans.arrays import SpanArrays, open_span_arrays
 from indexer.spans.build import build_span_arrays
 from indexer.statistics.anchors import anchors, bloom_filter
-from indexer.statistics.scripts import token_bytes
+from indexer.statistics.scripts import TokenBytes, token_bytes
 from indexer.statistics.sequences import sequence_statistics
 from indexer.tokenization import RunTokenizer
 from train_hooks.export_format.errors import DamageError
@@ -183,6 +184,11 @@ def _sequences(rows: pa.Table, run: RunReader, steps: StepRange) -> pa.Table:
     return table.append_column("tensors_commitment", tensors_commitments(rows, run, steps.attempt))
 
 
+@functools.lru_cache(maxsize=1)
+def _bytes_of(tokenizer: Path, _sha256: str | None, vocab_size: int) -> TokenBytes:
+    return token_bytes(tokenizer.read_text(encoding="utf-8"), vocab_size)
+
+
 def _with_statistics(
     sequences: pa.Table,
     run: RunReader,
@@ -192,7 +198,7 @@ def _with_statistics(
 ) -> pa.Table:
     bytes_of = None
     if run.info.tokenizer_file is not None:
-        bytes_of = token_bytes(run.tokenizer_path().read_text(encoding="utf-8"), run.info.vocab_size)
+        bytes_of = _bytes_of(run.tokenizer_path(), run.info.tokenizer_sha256, run.info.vocab_size)
     statistics = sequence_statistics(tokens, starts, segments, bytes_of)
     for field, column in zip(statistics.schema, statistics.columns, strict=True):
         sequences = sequences.append_column(field, column)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from indexer.build import IndexOptions, update_index
-from indexer.explain import StepExplanation, explain_step
+from indexer.explain import StepExplanation, explain_step, reading
 from indexer.index_reader import IndexReader
 from tests.conftest import LENGTH as PACKED
 from tests.conftest import byte_level_bpe, pack, read_documents
@@ -138,6 +138,26 @@ def test_most_rows_of_ordinary_steps_are_no_news(planted: tuple[IndexReader, dic
     )
     assert len(scores) < 0.75 * 8 * WRITERS * SLOTS
     assert np.quantile(scores, 0.95) < worst_fault
+
+
+def test_of_large_steps_some_rows_are_read(
+    planted: tuple[IndexReader, dict[int, set[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, _ = planted
+    monkeypatch.setattr(reading, "MAX_STEP_TOKENS", PACKED * 3)  # 8 rows: every third is read, 3 of 8
+    monkeypatch.setattr(reading, "MAX_WINDOW_TOKENS", PACKED * 20)
+    subject = reading.subject_of(reader, GARBAGE, 12, None)
+    step, window = reading.read_rows(reader, subject)
+    assert step.read.tolist() == [0, 3, 6] and window.table.num_rows == 96
+    steps = window.table.column("global_step").to_numpy()[window.read]
+    assert sorted(set(steps.tolist())) == [19, 21, 23, 25, 27, 29] and len(window.read) == 6 * 3
+    for rows in (step, window):
+        for number, row in enumerate(rows.read.tolist()):
+            tokens = reader.sequence(rows.table.column("address")[row].as_py()).tokens
+            assert rows.tokens[rows.starts[number] : rows.starts[number + 1]].tolist() == tokens.tolist()
+    found = explain_step(reader, GARBAGE, window=12)
+    assert (found.num_sequences_read, found.window_num_sequences_read) == (3, 18)
+    assert any(reason.feature == "loss" for row in found.rows for reason in row.reasons), "not of tokens: of every row"
 
 
 def ngram_counts(rows: Sequence[Sequence[int]], wanted: Sequence[int]) -> tuple[int, int]:
