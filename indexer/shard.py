@@ -6,6 +6,7 @@
     records.parquet     step records: metrics and gaps, one row a number
     statuses.parquet    status of each step
     unigrams.npy        how often each token id occurs, i64
+    document_*.npy      segments by document (indexer.document_index)
     text/               full text, one document a segment (where the run has a tokenizer)
     shard.json          the manifest: what it covers, and SHA-256 and size of every other file; written last
 
@@ -31,6 +32,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from indexer.document_index import DocumentIndex, build_document_index, open_document_index, write_document_index
 from indexer.fulltext import SegmentText, TextIndex, build_text_index
 from indexer.ingest import RangeData, StepRange, tensors_commitments, tokens_of
 from indexer.paths import BUILDING, IndexPaths
@@ -139,6 +141,7 @@ def build_shard(paths: IndexPaths, run: RunReader, data: RangeData, tokenizer: R
         (_STATUSES, data.statuses),
     ):
         pq.write_table(table, building / name, compression="zstd", write_page_checksum=True)
+    write_document_index(building, segments)
     if tokenizer is not None:
         build_text_index(building / _TEXT, _segment_texts(rows, segments, tokens, starts, tokenizer))
     info = ShardInfo(
@@ -301,6 +304,11 @@ class Shard:
         return np.pad(counts, (0, max(0, vocab_size - len(counts))))[:vocab_size]
 
     @cached_property
+    def documents(self) -> DocumentIndex:
+        """Segments by document."""
+        return open_document_index(self.directory) or build_document_index(self.segments)
+
+    @cached_property
     def _segment_firsts(self) -> npt.NDArray[np.int64]:
         ordinals = self.segments.column("ordinal").to_numpy()
         return np.searchsorted(ordinals, np.arange(self.info.num_sequences + 1))
@@ -363,6 +371,11 @@ class Shard:
                 *(column[first:last].to_pylist() for column in columns), strict=True
             )
         ]
+
+    def segment_at(self, row: int) -> Segment:
+        """The segment of a row of `segments`."""
+        start, length, source, document_id, offset = (column[row].as_py() for column in self._segment_columns)
+        return Segment(start=start, length=length, source=source, document_id=document_id, document_token_offset=offset)
 
     @cached_property
     def _segment_columns(self) -> tuple[pa.Array, ...]:
