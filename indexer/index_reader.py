@@ -14,11 +14,12 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 
+from indexer.catalog import connect_catalog
 from indexer.generations import Generation, published
 from indexer.paths import IndexPaths
 from indexer.recent import Recent
 from indexer.selection import SelectedShard, Selection, select_of_shard
-from indexer.shard import Shard, ShardDamage
+from indexer.shard import OldShard, Shard, ShardDamage
 from indexer.spans.group import TOGETHER, SpanGroup, span_group
 from indexer.tokenization import RunTokenizer
 from indexer.tombstones import TombstoneFile
@@ -58,6 +59,11 @@ class IndexReader:
         for name, manifest in generation.shards.items():
             try:
                 self.shards.append(Shard(paths.shard_dir(name), manifest))
+            except OldShard as error:
+                raise IncompleteError(
+                    f"{paths.index} was built by another version of kiseki; run `kiseki index {paths.run_dir}` to build it "
+                    "again from the export"
+                ) from error
             except ShardDamage as error:
                 self.failed.append(f"{name}: {error}")
         self._opened = tuple(self.shards)
@@ -248,7 +254,7 @@ class IndexReader:
 
     def catalog(self) -> duckdb.DuckDBPyConnection:
         """A read-only connection of the caller's own to this generation's catalog."""
-        return duckdb.connect(str(self.paths.catalog(self.generation.number)), read_only=True)
+        return connect_catalog(self.paths, self.generation.number)
 
     def sql(self, statement: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Rows of a trusted query over the catalog. Raises QueryError where it does not run."""

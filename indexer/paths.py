@@ -5,6 +5,7 @@ index/generations/000003/generation.json
 index/generations/000003/catalog.duckdb
 index/catalog.duckdb                 link to the published generation's catalog
 index/shards/<name>/…                immutable; `.building` until whole
+index/parts/<name>/…                 the same for parts of the catalog
 index/lock                           held by the one process that writes
 tombstones.json                      what no answer shows; beside the index, since it is not disposable
 """
@@ -53,6 +54,10 @@ class IndexPaths:
     def shards(self) -> Path:
         return self.index / "shards"
 
+    @property
+    def parts(self) -> Path:
+        return self.index / "parts"
+
     def generation_dir(self, generation: int) -> Path:
         return self.generations / f"{generation:06d}"
 
@@ -64,6 +69,9 @@ class IndexPaths:
 
     def shard_dir(self, name: str) -> Path:
         return self.shards / name
+
+    def part_dir(self, name: str) -> Path:
+        return self.parts / name
 
     @staticmethod
     def generation_number(name: str) -> int | None:

@@ -6,7 +6,7 @@ What a key may not see, and what is taken down (`visibility`), is kept out of th
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from indexer.visibility import EVERYTHING, Visibility, VisibleShard
 from train_hooks.export_format.errors import QueryError
 from train_hooks.export_format.lineage import StepInterval
 
-__all__ = ["SelectedShard", "Selection", "select_of_shard"]
+__all__ = ["SelectedShard", "Selection", "select_of_shard", "step_interval"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +52,10 @@ class Selection:
         if self.first_step is not None and self.last_step is not None and self.first_step > self.last_step:
             raise QueryError(f"steps: expected first ≤ last, found {self.first_step} to {self.last_step}")
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain data. What is hidden from the asker is not named."""
+        return {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "visibility"}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SelectedShard:
@@ -83,7 +87,7 @@ def select_of_shard(
     shard: Shard, selection: Selection, canonical: Mapping[int, StepInterval], visible: VisibleShard | None = None
 ) -> SelectedShard | None:
     """What of `shard` is selected and visible, or None where nothing of it is."""
-    steps = _step_interval(shard, selection, canonical)
+    steps = step_interval(shard, selection, canonical)
     if steps is None:
         return None
     first, last = (int(ordinal) for ordinal in np.searchsorted(shard.steps, [steps[0], steps[1] + 1]))
@@ -114,7 +118,8 @@ def _visible_to_the_end(item: SelectedShard, visible: VisibleShard, length: int)
     )
 
 
-def _step_interval(shard: Shard, selection: Selection, canonical: Mapping[int, StepInterval]) -> tuple[int, int] | None:
+def step_interval(shard: Shard, selection: Selection, canonical: Mapping[int, StepInterval]) -> tuple[int, int] | None:
+    """First and last step, both included, that `selection` takes of `shard`; None where it takes none."""
     first, last = shard.info.first_step, shard.info.last_step
     if selection.attempt is not None and shard.info.attempt != selection.attempt:
         return None

@@ -14,12 +14,18 @@ __all__ = ["SCHEMA_SQL", "SqlError", "batches"]
 BATCH_ROWS = 8192
 SCHEMA_SQL = r"""
 SELECT table_name AS "view", column_name AS "column", data_type AS "type" FROM duckdb_columns()
-WHERE NOT internal AND table_name NOT LIKE 'all\_%' ESCAPE '\' AND table_name NOT IN ('step_status', 'step_records')
+WHERE NOT internal AND table_name <> 'all_records' AND table_name NOT LIKE 'stored\_%' ESCAPE '\'
+      AND table_name NOT LIKE '%\_table' ESCAPE '\'
 ORDER BY table_name, column_index"""
 
 
 class SqlError(QueryError):
-    """A statement that DuckDB refuses. The message is DuckDB's, with its lines: they point at the place."""
+    """A statement that DuckDB refuses. The message is DuckDB's, with its lines."""
+
+    points_at_a_place = True
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"SQL: {message}")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,7 @@ from typing import Literal, Self
 
 import pyarrow as pa
 
+from indexer.catalog import catalog_files, sql_path
 from indexer.index_reader import IndexReader
 from indexer.sql import SqlError
 from indexer.sql_worker import HEADER
@@ -90,7 +91,8 @@ class SqlSandbox:
         self._command = json.dumps(
             {
                 "catalog": str(reader.paths.catalog(reader.generation.number)),
-                "files": [str(file) for file in parquet_files(reader)],
+                "index": sql_path(str(reader.paths.index.resolve())),
+                "files": [str(file) for file in catalog_files(reader.paths, reader.generation.parts)],
                 "memory_bytes": self.limits.memory_bytes,
                 "max_rows": self.limits.max_rows,
                 "max_bytes": self.limits.max_bytes,
@@ -152,16 +154,6 @@ def run_untrusted(reader: IndexReader, sql: str, limits: SqlLimits | None = None
     """Run one SELECT in a process of its own. A server keeps a `SqlSandbox` instead, whose process is there already."""
     with SqlSandbox(reader, limits) as sandbox:
         return sandbox.run(sql)
-
-
-def parquet_files(reader: IndexReader) -> Sequence[Path]:
-    """The files that views of a catalog may read: the metadata of the generation's shards."""
-    return [
-        (shard.directory / file.name).absolute()
-        for shard in reader.shards
-        for file in shard.info.files
-        if file.name.endswith(".parquet")
-    ]
 
 
 def _question(sql: str, limits: SqlLimits) -> bytes:

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from indexer.token_bytes import token_bytes
 from train_hooks.export_format.errors import InputError, QueryError, RunError
 from train_hooks.export_format.reader import RunReader
 
@@ -30,6 +32,7 @@ class RunTokenizer:
         """Raises RunError where the run has no tokenizer or one that is not a `tokenizers` file or does not fit."""
         path = run.tokenizer_path()
         self._tokenizer = _open(path)
+        self._vocab_size = run.info.vocab_size
         highest = max(self._tokenizer.get_vocab().values(), default=-1)
         if highest >= run.info.vocab_size:
             raise RunError(
@@ -51,10 +54,15 @@ class RunTokenizer:
 
     def decode_many(self, many: Sequence[npt.NDArray[np.integer]]) -> list[str]:
         """`decode` of each, several at a time."""
-        return [
-            str(text)
-            for text in self._tokenizer.decode_batch([_as_list(ids) for ids in many], skip_special_tokens=False)
-        ]
+        table = self._token_bytes
+        if table is None:
+            decoded = self._tokenizer.decode_batch([_as_list(ids) for ids in many], skip_special_tokens=False)
+            return [str(text) for text in decoded]
+        return [b"".join(table[ids].tolist()).decode("utf-8", "replace") for ids in many]
+
+    @cached_property
+    def _token_bytes(self) -> npt.NDArray[np.object_] | None:
+        return token_bytes(self._tokenizer, self._vocab_size)
 
 
 def text_of_ids(path: Path, token_ids: Sequence[int]) -> str:
@@ -81,7 +89,7 @@ def _open(path: Path) -> Tokenizer:
 
 
 def _as_list(token_ids: Sequence[int] | npt.NDArray[np.integer]) -> list[int]:
-    ids = token_ids.tolist() if isinstance(token_ids, np.ndarray) else list(token_ids)
-    if any(token_id < 0 for token_id in ids):
-        raise InputError(f"expected token ids ≥ 0, found {min(ids)}")
-    return ids
+    ids = np.asarray(token_ids)
+    if ids.size and int(ids.min()) < 0:
+        raise InputError(f"expected token ids ≥ 0, found {int(ids.min())}")
+    return ids.tolist() if ids.size else []

@@ -107,11 +107,7 @@ class Trace:
     def to_json(self) -> dict[str, Any]:
         """Plain data; sequence addresses are texts. What is hidden from the asker is not named."""
         document = dataclasses.asdict(dataclasses.replace(self, selection=Selection()))
-        document["selection"] = {
-            item.name: getattr(self.selection, item.name)
-            for item in dataclasses.fields(Selection)
-            if item.name != "visibility"
-        }
+        document["selection"] = self.selection.to_json()
         for span, plain in zip(self.spans, document["spans"], strict=True):
             for hit, plain_hit in zip(span.hits, plain["hits"], strict=True):
                 plain_hit["address"] = str(hit.address)

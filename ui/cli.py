@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from indexer.sql import SqlError
 from train_hooks.export_format.errors import KisekiError
 from ui.arguments import RunArgument
 from ui.demo import run_demo
@@ -15,8 +14,10 @@ from ui.export_commands import export_app
 from ui.index_commands import index_command
 from ui.query_commands import count_command, sequence_command, trace_command
 from ui.render import safe
+from ui.search_command import search_command
 from ui.serve import serve_run
 from ui.sql_command import sql_command
+from ui.steps_commands import steps_app
 
 __all__ = ["app", "main"]
 
@@ -44,6 +45,8 @@ app.command("trace")(trace_command)
 app.command("count")(count_command)
 app.command("sequence")(sequence_command)
 app.command("document")(document_command)
+app.command("search")(search_command)
+app.add_typer(steps_app, name="steps")
 app.command("sql")(sql_command)
 
 
@@ -59,12 +62,10 @@ def serve_command(
 
 
 def main() -> None:
-    """Run the command line; every error that kiseki means is one line and an exit code, but DuckDB's point at a place."""
+    """Run the command line; every error that kiseki means is an exit code and one line, or more that point at a place."""
     try:
         app(prog_name="kiseki")
-    except SqlError as error:
-        print(f"kiseki: SQL: {safe(str(error))}", file=sys.stderr)
-        sys.exit(error.exit_code)
     except KisekiError as error:
-        print(f"kiseki: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error) if error.points_at_a_place else " ".join(str(error).split())
+        print(f"kiseki: {safe(text)}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -32,7 +32,8 @@ def sql_command(
 ) -> None:
     """Query the catalog of steps, sequences and documents.
 
-    Tables: runs, attempts, steps, step_metrics, sequences, segments, documents, shards, gaps. --schema lists their columns.
+    Tables: runs, attempts, steps, step_metrics, sequences, sequence_sources, segments, documents, shards, gaps. --schema
+    lists their columns.
     """
     form = SqlFormat.JSON if as_json else form
     reader = IndexReader.open(run)
