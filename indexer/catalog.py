@@ -25,7 +25,7 @@ from indexer.shard import ShardInfo
 from train_hooks.export_format.lineage import StepInterval
 from train_hooks.export_format.reader import AttemptReader, RunReader, WriterLog
 
-__all__ = ["TABLES", "AttemptState", "catalog_files", "connect_catalog", "create_views", "write_catalog"]
+__all__ = ["TABLES", "AttemptState", "catalog_files", "connect_catalog", "create_views", "sql_path", "write_catalog"]
 
 TABLES = """
 CREATE TABLE run_table (run_id VARCHAR, generation BIGINT, created TIMESTAMP, sequence_length BIGINT, token_dtype VARCHAR,
@@ -80,7 +80,7 @@ def connect_catalog(paths: IndexPaths, generation: int) -> duckdb.DuckDBPyConnec
     """A read-only connection of the caller's own, which finds the parts wherever the index is now."""
     connection = duckdb.connect(str(paths.catalog(generation)), read_only=True)
     connection.execute("SET enable_progress_bar = false")  # it is printed to standard output
-    connection.execute("SET VARIABLE kiseki_index = ?", [_no_pattern(str(paths.index.resolve()))])
+    connection.execute("SET VARIABLE kiseki_index = ?", [sql_path(str(paths.index.resolve()))])
     return connection
 
 
@@ -108,7 +108,7 @@ def create_views(
         f"CREATE MACRO sequence_address(attempt, global_step, dp_rank, microbatch, slot) AS {_literal(run_id)} || '/a' || "
         "attempt || '/s' || global_step || '/r' || dp_rank || '/m' || microbatch || '/q' || slot"
     )
-    directory = f"coalesce(getvariable('kiseki_index'), {_literal(_no_pattern(str(index)))})"
+    directory = f"coalesce(getvariable('kiseki_index'), {_literal(sql_path(str(index)))})"
     for name in PART_SCHEMAS:
         files = ", ".join(_literal(f"/parts/{part}/{name}.parquet") for part in parts)
         connection.execute(
@@ -123,7 +123,7 @@ def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _no_pattern(path: str) -> str:
+def sql_path(path: str) -> str:
     """A path as read_parquet takes it, which would read * ? [ in it as a pattern."""
     return "".join(f"[{character}]" if character in "*?[" else character for character in path)
 

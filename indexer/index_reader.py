@@ -236,7 +236,7 @@ class IndexReader:
         What is hidden is null, and U+2588 for each token in the text; so are segments of which nothing is visible.
         """
         visible = self.visible_tokens(sequence, self.visible_under(visibility))
-        segments = [self._describe_segment(sequence, segment, visible) for segment in sequence.segments]
+        segments = [self.describe_segment(sequence, segment, visible) for segment in sequence.segments]
         return {
             "address": str(sequence.address),
             "generation": self.generation.number,
@@ -249,9 +249,10 @@ class IndexReader:
             "redacted": not bool(visible.all()),
         }
 
-    def _describe_segment(
+    def describe_segment(
         self, sequence: PackedSequence, segment: Segment, visible: npt.NDArray[np.bool_]
     ) -> dict[str, Any]:
+        """A segment as `describe` has it; `visible` as `visible_tokens` gives it."""
         place = slice(segment.start, segment.start + segment.length)
         if segment.length and not visible[place].any():
             hidden = dict.fromkeys(("source", "document_id", "document_token_offset", "text"))

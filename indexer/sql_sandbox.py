@@ -29,7 +29,7 @@ from typing import Literal, Self
 
 import pyarrow as pa
 
-from indexer.catalog import catalog_files
+from indexer.catalog import catalog_files, sql_path
 from indexer.index_reader import IndexReader
 from indexer.sql import SqlError
 from indexer.sql_worker import HEADER
@@ -91,7 +91,7 @@ class SqlSandbox:
         self._command = json.dumps(
             {
                 "catalog": str(reader.paths.catalog(reader.generation.number)),
-                "index": str(reader.paths.index.resolve()),
+                "index": sql_path(str(reader.paths.index.resolve())),
                 "files": [str(file) for file in catalog_files(reader.paths, reader.generation.parts)],
                 "memory_bytes": self.limits.memory_bytes,
                 "max_rows": self.limits.max_rows,

@@ -56,7 +56,9 @@ def main() -> None:
     while (frame := receive_frame(channel)) is not None:
         question = json.loads(frame[1])
         allow_cpu_s(question["cpu_s"])
-        _answer(channel, connection, question["sql"], settings["max_rows"], settings["max_bytes"])
+        with connection.cursor() as cursor:
+            cursor.execute("SET VARIABLE kiseki_index = $1", [settings["index"]])
+            _answer(channel, cursor, question["sql"], settings["max_rows"], settings["max_bytes"])
 
 
 def open_locked(settings: Mapping[str, Any]) -> duckdb.DuckDBPyConnection:
@@ -93,13 +95,10 @@ def _warm_up(connection: duckdb.DuckDBPyConnection) -> None:
     json.loads(json.dumps({"text": "é", "number": 1.5}))
 
 
-def _answer(
-    channel: socket.socket, connection: duckdb.DuckDBPyConnection, sql: str, max_rows: int, max_bytes: int
-) -> None:
+def _answer(channel: socket.socket, cursor: duckdb.DuckDBPyConnection, sql: str, max_rows: int, max_bytes: int) -> None:
     try:
-        with connection.cursor() as cursor:
-            check_statement(cursor, sql)
-            truncated = _write(cursor.sql(sql), _Pieces(channel), max_rows, max_bytes)
+        check_statement(cursor, sql)
+        truncated = _write(cursor.sql(sql), _Pieces(channel), max_rows, max_bytes)
         send_frame(channel, b"D", json.dumps({"truncated": truncated}).encode())
     except StatementRefused as error:
         _send_error(channel, "refused", str(error))

@@ -8,6 +8,7 @@ import typer
 
 from train_hooks.export_format.errors import KisekiError
 from ui.demo import run_demo
+from ui.document_command import document_command
 from ui.export_commands import export_app
 from ui.index_commands import index_command
 from ui.query_commands import count_command, sequence_command, trace_command
@@ -43,6 +44,7 @@ app.command("index")(index_command)
 app.command("trace")(trace_command)
 app.command("count")(count_command)
 app.command("sequence")(sequence_command)
+app.command("document")(document_command)
 app.command("search")(search_command)
 app.add_typer(steps_app, name="steps")
 app.command("sql")(sql_command)

@@ -15,6 +15,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from indexer.catalog import catalog_files
 from indexer.index_reader import IndexReader
 from indexer.sql import SqlError
 from indexer.sql_sandbox import SqlLimitError, SqlLimits, SqlSandbox, run_untrusted
@@ -208,7 +209,7 @@ def places(tmp_path: Path, reader: IndexReader) -> dict[str, str]:
         "SECRET": str(tmp_path / "secret.csv"),
         "OUT": str(tmp_path / "out"),
         "CATALOG": str(reader.paths.catalog(reader.generation.number)),
-        "SHARD": str(reader.shards[0].directory / "sequences.parquet"),
+        "SHARD": str(catalog_files(reader.paths, reader.generation.parts)[0]),
     }
 
 
