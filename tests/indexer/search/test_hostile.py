@@ -9,7 +9,7 @@ from indexer.selection import Selection
 from tests.indexer.search.conftest import Searched
 from train_hooks.export_format.errors import QueryError
 
-DEADLINE_S = 0.5
+DEADLINE_S = 0.5  # of CPU time: other tests may run beside this one
 CASES = {
     "nothing": "",
     "white space alone": " \t\n\u3000\u00a0",
@@ -106,13 +106,13 @@ def test_an_answer_or_a_query_error_soon(searched: Searched, name: str) -> None:
         SearchOptions(limit=0, selection=Selection(source="x\x00", document_id="\u202e")),
         SearchOptions(limit=1000, sort="step_desc"),
     ):
-        started, refused = time.perf_counter(), ""
+        started, refused = time.process_time(), ""
         try:
             result = search(searched.reader, CASES[name], options)
             assert result.shards_failed == 0 and result.count >= len(result.hits)
         except QueryError as error:
             refused = str(error)
-        assert time.perf_counter() - started < DEADLINE_S
+        assert time.process_time() - started < DEADLINE_S
         assert len(refused) < 700 and not any(ord(character) < 32 and character != "\n" for character in refused)
     assert search(searched.reader, "the").count > 0, "the process, the index and the reader live"
 
