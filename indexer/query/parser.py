@@ -20,7 +20,7 @@ __all__ = ["MAX_CLAUSES", "MAX_DEPTH", "MAX_EXPANDED", "MAX_SLOP", "parse"]
 
 MAX_DEPTH, MAX_CLAUSES, MAX_EXPANDED, MAX_SLOP, MAX_DISTANCE = 32, 64, 8, 20, 2
 MAX_NUMBER = (1 << 63) - 1
-_FUZZY = re.compile(r"(.+)~(\d*)", re.DOTALL)
+_FUZZY = re.compile(r"(.+)~([0-9]*)", re.DOTALL)
 _COMPARISON = re.compile(r"(>=|<=|>|<)?(\d+)")
 _BETWEEN = re.compile(r"(\d*)\.\.(\d*)")
 _STARTS = (

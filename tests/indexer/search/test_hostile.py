@@ -3,6 +3,8 @@
 import time
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from indexer.search import SearchOptions, search
 from indexer.selection import Selection
@@ -130,3 +132,22 @@ def test_selections_that_mean_harm(searched: Searched) -> None:
         except QueryError:
             continue
     assert search(searched.reader, "the").count > 0
+
+
+PIECES = st.one_of(
+    st.sampled_from([
+        "(", ")", '"', "\\", "*", "~", "~1", "~2", "+", "-", " ", "AND ", "OR ", "NOT ", ":", "[", "]", "..", ">=", "<", "the",
+        "検索", "é", "text:", "ids:", "ngram:", "source:", "document:", "step:", "dp_rank:", "attempt:", "status:", "1", "300 ",
+    ]),
+    st.text(max_size=3),
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(query=st.lists(PIECES, max_size=14).map("".join))
+def test_any_text_is_answered_or_refused(searched: Searched, query: str) -> None:
+    try:
+        result = search(searched.reader, query, SearchOptions(limit=3, facets=True))
+    except QueryError:
+        return
+    assert result.shards_failed == 0 and len(result.hits) == min(3, result.count)
