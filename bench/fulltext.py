@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import duckdb
 import numpy as np
@@ -32,9 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.real_tokens import CACHE, ROOT, TOKENIZER, real_tokens
 from bench.trace import LENGTH, SLOTS, WRITERS, export_tokens
 from indexer.analysis import spaced_terms, terms_of
-from indexer.build import update_index
+from indexer.build import IndexOptions, update_index
 from indexer.fulltext import FullTextUnit, build_full_text
 from indexer.index_reader import IndexReader
+from indexer.query.compiler import Frequencies
 from indexer.search import SearchOptions, search
 from indexer.tokenization import RunTokenizer
 from train_hooks.export_format.reader import RunReader
@@ -239,6 +241,26 @@ def _scan(connection: duckdb.DuckDBPyConnection, text: str) -> object:
     return connection.execute("SELECT count(*) FROM t WHERE contains(text, ?)", [text]).fetchone()
 
 
+def score_errors(made: Corpus, directory: Path, num: int) -> None:
+    """The top ten in one shard and in eight or nine over the same export, with scores corrected and as the engine has them."""
+    cut_dir = directory / "cut"
+    cut_dir.mkdir()
+    (cut_dir / "export").symlink_to((made.run_dir / "export").resolve())
+    update_index(cut_dir, IndexOptions(shard_tokens=len(made.tokens) // 8))
+    whole, cut = IndexReader.open(made.run_dir), IndexReader.open(cut_dir)
+    chance = random.Random(1)
+    asked = [" OR ".join(chance.sample(terms_of(chance.choice(made.texts)), 3)) for _ in range(num)]
+    best = [{(hit.address, hit.start): hit.score or 0.0 for hit in search(whole, query).hits} for query in asked]
+    print(f"\n{made.name}: scores in {len(cut.shards)} shards against {len(whole.shards)}")
+    for name, idf in (("corrected", Frequencies.idf), ("as the engine has them", lambda *_: 1.0)):
+        with patch.object(Frequencies, "idf", idf):
+            found = [{(hit.address, hit.start): hit.score or 0.0 for hit in search(cut, query).hits} for query in asked]
+        same = statistics.mean(len(a.keys() & b.keys()) / len(a) for a, b in zip(best, found, strict=True) if a)
+        errors = [abs(b[key] / a[key] - 1) for a, b in zip(best, found, strict=True) for key in a.keys() & b.keys()]
+        off = f"scores off by {statistics.mean(errors):.2%}, worst {max(errors):.1%}"
+        print(f"{name:24} of the best ten {same:.0%} the same; {off}")
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -258,6 +280,8 @@ def main() -> None:
             made = corpus(name, directory, tokens, TOKENIZER if name == "english" else JAPANESE)
             build_rates(made, Path(scratch))
             latencies(made, Path(scratch), arguments.queries)
+            if name == "english":
+                score_errors(made, Path(scratch), 2 * arguments.queries)
 
 
 if __name__ == "__main__":
