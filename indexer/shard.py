@@ -490,7 +490,7 @@ class Shard:
 
     def _read(self, name: str) -> pa.Table:
         """A metadata table; its bytes are hashed before they are parsed."""
-        return pq.read_table(pa.BufferReader(self._checked_bytes(name))).combine_chunks()
+        return pq.ParquetFile(pa.BufferReader(self._checked_bytes(name))).read().combine_chunks()
 
     def _checked_bytes(self, name: str) -> bytes:
         path = self.directory / name
