@@ -1,135 +1,183 @@
-"""Full text of one shard in Tantivy: one document a segment of a packed sequence.
+"""Full text and n-grams of one shard in Tantivy: one document a segment of a packed sequence.
 
-The text itself is not stored, it is decoded from the tokens at need. Letters of Chinese, Japanese and Korean are terms
-of their own, so that a phrase is any run of characters; other scripts are cut into words. Traps of the engine that are
-kept away here: a phrase of one word and a limit of 0 abort it, deep nesting crashes its parser.
+    text          the decoded text's terms (`indexer.analysis`), with positions; absent where the run has no tokenizer
+    token_ids     the tokens, as decimal numbers with spaces between them, with positions
+    source, document, status   as they are; source is a column as well, for facets
+    global_step, dp_rank, unit   numbers, as columns; `unit` says which stretch of the shard the document is
+
+Neither text nor tokens are stored: they are in the span index. What a sequence has outside its segments, or all of it where
+it has none, are documents too, without source. One thread writes, so documents stand in the order of the shard.
+
+The engine aborts by a panic where its files are damaged; that becomes FullTextDamage here.
 """
 
-import re
+import contextlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tantivy
 
-from train_hooks.export_format.errors import QueryError
+from indexer.analysis import MAX_TERM_BYTES, spaced_terms
+from train_hooks.export_format.errors import DamageError, QueryError
 
-__all__ = ["SegmentText", "TextHit", "TextIndex", "build_text_index"]
+__all__ = ["FullTextDamage", "FullTextHit", "FullTextIndex", "FullTextUnit", "build_full_text"]
 
-_CJK = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}ー"
-_TERM = rf"[{_CJK}]|[\p{{L}}\p{{N}}_&&[^{_CJK}]]+"
-_ANALYZER = "kiseki_v1"
-_HEAP_BYTES = 128 << 20
-MAX_QUERY_CHARACTERS, MAX_DEPTH, MAX_CLAUSES, MAX_LIMIT = 512, 16, 64, 100
+_TERMS, _WORDS = "kiseki_terms", "kiseki_words"
+_MIN_HEAP_BYTES, _MAX_HEAP_BYTES, _HEAP_BYTES_PER_TOKEN = 32 << 20, 1 << 30, 16
+
+
+class FullTextDamage(DamageError):
+    """Files of the full text that the engine cannot read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SegmentText:
-    """What is indexed of one segment. `ordinal` is its sequence's in the shard, `segment` its number in the sequence."""
+class FullTextUnit:
+    """One document. `unit`: its stretch of the shard; text None: the run has no tokenizer; tokens integers [n]."""
 
-    ordinal: int
-    segment: int
+    unit: int
     global_step: int
     dp_rank: int
-    source: str
-    text: str
+    status: str
+    source: str | None
+    document_id: str | None
+    text: str | None
+    tokens: npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TextHit:
-    """A segment that matches, with its BM25 score in this shard."""
+class FullTextHit:
+    """A document that matches. score: None where hits are sorted by their place."""
 
-    ordinal: int
-    segment: int
-    score: float
+    unit: int
+    score: float | None
 
 
 def _schema() -> tantivy.Schema:
     builder = tantivy.SchemaBuilder()
-    builder.add_text_field("text", stored=False, tokenizer_name=_ANALYZER, index_option="position")
-    builder.add_text_field("source", stored=False, tokenizer_name="raw", index_option="basic", fast=True)
-    for name in ("ordinal", "segment", "global_step", "dp_rank"):
-        builder.add_unsigned_field(name, stored=name in ("ordinal", "segment"), indexed=True, fast=True)
+    builder.add_text_field("text", tokenizer_name=_TERMS, index_option="position")
+    builder.add_text_field("token_ids", tokenizer_name=_WORDS, index_option="position")
+    builder.add_text_field("source", tokenizer_name="raw", index_option="basic", fast=True)
+    for name in ("document", "status"):
+        builder.add_text_field(name, tokenizer_name="raw", index_option="basic")
+    for name in ("unit", "global_step", "dp_rank"):
+        builder.add_unsigned_field(name, fast=True)
     return builder.build()
 
 
 def _register(index: tantivy.Index) -> None:
-    analyzer = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.regex(_TERM)).filter(tantivy.Filter.lowercase()).build()
-    index.register_tokenizer(_ANALYZER, analyzer)
+    words = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace()).build()
+    short = tantivy.Filter.remove_long(MAX_TERM_BYTES + 1)
+    terms = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace()).filter(short).build()
+    index.register_tokenizer(_WORDS, words)
+    index.register_tokenizer(_TERMS, terms)
 
 
-def build_text_index(directory: Path, segments: Iterable[SegmentText]) -> int:
-    """Write the index of a shard that is being built; returns the number of segments."""
+def build_full_text(directory: Path, units: Iterable[FullTextUnit], num_tokens: int) -> None:
+    """Write the index of a shard that is being built. num_tokens, about: for the memory that it may take."""
     if directory.exists():
         shutil.rmtree(directory)
     directory.mkdir(parents=True)
-    schema = _schema()
-    index = tantivy.Index(schema, path=str(directory))
+    index = tantivy.Index(_schema(), path=str(directory))
     _register(index)
-    writer = index.writer(_HEAP_BYTES, 1)
-    count = 0
-    for segment in segments:
-        document = {
-            "text": segment.text,
-            "source": segment.source,
-            "ordinal": segment.ordinal,
-            "segment": segment.segment,
-            "global_step": segment.global_step,
-            "dp_rank": segment.dp_rank,
-        }
-        writer.add_document(tantivy.Document.from_dict(document, schema))
-        count += 1
+    heap = min(max(num_tokens * _HEAP_BYTES_PER_TOKEN, _MIN_HEAP_BYTES), _MAX_HEAP_BYTES)
+    writer = index.writer(heap, 1)
+    names = np.zeros(0, object)
+    for unit in units:
+        if len(unit.tokens) and int(unit.tokens.max()) >= len(names):
+            names = np.array([str(token_id) for token_id in range(2 * int(unit.tokens.max()) + 1)], object)
+        writer.add_document(_document(unit, names))
     writer.commit()
     writer.wait_merging_threads()
-    return count
 
 
-class TextIndex:
-    """The full text of one shard, read-only."""
+def _document(unit: FullTextUnit, names: npt.NDArray[np.object_]) -> tantivy.Document:
+    """names: each token id in decimal."""
+    document = tantivy.Document()
+    if unit.text is not None:
+        document.add_text("text", spaced_terms(unit.text))
+    document.add_text("token_ids", " ".join(names[unit.tokens].tolist()))
+    document.add_text("status", unit.status)
+    if unit.source is not None:
+        document.add_text("source", unit.source)
+    if unit.document_id is not None:
+        document.add_text("document", unit.document_id)
+    document.add_unsigned("unit", unit.unit)
+    document.add_unsigned("global_step", unit.global_step)
+    document.add_unsigned("dp_rank", unit.dp_rank)
+    return document
+
+
+class FullTextIndex:
+    """The full text of one shard, read-only. Safe to share between threads."""
 
     def __init__(self, directory: Path) -> None:
-        self._index = tantivy.Index.open(str(directory))
-        _register(self._index)
+        """Raises FullTextDamage where the files are none that the engine reads."""
+        with _engine(directory):
+            index = tantivy.Index.open(str(directory))
+            _register(index)
+            self._directory, self.schema, self._searcher = directory, index.schema, index.searcher()
 
-    def search(
-        self, query: str, *, limit: int, first_step: int | None = None, last_step: int | None = None
-    ) -> tuple[int, list[TextHit]]:
-        """(number of matching segments, the best `limit` of them). Raises QueryError for a query beyond the limits."""
-        parsed = self._parse(query)
-        if first_step is not None or last_step is not None:
-            schema = self._index.schema
-            low, high = first_step or 0, last_step if last_step is not None else (1 << 62)
-            steps = tantivy.Query.range_query(schema, "global_step", tantivy.FieldType.Unsigned, low, high)
-            parsed = tantivy.Query.boolean_query([(tantivy.Occur.Must, parsed), (tantivy.Occur.Must, steps)])
-        searcher = self._index.searcher()
-        found = searcher.search(parsed, limit=max(1, min(limit, MAX_LIMIT)), count=True)
-        hits = []
-        for score, place in found.hits:
-            stored = searcher.doc(place)
-            hits.append(TextHit(ordinal=stored["ordinal"][0], segment=stored["segment"][0], score=float(score)))
-        return int(found.count), hits  # type: ignore[attr-defined]  # missing in the stubs
+    @property
+    def num_documents(self) -> int:
+        """Documents in the shard."""
+        return int(self._searcher.num_docs)
 
-    def _parse(self, query: str) -> tantivy.Query:
-        _check_query(query)
-        try:
-            return self._index.parse_query(query, ["text"])
-        except ValueError as error:
+    def document_frequency(self, field: str, term: str) -> int:
+        """In how many documents a term stands."""
+        with _engine(self._directory):
+            return int(self._searcher.doc_freq(field, term))
+
+    def best(self, query: tantivy.Query, limit: int) -> tuple[int, list[FullTextHit]]:
+        """(how many documents match, the best `limit` of them); of equal scores the first in the index first."""
+        with _engine(self._directory):
+            found = self._searcher.search(query, limit=max(1, limit), count=True)
+            return self._hits(found, limit, scored=True)
+
+    def first(self, query: tantivy.Query, limit: int, *, last: bool = False) -> tuple[int, list[FullTextHit]]:
+        """(how many documents match, the first `limit` of them in the shard's order, or the last ones from the end)."""
+        order = tantivy.Order.Desc if last else tantivy.Order.Asc
+        with _engine(self._directory):
+            found = self._searcher.search(query, limit=max(1, limit), count=True, order_by_field="unit", order=order)
+            return self._hits(found, limit, scored=False)
+
+    def _hits(self, found: tantivy.SearchResult, limit: int, *, scored: bool) -> tuple[int, list[FullTextHit]]:
+        hits = found.hits[:limit]
+        units = (
+            self._searcher.fast_field_values("unit", [place for _, place in hits])
+            if scored
+            else [unit for unit, _ in hits]
+        )
+        scores = [score if scored else None for score, _ in hits]
+        return int(found.count), [  # type: ignore[attr-defined]  # missing in the stubs
+            FullTextHit(unit=int(unit), score=score)  # type: ignore[arg-type]  # every document has a unit
+            for unit, score in zip(units, scores, strict=True)
+        ]
+
+    def aggregate(self, query: tantivy.Query, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Aggregations over the documents that match, in the engine's form."""
+        with _engine(self._directory):
+            return self._searcher.aggregate(query, dict(wanted))
+
+
+@contextlib.contextmanager
+def _engine(directory: Path) -> Iterator[None]:
+    """A panic of the engine is no Exception; it becomes one. So does what it cannot read."""
+    try:
+        yield
+    except ValueError as error:
+        if "max expansions" in str(error):
             raise QueryError(
-                f"the query does not parse: {error}; quote text that holds : ( ) or quotation marks"
+                "a prefix that follows other terms has too many continuations; give it more letters"
             ) from error
-
-
-def _check_query(query: str) -> None:
-    if not query.strip():
-        raise QueryError("expected a query, found none")
-    if len(query) > MAX_QUERY_CHARACTERS:
-        raise QueryError(f"expected at most {MAX_QUERY_CHARACTERS} characters of query, found {len(query)}")
-    depth = deepest = 0
-    for character in query:
-        depth += {"(": 1, ")": -1}.get(character, 0)
-        deepest = max(deepest, depth)
-    if deepest > MAX_DEPTH:
-        raise QueryError(f"expected parentheses at most {MAX_DEPTH} deep, found {deepest}")
-    if len(re.findall(r"\S+", query)) > MAX_CLAUSES:
-        raise QueryError(f"expected at most {MAX_CLAUSES} clauses")
+        raise FullTextDamage(f"{directory}: the full text does not read: {error}") from error
+    except OSError as error:
+        raise FullTextDamage(f"{directory}: the full text does not read: {error}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise FullTextDamage(f"{directory}: the full text does not read: {error}") from None

@@ -7,7 +7,7 @@
     statuses.parquet    status of each step
     unigrams.npy        how often each token id occurs, i64
     anchors.npy         Bloom filter of a sample of token n-grams, u64 (indexer.statistics.anchors)
-    text/               full text, one document a segment (where the run has a tokenizer)
+    text/               full text and n-grams (indexer.fulltext)
     shard.json          the manifest: what it covers, and SHA-256 and size of every other file; written last
 
 A shard is built under a `.building` name and renamed when it is whole and synced, so one that has its name is whole. Its
@@ -34,7 +34,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from indexer.fulltext import SegmentText, TextIndex, build_text_index
+from indexer.fulltext import FullTextDamage, FullTextIndex, FullTextUnit, build_full_text
 from indexer.ingest import RangeData, StepRange, tensors_commitments, tokens_of
 from indexer.paths import BUILDING, IndexPaths
 from indexer.spans.arrays import SpanArrays, open_span_arrays
@@ -48,7 +48,16 @@ from train_hooks.export_format.leaf import leaf_of_parts
 from train_hooks.export_format.reader import RunReader
 from train_hooks.export_format.records import Segment, SequenceAddress
 
-__all__ = ["Shard", "ShardDamage", "ShardInfo", "build_shard", "manifest_sha256", "range_of_name", "shard_name"]
+__all__ = [
+    "OldShard",
+    "Shard",
+    "ShardDamage",
+    "ShardInfo",
+    "build_shard",
+    "manifest_sha256",
+    "range_of_name",
+    "shard_name",
+]
 
 SHARD_FORMAT = "kiseki-shard-v2"
 _MANIFEST, _SEQUENCES, _SEGMENTS, _TEXT = "shard.json", "sequences.parquet", "segments.parquet", "text"
@@ -60,9 +69,13 @@ _NAME = re.compile(r"a(\d{6,})-s(\d{9,})-s(\d{9,})")
 class ShardDamage(DamageError):
     """A shard that must not be believed. `shard` is its name; `kiseki index --verify` builds it again."""
 
-    def __init__(self, shard: str, what: str) -> None:
-        super().__init__(f"{what}; run `kiseki index --verify` to build the shard again")
+    def __init__(self, shard: str, what: str, do: str = "run `kiseki index --verify` to build the shard again") -> None:
+        super().__init__(f"{what}; {do}")
         self.shard = shard
+
+
+class OldShard(ShardDamage):
+    """A shard of another format, which `kiseki index` builds again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,8 +117,9 @@ class ShardInfo:
                 raise ValueError("another SHA-256")
             document = json.loads(data)
             files = tuple(ShardFile(**file) for file in document["files"])
-            if document.pop("format") != SHARD_FORMAT:
-                raise ValueError("another format")
+            if (found := document.pop("format")) != SHARD_FORMAT:
+                what = f"{path}: expected format {SHARD_FORMAT}, found {found}"
+                raise OldShard(directory.name, what, "run `kiseki index` to build the shard again")
             return cls(**{**document, "files": files})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ShardDamage(directory.name, f"{path}: expected the manifest of a shard ({error})") from error
@@ -150,8 +164,8 @@ def build_shard(paths: IndexPaths, run: RunReader, data: RangeData, tokenizer: R
         (_STATUSES, data.statuses),
     ):
         pq.write_table(table, building / name, compression="zstd", write_page_checksum=True)
-    if tokenizer is not None:
-        build_text_index(building / _TEXT, _segment_texts(rows, segments, tokens, starts, tokenizer))
+    units = segment_units(segments, starts + np.arange(len(starts)))
+    build_full_text(building / _TEXT, _full_text(rows, segments, units, tokens, tokenizer), len(tokens))
     info = ShardInfo(
         name=final.name,
         run_id=run.info.run_id,
@@ -217,29 +231,31 @@ def _segments(rows: pa.Table) -> pa.Table:
     return pa.table([*arrays, *flat.flatten()], names=["ordinal", "segment", *names])
 
 
-def _segment_texts(
+def _full_text(
     rows: pa.Table,
     segments: pa.Table,
+    units: "SegmentUnits",
     tokens: npt.NDArray[np.unsignedinteger],
-    starts: npt.NDArray[np.int64],
-    tokenizer: RunTokenizer,
-) -> Iterator[SegmentText]:
+    tokenizer: RunTokenizer | None,
+) -> Iterator[FullTextUnit]:
     steps, ranks = rows.column("global_step").to_numpy(), rows.column("dp_rank").to_numpy()
-    for batch in segments.to_batches(max_chunksize=_DECODE_BATCH):
-        items = batch.to_pylist()
-        begins = [int(starts[item["ordinal"]]) + item["start"] for item in items]
-        texts = tokenizer.decode_many(
-            [tokens[begin : begin + item["length"]] for begin, item in zip(begins, items, strict=True)]
-        )
-        for item, text in zip(items, texts, strict=True):
-            ordinal = item["ordinal"]
-            yield SegmentText(
-                ordinal=ordinal,
-                segment=item["segment"],
+    statuses = rows.column("status").combine_chunks()
+    sources, documents = (segments.column(name).combine_chunks() for name in ("source", "document_id"))
+    begins, ends = (places - units.ordinal for places in units.bounds)  # `tokens` has no separators
+    for numbers in np.array_split(np.flatnonzero(begins < ends), max(1, len(begins) // _DECODE_BATCH)):
+        pieces = [tokens[begins[unit] : ends[unit]] for unit in numbers]
+        texts: Sequence[str | None] = [None] * len(pieces) if tokenizer is None else tokenizer.decode_many(pieces)
+        for unit, piece, text in zip(numbers.tolist(), pieces, texts, strict=True):
+            ordinal, segment = int(units.ordinal[unit]), int(units.segment[unit])
+            yield FullTextUnit(
+                unit=unit,
                 global_step=int(steps[ordinal]),
                 dp_rank=int(ranks[ordinal]),
-                source=item["source"],
+                status=statuses[ordinal].as_py(),
+                source=sources[segment].as_py() if segment >= 0 else None,
+                document_id=documents[segment].as_py() if segment >= 0 else None,
                 text=text,
+                tokens=piece,
             )
 
 
@@ -275,6 +291,33 @@ class SegmentUnits:
     starts: npt.NDArray[np.int64]
     ordinal: npt.NDArray[np.int64]
     segment: npt.NDArray[np.int64]
+
+    @property
+    def bounds(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """First position of each stretch, and the one after its last, without the separator that ends a sequence."""
+        is_last = np.append(self.ordinal[1:] != self.ordinal[:-1], [True])[: len(self.ordinal)]
+        return self.starts[:-1], self.starts[1:] - is_last
+
+    def extent(self, unit: int) -> tuple[int, int]:
+        """`bounds` of one stretch."""
+        is_last = unit + 1 == len(self.ordinal) or self.ordinal[unit + 1] != self.ordinal[unit]
+        return int(self.starts[unit]), int(self.starts[unit + 1]) - bool(is_last)
+
+
+def segment_units(segments: pa.Table, sequence_starts: npt.NDArray[np.int64]) -> SegmentUnits:
+    """Sequences, each with its separator, cut at every segment's start and end. sequence_starts i64 [n + 1]."""
+    ordinals = segments.column("ordinal").to_numpy()
+    starts = sequence_starts[ordinals] + segments.column("start").to_numpy()
+    ends = starts + segments.column("length").to_numpy()
+    cuts = np.unique(np.concatenate([starts, ends, sequence_starts[:-1]]))
+    cuts = cuts[cuts < sequence_starts[-1]]
+    segment = np.searchsorted(starts, cuts, side="right") - 1
+    inside = (segment >= 0) & (cuts < ends[np.maximum(segment, 0)]) if len(ends) else np.zeros(len(cuts), np.bool_)
+    return SegmentUnits(
+        starts=np.append(cuts, sequence_starts[-1]).astype(np.int64),
+        ordinal=np.searchsorted(sequence_starts, cuts, side="right") - 1,
+        segment=np.where(inside, segment, -1),
+    )
 
 
 class Shard:
@@ -353,23 +396,15 @@ class Shard:
     @cached_property
     def units(self) -> "SegmentUnits":
         """The shard cut at every segment's start and end."""
-        ordinals = self.segments.column("ordinal").to_numpy()
-        starts = self.spans.sequence_starts[ordinals] + self.segments.column("start").to_numpy()
-        ends = starts + self.segments.column("length").to_numpy()
-        cuts = np.unique(np.concatenate([starts, ends, self.spans.sequence_starts[:-1]]))
-        cuts = cuts[cuts < self.spans.num_tokens]
-        segment = np.searchsorted(starts, cuts, side="right") - 1
-        inside = (segment >= 0) & (cuts < ends[np.maximum(segment, 0)]) if len(ends) else np.zeros(len(cuts), np.bool_)
-        return SegmentUnits(
-            starts=np.append(cuts, self.spans.num_tokens).astype(np.int64),
-            ordinal=np.searchsorted(self.spans.sequence_starts, cuts, side="right") - 1,
-            segment=np.where(inside, segment, -1),
-        )
+        return segment_units(self.segments, np.asarray(self.spans.sequence_starts))
 
     @cached_property
-    def text(self) -> TextIndex | None:
-        """The full-text index, or None where the run has no tokenizer."""
-        return TextIndex(self.directory / _TEXT) if self.info.has_text else None
+    def full_text(self) -> FullTextIndex:
+        """Full text and n-grams. Raises ShardDamage where they do not open."""
+        try:
+            return FullTextIndex(self.directory / _TEXT)
+        except FullTextDamage as error:
+            raise ShardDamage(self.info.name, str(error)) from error
 
     def address(self, ordinal: int) -> SequenceAddress:
         """Address of a sequence."""

@@ -11,8 +11,11 @@ from ui.arguments import RunArgument
 from ui.demo import run_demo
 from ui.export_commands import export_app
 from ui.index_commands import index_command
-from ui.query_commands import count_command, sequence_command, sql_command, trace_command
+from ui.query_commands import count_command, sequence_command, trace_command
+from ui.render import safe
+from ui.search_command import search_command
 from ui.serve import serve_run
+from ui.sql_command import sql_command
 from ui.steps_commands import steps_app
 
 __all__ = ["app", "main"]
@@ -40,6 +43,7 @@ app.command("index")(index_command)
 app.command("trace")(trace_command)
 app.command("count")(count_command)
 app.command("sequence")(sequence_command)
+app.command("search")(search_command)
 app.add_typer(steps_app, name="steps")
 app.command("sql")(sql_command)
 
@@ -56,9 +60,10 @@ def serve_command(
 
 
 def main() -> None:
-    """Run the command line; every error that kiseki means is one line and an exit code."""
+    """Run the command line; every error that kiseki means is an exit code and one line, or more that point at a place."""
     try:
         app(prog_name="kiseki")
     except KisekiError as error:
-        print(f"kiseki: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error) if error.points_at_a_place else " ".join(str(error).split())
+        print(f"kiseki: {safe(text)}", file=sys.stderr)
         sys.exit(error.exit_code)

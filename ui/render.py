@@ -1,12 +1,12 @@
 """A trace as text for a terminal or a pipe. Corpus text is printed as it is, never read as markup."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from indexer.index_reader import IndexReader, PackedSequence
 from indexer.trace_records import Hit, Span, Trace
 from train_hooks.export_format.records import Segment
 
@@ -159,21 +159,21 @@ def _one_line(text: str, width: int, *, keep_end: bool = False) -> str:
     return "…" + line[-width + 1 :] if keep_end else line[: width - 1] + "…"
 
 
-def print_sequence(console: Console, reader: IndexReader, sequence: PackedSequence) -> None:
-    """A packed sequence, one segment after the other, each under the name of its document."""
-    console.print(Text.assemble((str(sequence.address), "cyan"), f"  {len(sequence.tokens)} tokens"))
-    has_text = reader.info.tokenizer_file is not None
-    for segment in sequence.segments:
-        tokens = sequence.tokens[segment.start : segment.start + segment.length]
-        console.print(
-            Text.assemble(
-                f"\n[{segment.start}, {segment.start + segment.length}) ",
-                (_document(segment), "green"),
-                f" from token {segment.document_token_offset}",
-            )
-        )
-        console.print(Text(safe(reader.tokenizer.decode(tokens)) if has_text else str(tokens.tolist())))
-    if not sequence.segments:
-        console.print(
-            Text(safe(reader.tokenizer.decode(sequence.tokens)) if has_text else str(sequence.tokens.tolist()))
-        )
+def print_sequence(console: Console, sequence: Mapping[str, Any]) -> None:
+    """A packed sequence as `IndexReader.describe` gives it: its segments, each under the name of its document."""
+    console.print(Text.assemble((str(sequence["address"]), "cyan"), f"  {len(sequence['token_ids'])} tokens"))
+    for segment in sequence["segments"]:
+        end = segment["start"] + segment["length"]
+        if segment["document_id"] is None:
+            console.print(Text(f"\n[{segment['start']}, {end}) hidden", style="dim"))
+            continue
+        where = f"{segment['source']} / {segment['document_id']}" if segment["document_id"] else "document unknown"
+        offset = f" from token {segment['document_token_offset']}"
+        console.print(Text.assemble(f"\n[{segment['start']}, {end}) ", (safe(where), "green"), offset))
+        console.print(_text_or_ids(segment["text"], sequence["token_ids"][segment["start"] : end]))
+    if not sequence["segments"]:
+        console.print(_text_or_ids(sequence["text"], sequence["token_ids"]))
+
+
+def _text_or_ids(text: str | None, token_ids: Sequence[int | None]) -> Text:
+    return Text(str(token_ids) if text is None else safe(text))

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from indexer.spans.arrays import SpanArrays
 from indexer.spans.filters import Filter
+from indexer.spans.group import maximal_spans
 from indexer.spans.jit import jit
 from indexer.spans.kernels import ordinal_at
 from indexer.spans.prepare import prepare
-from indexer.spans.search import maximal_spans
 from indexer.statistics.anchors import SEEN_LENGTH, WINDOW, anchors, in_bloom_filter
 
 __all__ = ["EarlierShard", "seen_shares"]
