@@ -46,8 +46,9 @@ class Rows:
     starts: npt.NDArray[np.int64]
 
     def column(self, name: str) -> npt.NDArray[np.float64]:
-        """A column of numbers, f64, NaN for null."""
-        return np.asarray(self.table.column(name).cast(pa.float64()).to_numpy())
+        """A column of numbers, f64: NaN for null, infinity for what is no number."""
+        column = self.table.column(name).cast(pa.float64())
+        return np.asarray(pc.if_else(pc.is_nan(column), float("inf"), column).to_numpy())
 
 
 def subject_of(reader: IndexReader, global_step: int, window: int, attempt: int | None) -> Subject:

@@ -255,6 +255,21 @@ def test_a_run_without_tokenizer_documents_and_losses_and_a_superseded_step(tmp_
     assert (older.attempt, older.canonical) == (1, False)
 
 
+def test_a_loss_that_is_no_number_is_news(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).integers(0, 50, (12, 4, 32))
+    losses = np.full((12, 4), 3.0)
+    losses[11, 1], losses[11, 2], losses[5, 0] = np.nan, np.inf, np.nan
+    steps = [
+        MadeStep(microbatches={0: [row]}, losses={0: [loss]}) for row, loss in zip(rows, losses.tolist(), strict=True)
+    ]
+    make_attempt(tmp_path / "run", RunSpec(sequence_length=32, vocab_size=50, run_id="n", config={}), steps)
+    update_index(tmp_path / "run")
+    found = explain_step(IndexReader.open(tmp_path / "run"), 12)
+    assert first_rows(found, 2) == {"n/a1/s12/r0/m0/q1", "n/a1/s12/r0/m0/q2"}
+    assert all(row.reasons[0].text.startswith("no finite loss; more than in all 43 rows") for row in found.rows[:2])
+    json.dumps(found.to_json(), allow_nan=False)
+
+
 def test_steps_that_cannot_be_explained(tmp_path: Path) -> None:
     reader = noise_run(tmp_path / "run", lambda _, rows: rows)
     for step, window, attempt, message in (
