@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from indexer.statistics.scripts import TokenBytes, bytes_of_tokens
 from indexer.token_bytes import token_bytes
 from train_hooks.export_format.errors import InputError, QueryError, RunError
 from train_hooks.export_format.reader import RunReader
@@ -59,6 +60,11 @@ class RunTokenizer:
             decoded = self._tokenizer.decode_batch([_as_list(ids) for ids in many], skip_special_tokens=False)
             return [str(text) for text in decoded]
         return [b"".join(table[ids].tolist()).decode("utf-8", "replace") for ids in many]
+
+    @cached_property
+    def script_bytes(self) -> TokenBytes:
+        """The bytes of each token, to know scripts by."""
+        return bytes_of_tokens(self._tokenizer, self._vocab_size)
 
     @cached_property
     def _token_bytes(self) -> npt.NDArray[np.object_] | None:
