@@ -1,4 +1,4 @@
-"""The process that runs strangers' SQL: `python -m indexer.sql_worker FD SETTINGS`, started by sql_sandbox alone.
+"""The process that runs strangers' SQL: `python -m indexer.sql_worker FD < SETTINGS`, started by sql_sandbox alone.
 
 It gives up other files, opens the catalog read-only, locks DuckDB's configuration, gives up further resources
 (sql_confinement), and then answers one statement after the other on the socket FD. A frame is a kind of one byte, a length
@@ -40,7 +40,7 @@ OUT_OF_MEMORY = (MemoryError, duckdb.OutOfMemoryException, duckdb.FatalException
 def main() -> None:
     """Serve until the parent closes the socket."""
     channel = socket.socket(fileno=int(sys.argv[1]))
-    settings = json.loads(sys.argv[2])
+    settings = json.load(sys.stdin)
     try:
         has_landlock = give_up_files(
             [*map(Path, [settings["catalog"], *settings["files"]]), *filter(Path.exists, SYSTEM_FILES)]
