@@ -6,6 +6,7 @@ the parts of the catalog, and one rename publishes the new generation. Steps com
 """
 
 import concurrent.futures
+import functools
 import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -201,9 +202,14 @@ def _build_one(run_dir: Path, steps: StepRange) -> StepRange:
     run = RunReader(run_dir)
     attempt = run.attempt(steps.attempt)
     data = read_range(attempt, attempt.writers(), steps)
-    tokenizer = None if run.info.tokenizer_file is None else RunTokenizer(run)
-    build_shard(IndexPaths(run_dir), run, data, tokenizer)
+    build_shard(IndexPaths(run_dir), run, data, _tokenizer_of(run_dir, run.info.tokenizer_sha256))
     return steps
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer_of(run_dir: Path, sha256: str | None) -> RunTokenizer | None:
+    """The run's tokenizer, which takes as long to load as a small shard to build."""
+    return None if sha256 is None else RunTokenizer(RunReader(run_dir))
 
 
 def _covered(infos: Sequence[ShardInfo]) -> dict[int, int]:

@@ -26,9 +26,9 @@ from indexer.shard import ShardInfo
 from train_hooks.export_format.lineage import StepInterval
 from train_hooks.export_format.reader import AttemptReader, RunReader, WriterLog
 
-__all__ = ["AttemptState", "catalog_files", "connect_catalog", "create_views", "sql_path", "write_catalog"]
+__all__ = ["TABLES", "AttemptState", "catalog_files", "connect_catalog", "create_views", "sql_path", "write_catalog"]
 
-_TABLES = """
+TABLES = """
 CREATE TABLE run_table (run_id VARCHAR, generation BIGINT, created TIMESTAMP, sequence_length BIGINT, token_dtype VARCHAR,
                         vocab_size BIGINT, tokenizer_sha256 VARCHAR, config JSON, versions JSON);
 CREATE TABLE attempt_table (attempt INTEGER, parent_attempt INTEGER, resume_step BIGINT, num_writers INTEGER,
@@ -70,7 +70,7 @@ def write_catalog(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     with duckdb.connect(str(path)) as connection:
-        connection.execute(_TABLES)
+        connection.execute(TABLES)
         _insert_run(connection, generation, run)
         _insert_attempts(connection, generation, states, intervals)
         _insert_shards(connection, shards)
@@ -83,6 +83,7 @@ def write_catalog(
 def connect_catalog(paths: IndexPaths, generation: int) -> duckdb.DuckDBPyConnection:
     """A read-only connection of the caller's own, which finds the parts wherever the index is now."""
     connection = duckdb.connect(str(paths.catalog(generation)), read_only=True)
+    connection.execute("SET enable_progress_bar = false")  # it is printed to standard output
     connection.execute("SET VARIABLE kiseki_index = ?", [sql_path(str(paths.index.resolve()))])
     return connection
 

@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from indexer.ingest import RECORD_SCHEMA, StepRange
@@ -36,11 +37,24 @@ from indexer.planning import merged
 from indexer.shard import Shard, shard_name
 from indexer.statistics.sequences import STATISTIC_FIELDS
 
-__all__ = ["PART_SCHEMAS", "Part", "Piece", "PlannedPart", "build_part", "piece_of", "plan_parts", "sound_parts"]
+__all__ = [
+    "GROUP_ROWS",
+    "PART_ROWS",
+    "PART_SCHEMAS",
+    "Part",
+    "Piece",
+    "PlannedPart",
+    "build_part",
+    "piece_of",
+    "plan_parts",
+    "sound_parts",
+    "write_manifest",
+    "write_sorted",
+]
 
 PART_FORMAT = "kiseki-part-v1"
 PART_ROWS = 16_000_000
-GROUP_ROWS = 122_880
+GROUP_ROWS = 245_760
 _MANIFEST = "part.json"
 _ADDRESS = (
     pa.field("attempt", pa.int32()), pa.field("global_step", pa.int64()), pa.field("dp_rank", pa.int32()),
@@ -263,7 +277,7 @@ def _steps(piece: Piece) -> pa.Table:
 
 
 def _of_piece(piece: Piece, table: pa.Table) -> pa.Table:
-    kept = table.filter(pa.compute.greater_equal(table.column("global_step"), piece.steps.first_step))
+    kept = table.filter(pc.greater_equal(table.column("global_step"), piece.steps.first_step))
     attempts = pa.array(np.full(kept.num_rows, piece.steps.attempt, np.int32))
     return kept.append_column("attempt", attempts).sort_by("global_step")
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
+import pyarrow.compute as pc
 
 from indexer.shard import Shard
 from indexer.spans.arrays import SpanArrays
@@ -159,7 +159,7 @@ def _select_segments(
     chosen = np.ones(len(units.segment), np.bool_) if visible is None else visible.visible.copy()
     for name, wanted in (("source", selection.source), ("document_id", selection.document_id)):
         if wanted is not None:
-            same = np.asarray(pa.compute.equal(shard.segments.column(name), wanted).to_numpy())
+            same = np.asarray(pc.equal(shard.segments.column(name), wanted).to_numpy())
             chosen &= (units.segment >= 0) & (same[units.segment] if len(same) else False)
     if passing is not None:
         chosen &= passing[units.ordinal]

@@ -16,6 +16,7 @@ name says what it covers, so building the same steps twice gives the same name, 
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -31,6 +32,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from indexer.document_index import DocumentIndex, build_document_index, open_document_index, write_document_index
@@ -40,7 +42,7 @@ from indexer.paths import BUILDING, IndexPaths
 from indexer.spans.arrays import SpanArrays, open_span_arrays
 from indexer.spans.build import build_span_arrays
 from indexer.statistics.anchors import anchors, bloom_filter
-from indexer.statistics.scripts import token_bytes
+from indexer.statistics.scripts import TokenBytes, token_bytes
 from indexer.statistics.sequences import sequence_statistics
 from indexer.tokenization import RunTokenizer
 from train_hooks.export_format.errors import DamageError
@@ -174,7 +176,7 @@ def build_shard(paths: IndexPaths, run: RunReader, data: RangeData, tokenizer: R
         first_step=steps.first_step,
         last_step=steps.last_step,
         num_sequences=rows.num_rows,
-        num_applied=int(pa.compute.sum(pa.compute.equal(rows.column("status"), "applied")).as_py()),
+        num_applied=int(pc.sum(pc.equal(rows.column("status"), "applied")).as_py()),
         num_segments=segments.num_rows,
         num_tokens=len(tokens),
         token_dtype=token_dtype,
@@ -190,13 +192,18 @@ def build_shard(paths: IndexPaths, run: RunReader, data: RangeData, tokenizer: R
 
 
 def _sequences(rows: pa.Table, run: RunReader, steps: StepRange) -> pa.Table:
-    num_tokens = pa.compute.binary_length(rows.column("tokens"))
+    num_tokens = pc.binary_length(rows.column("tokens"))
     ordinal = pa.array(np.arange(rows.num_rows, dtype=np.int64))
     attempt = pa.array(np.full(rows.num_rows, steps.attempt, np.int32))
     kept = rows.select(["global_step", "dp_rank", "microbatch", "slot", "sample_index", "status", "loss", "leaf"])
     table = kept.add_column(0, "ordinal", ordinal).add_column(1, "attempt", attempt)
     table = table.append_column("num_bytes", num_tokens)
     return table.append_column("tensors_commitment", tensors_commitments(rows, run, steps.attempt))
+
+
+@functools.lru_cache(maxsize=1)
+def _bytes_of(tokenizer: Path, _sha256: str | None, vocab_size: int) -> TokenBytes:
+    return token_bytes(tokenizer.read_text(encoding="utf-8"), vocab_size)
 
 
 def _with_statistics(
@@ -208,7 +215,7 @@ def _with_statistics(
 ) -> pa.Table:
     bytes_of = None
     if run.info.tokenizer_file is not None:
-        bytes_of = token_bytes(run.tokenizer_path().read_text(encoding="utf-8"), run.info.vocab_size)
+        bytes_of = _bytes_of(run.tokenizer_path(), run.info.tokenizer_sha256, run.info.vocab_size)
     statistics = sequence_statistics(tokens, starts, segments, bytes_of)
     for field, column in zip(statistics.schema, statistics.columns, strict=True):
         sequences = sequences.append_column(field, column)
@@ -219,7 +226,7 @@ def _segments(rows: pa.Table) -> pa.Table:
     """Segments flattened; `segment` counts within the sequence."""
     column = rows.column("segments").combine_chunks()
     flat = column.flatten()
-    counts = pa.compute.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
+    counts = pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
     ordinals = np.repeat(np.arange(rows.num_rows, dtype=np.int64), counts)
     firsts = np.repeat(np.cumsum(counts) - counts, counts)
     names = [field.name for field in flat.type]
@@ -365,7 +372,7 @@ class Shard:
     @cached_property
     def applied(self) -> npt.NDArray[np.bool_]:
         """Whether the step's update was applied, by ordinal."""
-        return np.asarray(pa.compute.equal(self.sequences.column("status"), "applied").to_numpy())
+        return np.asarray(pc.equal(self.sequences.column("status"), "applied").to_numpy())
 
     def unigrams(self, vocab_size: int) -> npt.NDArray[np.int64]:
         """How often each token id occurs, i64 [vocab_size]."""
@@ -483,7 +490,7 @@ class Shard:
 
     def _read(self, name: str) -> pa.Table:
         """A metadata table; its bytes are hashed before they are parsed."""
-        return pq.read_table(pa.BufferReader(self._checked_bytes(name))).combine_chunks()
+        return pq.ParquetFile(pa.BufferReader(self._checked_bytes(name))).read().combine_chunks()
 
     def _checked_bytes(self, name: str) -> bytes:
         path = self.directory / name

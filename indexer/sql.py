@@ -14,8 +14,7 @@ __all__ = ["SCHEMA_SQL", "SqlError", "batches"]
 BATCH_ROWS = 8192
 SCHEMA_SQL = r"""
 SELECT table_name AS "view", column_name AS "column", data_type AS "type" FROM duckdb_columns()
-WHERE NOT internal AND table_name <> 'all_records' AND table_name NOT LIKE 'stored\_%' ESCAPE '\'
-      AND table_name NOT LIKE '%\_table' ESCAPE '\'
+WHERE NOT internal AND NOT regexp_matches(table_name, '^(all|stored)_|_table$')
 ORDER BY table_name, column_index"""
 
 

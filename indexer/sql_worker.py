@@ -16,6 +16,7 @@ import json
 import socket
 import struct
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def main() -> None:
         has_landlock = give_up_files(
             [*map(Path, [settings["catalog"], *settings["files"]]), *filter(Path.exists, SYSTEM_FILES)]
         )
-        connection = open_locked(settings["catalog"], settings["files"], settings["memory_bytes"])
+        connection = open_locked(settings)
         _warm_up(connection)
         give_up_resources(settings["memory_bytes"])
     except (duckdb.Error, OSError, StatementRefused) as error:
@@ -60,18 +61,17 @@ def main() -> None:
             _answer(channel, cursor, question["sql"], settings["max_rows"], settings["max_bytes"])
 
 
-def open_locked(catalog: str, files: list[str], memory_bytes: int) -> duckdb.DuckDBPyConnection:
+def open_locked(settings: Mapping[str, Any]) -> duckdb.DuckDBPyConnection:
     """The catalog, read-only, with a configuration that no statement can change.
 
-    `files` are the Parquet files that its views may read: where there are such views, DuckDB can open these and no others.
+    DuckDB can open the Parquet files that its views read, and no others.
     """
-    connection = duckdb.connect(catalog, read_only=True, config={"threads": 1})
+    connection = duckdb.connect(settings["catalog"], read_only=True, config={"threads": 1})
     connection.execute("SET python_enable_replacements = false")
-    views = connection.execute("SELECT string_agg(sql) FROM duckdb_views() WHERE NOT internal").fetchall()[0][0]
-    if "parquet" in (views or ""):
-        connection.execute(f"SET allowed_paths = [{', '.join(_quoted(file) for file in files)}]")
+    connection.execute("SET VARIABLE kiseki_index = ?", [settings["index"]])
+    connection.execute(f"SET allowed_paths = [{', '.join(_quoted(file) for file in settings['files'])}]")
     for name, value in (
-        ("memory_limit", f"'{memory_bytes * 6 // 10} B'"),
+        ("memory_limit", f"'{settings['memory_bytes'] * 6 // 10} B'"),
         ("temp_directory", "''"),
         ("autoinstall_known_extensions", "false"),
         ("autoload_known_extensions", "false"),

@@ -33,7 +33,7 @@ def sql_command(
     """Query the catalog of steps, sequences and documents.
 
     Tables: runs, attempts, steps, step_metrics, sequences, sequence_sources, segments, documents, shards, gaps. --schema
-    lists their columns.
+    lists their columns, docs/catalog.md says what they mean.
     """
     form = SqlFormat.JSON if as_json else form
     reader = IndexReader.open(run)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from indexer.explain.ngrams import g2
 from indexer.explain.records import RepeatedDocument, SourceShare
@@ -20,7 +21,7 @@ def again_tokens(segments: pa.Table) -> npt.NDArray[np.int64]:
     documents = _codes(segments, ("source", "document_id"))
     begins = segments.column("document_token_offset").to_numpy().astype(np.int64)
     ends = begins + segments.column("length").to_numpy()
-    known = pa.compute.not_equal(segments.column("document_id"), "").to_numpy()
+    known = pc.not_equal(segments.column("document_id"), "").to_numpy()
     order = np.lexsort((begins, documents))
     again = np.zeros(len(documents), np.int64)
     for group in np.split(order, np.flatnonzero(np.diff(documents[order])) + 1):
@@ -116,7 +117,7 @@ def _mixture_g2(here: npt.NDArray[np.int64], there: npt.NDArray[np.int64]) -> fl
 
 def _codes(segments: pa.Table, names: Sequence[str]) -> npt.NDArray[np.int64]:
     """A number for each distinct value of some columns of text, i64 by row."""
-    joined = pa.compute.binary_join_element_wise(*(segments.column(name) for name in names), "\0")
+    joined = pc.binary_join_element_wise(*(segments.column(name) for name in names), "\0")
     indices = (
         pa.chunked_array(joined).combine_chunks()
         if not isinstance(joined, pa.ChunkedArray)

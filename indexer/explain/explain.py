@@ -43,8 +43,7 @@ def explain_step(
     if not 1 <= window <= MAX_WINDOW or limit < 1:
         raise QueryError(f"expected a window of 1 … {MAX_WINDOW} steps and a limit ≥ 1, found {window} and {limit}")
     subject = subject_of(reader, global_step, window, attempt)
-    own = (subject.step.attempt, subject.step.global_step)
-    step, before = read_rows(reader, [own]), read_rows(reader, subject.window)
+    step, before = read_rows(reader, subject)
     segments, in_step = _segments(reader, subject, step, before)
     again = again_tokens(segments)
     features = _features(step, before, segments, in_step, again)

@@ -1,21 +1,25 @@
 """What an explanation reads: rows of the catalog, and tokens from the shards, of a step and of the window before it."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from indexer.index_reader import IndexReader
+from indexer.shard import Shard
 from indexer.steps import Step, read_steps
 from train_hooks.export_format.errors import QueryError
 from train_hooks.export_format.lineage import lineage
 
-__all__ = ["MAX_TOKENS", "Rows", "Subject", "read_rows", "read_segments", "subject_of"]
+__all__ = ["MAX_STEP_TOKENS", "MAX_WINDOW_TOKENS", "Rows", "Subject", "read_rows", "read_segments", "subject_of"]
 
-MAX_TOKENS = 2_000_000
+MAX_STEP_TOKENS, MAX_WINDOW_TOKENS = 1_000_000, 4_000_000
+_ORDER = "global_step, attempt, dp_rank, microbatch, slot"
 Place = tuple[int, int]
 
 
@@ -71,51 +75,63 @@ def subject_of(reader: IndexReader, global_step: int, window: int, attempt: int 
     return Subject(step=step, window=tuple(sorted(places, key=lambda place: place[::-1])))
 
 
-def read_rows(reader: IndexReader, places: Sequence[Place]) -> Rows:
-    """The sequences of some steps; tokens of as many, evenly taken, as have MAX_TOKENS in all."""
-    table = _query(reader, "sequences", places, "global_step, attempt, dp_rank, microbatch, slot")
-    total = int(pa.compute.sum(table.column("num_tokens")).as_py() or 0)
-    stride = max(1, -(-total // MAX_TOKENS))
-    read = np.arange(0, table.num_rows, stride)
+def read_rows(reader: IndexReader, subject: Subject) -> tuple[Rows, Rows]:
+    """(sequences of the step, sequences of the window).
+
+    Where the step has too many tokens, those of every n-th of its rows are read, and of the window's rows alike, so that
+    both have the same number of neighbours; of the window whole steps are left out then, evenly.
+    """
+    step = _query(reader, "sequences", [(subject.step.attempt, subject.step.global_step)], _ORDER)
+    window = _query(reader, "sequences", subject.window, _ORDER)
+    row_stride = _stride(_num_tokens(step), MAX_STEP_TOKENS)
+    step_stride = _stride(_num_tokens(window) // row_stride, MAX_WINDOW_TOKENS)
+    kept = set(subject.window[::-1][::step_stride])
+    return _read(reader, step, row_stride, None), _read(reader, window, row_stride, kept)
+
+
+def _num_tokens(table: pa.Table) -> int:
+    return int(pc.sum(table.column("num_tokens")).as_py() or 0)
+
+
+def _stride(num_tokens: int, most: int) -> int:
+    return max(1, -(-num_tokens // most))
+
+
+def _read(reader: IndexReader, table: pa.Table, row_stride: int, kept: Set[Place] | None) -> Rows:
+    """Read every row_stride-th row of each step, of the `kept` steps alone if they are given."""
     pieces: list[npt.NDArray[np.unsignedinteger]] = []
-    kept: list[int] = []
-    ordinals = _ordinals(reader, table)
-    for row in read.tolist():
-        if ordinals[row] is not None:
-            shard, ordinal = ordinals[row]
-            pieces.append(reader.shards[shard].tokens(ordinal))
-            kept.append(row)
+    read: list[int] = []
+    for place, begin, end in _steps_of(table):
+        shard = next((shard for shard in reader.shards if _holds(shard, place)), None)
+        if shard is not None and (kept is None or place in kept):
+            first = int(np.searchsorted(shard.steps, place[1]))  # a step's rows stand there as in the table
+            rows = range(begin, end, row_stride)
+            pieces += [shard.tokens(first + row - begin) for row in rows]
+            read += rows
     starts = np.zeros(len(pieces) + 1, np.int64)
     np.cumsum([len(piece) for piece in pieces], out=starts[1:])
-    dtype = np.dtype(reader.info.token_dtype)
-    tokens = np.concatenate(pieces) if pieces else np.zeros(0, dtype)
-    return Rows(table=table, read=np.array(kept, np.int64), tokens=tokens, starts=starts)
+    tokens = np.concatenate([np.zeros(0, reader.info.token_dtype), *pieces])
+    return Rows(table=table, read=np.array(read, np.int64), tokens=tokens, starts=starts)
 
 
 def read_segments(reader: IndexReader, places: Sequence[Place], rows: pa.Table, first_row: int) -> pa.Table:
     """The segments of some steps; `row` is the place of their sequence in `rows`, counted from `first_row`."""
-    table = _query(reader, "segments", places, "global_step, attempt, dp_rank, microbatch, slot, segment")
-    of_rows = pa.compute.index_in(table.column("address"), value_set=rows.column("address"))
-    return table.append_column("row", pa.compute.add(of_rows.cast(pa.int64()), first_row))
+    table = _query(reader, "segments", places, f"{_ORDER}, segment")
+    of_rows = pc.index_in(table.column("address"), value_set=rows.column("address"))
+    return table.append_column("row", pc.add(of_rows.cast(pa.int64()), first_row))
 
 
-def _ordinals(reader: IndexReader, table: pa.Table) -> list[tuple[int, int] | None]:
-    """(shard, ordinal) of each row; rows of a step stand in a shard as they stand in the table."""
+def _steps_of(table: pa.Table) -> Iterator[tuple[Place, int, int]]:
+    """((attempt, step), first row, end) of each step of a table in that order."""
     attempts, steps = (table.column(name).to_numpy() for name in ("attempt", "global_step"))
-    found: list[tuple[int, int] | None] = [None] * table.num_rows
-    begin = 0
-    while begin < table.num_rows:
-        place = (int(attempts[begin]), int(steps[begin]))
-        end = begin
-        while end < table.num_rows and (int(attempts[end]), int(steps[end])) == place:
-            end += 1
-        for number, shard in enumerate(reader.shards):
-            info = shard.info
-            if info.attempt == place[0] and info.first_step <= place[1] <= info.last_step:
-                first = int(np.searchsorted(shard.steps, place[1]))
-                found[begin:end] = [(number, first + row) for row in range(end - begin)]
-        begin = end
-    return found
+    cuts = np.flatnonzero((np.diff(attempts) != 0) | (np.diff(steps) != 0)) + 1
+    for begin, end in itertools.pairwise([0, *cuts.tolist(), table.num_rows]):
+        if end > begin:
+            yield (int(attempts[begin]), int(steps[begin])), begin, end
+
+
+def _holds(shard: Shard, place: Place) -> bool:
+    return shard.info.attempt == place[0] and shard.info.first_step <= place[1] <= shard.info.last_step
 
 
 def _query(reader: IndexReader, view: str, places: Sequence[Place], order: str) -> pa.Table:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from indexer.statistics.repetition import repeated_shares
@@ -50,7 +51,7 @@ def sequence_statistics(
 def _numbers(segments: pa.Table, num: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Segments and distinct documents of each sequence."""
     ordinals = segments.column("ordinal").to_numpy()
-    names = pa.compute.binary_join_element_wise(segments.column("source"), segments.column("document_id"), "\0")
+    names = pc.binary_join_element_wise(segments.column("source"), segments.column("document_id"), "\0")
     if not len(ordinals):
         return np.zeros(num, np.int32), np.zeros(num, np.int32)
     codes = names.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
