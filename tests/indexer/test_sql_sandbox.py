@@ -406,6 +406,19 @@ def test_errors_keep_the_message_and_point_at_the_place(patient: SqlSandbox) -> 
         patient.run("FROM read_text('x')")
 
 
+def test_moved_run_and_a_message_without_its_place(text_run: TextRun, tmp_path: Path) -> None:
+    shutil.copytree(text_run.run_dir, tmp_path / "moved", symlinks=True)
+    reader = IndexReader.open(tmp_path / "moved")
+    with SqlSandbox(reader, SqlLimits(deadline_s=30)) as sandbox:
+        rows = sandbox.run("SELECT count(*) AS n FROM sequences").table.to_pylist()
+        assert rows == reader.sql("SELECT count(*) AS n FROM sequences")
+        for path in catalog_files(reader.paths, reader.generation.parts):
+            path.unlink()
+        with pytest.raises(SqlError, match="index/parts/") as error:
+            sandbox.run("SELECT max(loss) FROM sequences")
+        assert str(tmp_path) not in str(error.value)
+
+
 def test_many_threads_share_few_workers(reader: IndexReader) -> None:
     with SqlSandbox(reader, SqlLimits(deadline_s=20), num_workers=2) as sandbox, ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda i: sandbox.run(f"SELECT {i} AS x").table["x"][0].as_py(), range(60)))
