@@ -31,8 +31,8 @@ from bench.real_tokens import real_tokens
 from indexer.spans.arrays import SpanArrays, open_span_arrays
 from indexer.spans.build import build_span_arrays
 from indexer.spans.filters import Filter
-from indexer.spans.merge import spans_over_shards
-from indexer.spans.search import count, extent, find, maximal_spans, page
+from indexer.spans.group import SpanGroup, maximal_spans, span_group, spans_of_group
+from indexer.spans.search import count, extent, find, page
 
 LENGTH, QUERY = 2048, 512
 COLD_KINDS = ("held-out", "spliced")
@@ -78,8 +78,8 @@ def _spans(arrays: SpanArrays, min_length: int, chosen: Filter | None, query: Ro
     return maximal_spans(arrays, query, min_length, chosen)
 
 
-def _spans_over(shards: Sequence[SpanArrays], query: Rows) -> object:
-    return spans_over_shards(shards, query, 8)
+def _spans_of_group(shards: SpanGroup, min_length: int, query: Rows) -> object:
+    return spans_of_group(shards, query, min_length)
 
 
 def shown(times: Sequence[float]) -> str:
@@ -150,8 +150,9 @@ def bench_cold(directory: Path, asked: dict[str, Rows]) -> None:
 
 
 def cold_process(directory: Path) -> None:
-    """What `bench_cold` starts: one JSON line a minimum length."""
+    """What `bench_cold` starts: one JSON line a minimum length, and one for the opening."""
     asked = {kind: np.load(directory / f"{kind}.npy") for kind in COLD_KINDS}
+    opening = []
     for min_length in (8, 16, 32):
         maximal_spans(
             open_span_arrays(directory / "warm"), asked["spliced"][0], min_length
@@ -159,21 +160,28 @@ def cold_process(directory: Path) -> None:
         cells = []
         for kind in COLD_KINDS:
             found = [_cold_query(directory / "ours" / "spans.bin", query, min_length) for query in asked[kind][:40]]
-            ms, megabytes = (statistics.median(values) for values in zip(*found, strict=True))
+            open_ms, open_mb, ms, megabytes = (statistics.median(values) for values in zip(*found, strict=True))
+            opening.append((open_ms, open_mb))
             cells.append(f"{ms:.1f}/{megabytes:.2f}")
-        print(json.dumps([f"  min length {min_length}", *cells]), flush=True)
+        print(json.dumps([f"  query, min length {min_length}", *cells]), flush=True)
+    ms, megabytes = (statistics.median(values) for values in zip(*opening, strict=True))
+    print(json.dumps(["  opening: the prefix table is read, once", f"{ms:.1f}/{megabytes:.2f}"]), flush=True)
 
 
-def _cold_query(path: Path, query: Rows, min_length: int) -> tuple[float, float]:
-    """(milliseconds, MB read from the disk) of one query by a newly opened index."""
+def _cold_query(path: Path, query: Rows, min_length: int) -> tuple[float, float, float, float]:
+    """Milliseconds and MB read from the disk, of opening the index and of one query by it."""
     fd = os.open(path, os.O_RDONLY)
     os.fsync(fd)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(fd)
+    times, read = [time.perf_counter()], [_bytes_read()]
     arrays = open_span_arrays(path.parent)
-    before, started = _bytes_read(), time.perf_counter()
+    arrays.prefix_table.max()
+    times, read = [*times, time.perf_counter()], [*read, _bytes_read()]
     maximal_spans(arrays, query, min_length)
-    return (time.perf_counter() - started) * 1e3, (_bytes_read() - before) / 1e6
+    times, read = [*times, time.perf_counter()], [*read, _bytes_read()]
+    (opening_s, asking_s), (opening_bytes, asking_bytes) = np.diff(times), np.diff(read)
+    return opening_s * 1e3, opening_bytes / 1e6, asking_s * 1e3, asking_bytes / 1e6
 
 
 def _bytes_read() -> int:
@@ -212,18 +220,46 @@ def bench_frequent(arrays: SpanArrays) -> None:
 
 
 def bench_shards(rows: Rows, directory: Path, asked: dict[str, Rows]) -> None:
-    """The same tokens in more shards."""
-    row("shards, min length 8, ms p50/p95", *asked, "ratio to 1")
-    single = 0.0
-    for num in (1, 8, 32):
-        shards = [
-            build_span_arrays(part, np.uint16, _fresh(directory / f"shards-{num}" / str(index)))
-            for index, part in enumerate(np.array_split(rows, num))
+    """The same tokens in more shards, which are searched together."""
+    groups = {
+        num: span_group(
+            [
+                build_span_arrays(part, np.uint16, _fresh(directory / f"shards-{num}" / str(index)))
+                for index, part in enumerate(np.array_split(rows, num))
+            ]
+        )
+        for num in (1, 8, 32)
+    }
+    for min_length in (8, 16):
+        row(f"shards, min length {min_length}, ms p50/p95", *asked, "ratio to 1")
+        single = 0.0
+        for num, group in groups.items():
+            times = [
+                milliseconds(functools.partial(_spans_of_group, group, min_length), list(b), 3) for b in asked.values()
+            ]
+            mean = statistics.fmean(statistics.median(t) for t in times)
+            single = single or mean
+            row(f"  {num}", *map(shown, times), f"{mean / single:.1f}x")
+    simulate_large(groups[32], asked)
+
+
+def simulate_large(group: SpanGroup, asked: dict[str, Rows]) -> None:
+    """What a run of 1T tokens in 2,000 shards of 500M would read for one query, from the look-ups counted here.
+
+    In a shard where the text does not occur, a gram that is looked up costs one page of fingerprints, and one page of the
+    shard's prefix table where those (62 GB) are not in memory: the merged table then holds a key a page.
+    """
+    num = 1_000_000_000_000 // 500_000_000
+    row("simulated: 1T tokens in 2,000 shards of 500M, thousand reads a query", *asked, "s at 500k reads/s")
+    for min_length in (8, 16, 32):
+        grams = [
+            statistics.median(spans_of_group(group, query, min_length).work[0] / len(group.shards) for query in batch)
+            for batch in asked.values()
         ]
-        times = [milliseconds(functools.partial(_spans_over, shards), list(b), 3) for b in asked.values()]
-        medians = [statistics.median(t) for t in times]
-        single = single or statistics.fmean(medians)
-        row(f"  {num}", *map(shown, times), f"{statistics.fmean(medians) / single:.1f}x")
+        for where, pages in (("tables in memory", 1), ("tables on disk", 2)):
+            reads = [num * count * pages for count in grams]
+            seconds = max(reads) / 500_000
+            row(f"  min length {min_length}, {where}", *(f"{each / 1e3:,.0f}" for each in reads), f"{seconds:.2f}")
 
 
 def peer_engine(python: Path, rows: Rows, directory: Path) -> Callable[[Rows, int], dict[str, Any]]:

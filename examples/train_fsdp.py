@@ -31,12 +31,13 @@ from checkpoints import TrainerState, complete_checkpoints, load_checkpoint, rea
 from documents import load_tokenizer, read_corpus, tokenize, train_tokenizer
 from errors import InputError, one_line_errors
 from gpt import GPT, GPTConfig
+from inject import InjectedSequences, parse_injections
 from packing import GlobalBatchSampler, PackedSequence, PackedSequences, collate, parse_mixture
 from torch import Tensor
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from train_hooks import ExportHook
 
@@ -74,6 +75,7 @@ class Settings:
     resume: bool
     from_scratch: bool
     export: bool
+    inject: str | None
 
     def as_json(self) -> dict[str, Any]:
         """The same with strings for paths, to be kept with the run."""
@@ -108,6 +110,7 @@ def parse_arguments() -> Settings:
     start.add_argument("--resume", action="store_true", help="insist on a checkpoint; default: use one if there is one")
     start.add_argument("--from-scratch", action="store_true", help="refuse if the run has checkpoints")
     add("--no-export", dest="export", action="store_false", help="train without the hook, to measure its cost")
+    add("--inject", help="spoil half of a step's sequences, to practise on: garbage@step or repeat@step,…")
     settings = Settings(**vars(parser.parse_args()))
     for name in ("steps", "sequence_length", "micro_batch", "accumulation", "layers", "heads", "checkpoint_every"):
         if getattr(settings, name) < 1:
@@ -148,11 +151,14 @@ def train(settings: Settings) -> None:
         say(f"nothing to do: --steps {settings.steps} are done; give more to go on")
         return
 
+    training_data: Dataset[PackedSequence] = sequences
+    if settings.inject:
+        training_data = InjectedSequences(sequences, parse_injections(settings.inject), global_batch)
     model = shard(GPT(model_config).to(device))
     optimizer = build_optimizer(model, settings)
     if checkpoint:
         load_checkpoint(checkpoint, model, optimizer)
-    loader: Iterable[dict[str, Any]] = build_loader(settings, sequences, next_sample, device)
+    loader: Iterable[dict[str, Any]] = build_loader(settings, training_data, len(sequences), next_sample, device)
 
     hook: ExportHook | None = None
     if settings.export:
@@ -328,13 +334,13 @@ def build_optimizer(model: GPT, settings: Settings) -> torch.optim.Optimizer:
 
 
 def build_loader(
-    settings: Settings, sequences: PackedSequences, next_sample: int, device: torch.device
+    settings: Settings, sequences: Dataset[PackedSequence], num_sequences: int, next_sample: int, device: torch.device
 ) -> DataLoader[PackedSequence]:
     """This rank's micro-batches from a sample index on."""
     return DataLoader(
         sequences,
         batch_sampler=GlobalBatchSampler(
-            next_sample, len(sequences), settings.micro_batch, dist.get_rank(), dist.get_world_size()
+            next_sample, num_sequences, settings.micro_batch, dist.get_rank(), dist.get_world_size()
         ),
         num_workers=settings.num_workers,
         collate_fn=collate,

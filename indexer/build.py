@@ -1,8 +1,8 @@
 """`kiseki index`: bring the index of a run up to what its export holds. Idempotent; killed anywhere, it goes on.
 
 Each attempt's committed steps after the ones that are covered are cut into ranges, small neighbours are joined
-(`planning`), and every range that is no shard yet is built from the export, several side by side. Then the catalog is
-written and one rename publishes the new generation. Steps committed meanwhile wait for the next call.
+(`planning`), and every range that is no shard yet is built from the export, several side by side. Then the new rows go to
+the parts of the catalog, and one rename publishes the new generation. Steps committed meanwhile wait for the next call.
 """
 
 import concurrent.futures
@@ -24,6 +24,8 @@ from indexer.generations import (
     write_generation,
 )
 from indexer.ingest import StepRange, read_range
+from indexer.parts import sound_parts
+from indexer.parts_update import update_parts
 from indexer.paths import BUILDING, IndexPaths
 from indexer.planning import committed_ranges, merged
 from indexer.shard import Shard, ShardDamage, ShardInfo, build_shard, manifest_sha256, range_of_name, shard_name
@@ -107,7 +109,8 @@ def update_index(
         intervals = _canonical(states)
         have = {info.name for info in old}
         missing = [steps for steps in wanted if shard_name(steps) not in have]
-        if before is not None and not missing and before.canonical_attempt == _last_attempt(intervals):
+        parts = [] if before is None else sound_parts(paths, before.parts, verify=options.verify)
+        if before is not None and not missing and _is_current(before, paths, intervals, len(parts)):
             return _report(before, old, built=0, changed=False)
         _build(run, missing, options.jobs, progress)
         infos = [ShardInfo.read(paths.shard_dir(shard_name(steps))) for steps in wanted]
@@ -117,12 +120,22 @@ def update_index(
             {info.name: manifest_sha256(paths.shard_dir(info.name)) for info in infos},
             _covered(infos),
             _last_attempt(intervals),
+            update_parts(paths, parts, infos, options.jobs),
         )
-        write_catalog(paths, before, generation, run, states, infos, intervals)
+        write_catalog(paths, generation, run, states, infos, intervals)
         write_generation(paths, generation)
         publish(paths, generation)
         remove_retired(paths)
         return _report(generation, infos, built=len(missing), changed=True)
+
+
+def _is_current(before: Generation, paths: IndexPaths, intervals: Sequence[StepInterval], num_parts: int) -> bool:
+    """Whether nothing but new steps could change the published generation."""
+    return (
+        before.canonical_attempt == _last_attempt(intervals)
+        and num_parts == len(before.parts) > 0
+        and before.directory == str(paths.index.resolve())
+    )
 
 
 def _sound_shards(paths: IndexPaths, before: Generation | None, *, verify: bool) -> list[ShardInfo]:
@@ -214,8 +227,8 @@ def _last_attempt(intervals: Sequence[StepInterval]) -> int | None:
 
 
 def _remove_unfinished(paths: IndexPaths) -> None:
-    if paths.shards.exists():
-        for entry in paths.shards.iterdir():
+    for directory in (paths.shards, paths.parts):
+        for entry in directory.iterdir() if directory.exists() else ():
             if entry.name.endswith(BUILDING):
                 shutil.rmtree(entry)
 

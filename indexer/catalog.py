@@ -1,27 +1,43 @@
-"""The catalog: runs, attempts, steps, sequences, segments, documents, shards and gaps in one DuckDB file a generation.
+"""The catalog: runs, attempts, steps, sequences, segments, documents, shards and gaps, one small DuckDB file a generation.
 
-`index/catalog.duckdb` opens with plain duckdb; `catalog.sql` holds the tables and views. A catalog is written once, for
-a generation that nobody reads yet, and opened read-only ever after. It begins as a copy of the one before; rows are keyed
-by address, so merging shards changes none of them.
+Rules:
+
+1. A catalog is written once, for a generation that nobody reads yet, and opened read-only ever after. It holds small
+   tables; whatever grows with the run is in the generation's parts (`parts`), of which it has views.
+2. `index/catalog.duckdb` opens with plain duckdb from any working directory: views name the parts by absolute paths, below
+   the directory where the index was when it was published. Where it is somewhere else now, `SET VARIABLE kiseki_index =
+   '…'` says where, and `kiseki index` publishes it anew. `IndexReader.catalog` always says where.
 """
 
 import datetime
 import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 
 import duckdb
-import numpy as np
 
 from indexer.generations import Generation
 from indexer.ingest import late_records
+from indexer.parts import PART_SCHEMAS
 from indexer.paths import IndexPaths
 from indexer.shard import ShardInfo
 from train_hooks.export_format.lineage import StepInterval
 from train_hooks.export_format.reader import AttemptReader, RunReader, WriterLog
 
-__all__ = ["AttemptState", "write_catalog"]
+__all__ = ["TABLES", "AttemptState", "catalog_files", "connect_catalog", "create_views", "sql_path", "write_catalog"]
+
+TABLES = """
+CREATE TABLE run_table (run_id VARCHAR, generation BIGINT, created TIMESTAMP, sequence_length BIGINT, token_dtype VARCHAR,
+                        vocab_size BIGINT, tokenizer_sha256 VARCHAR, config JSON, versions JSON);
+CREATE TABLE attempt_table (attempt INTEGER, parent_attempt INTEGER, resume_step BIGINT, num_writers INTEGER,
+                            started TIMESTAMP, host VARCHAR, first_step BIGINT, last_step BIGINT, canonical BOOLEAN,
+                            canonical_first_step BIGINT, canonical_last_step BIGINT);
+CREATE TABLE shard_table (shard VARCHAR, attempt INTEGER, first_step BIGINT, last_step BIGINT, num_sequences BIGINT,
+                          num_segments BIGINT, num_tokens BIGINT, size_bytes BIGINT);
+CREATE TABLE late_record_table (attempt INTEGER, global_step BIGINT, dp_rank INTEGER, kind VARCHAR, unix_time_s DOUBLE,
+                                name VARCHAR, value DOUBLE, text VARCHAR);
+"""
 
 
 class AttemptState:
@@ -40,32 +56,76 @@ class AttemptState:
 
 def write_catalog(
     paths: IndexPaths,
-    before: Generation | None,
     generation: Generation,
     run: RunReader,
     states: Sequence[AttemptState],
     shards: Sequence[ShardInfo],
     intervals: Sequence[StepInterval],
 ) -> None:
-    """Write the catalog of `generation`, which is not yet published: that of the one before, and the steps since."""
+    """Write the catalog of `generation`, which is not yet published."""
     path = paths.catalog(generation.number)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
-    covered: Mapping[int, int] = {}
-    if before is not None and paths.catalog(before.number).exists():
-        shutil.copyfile(paths.catalog(before.number), path)
-        covered = before.covered
     with duckdb.connect(str(path)) as connection:
-        if not covered:
-            connection.execute((resources.files("indexer") / "catalog.sql").read_text(encoding="utf-8"))
-        for table in ("runs", "attempts", "shards"):
-            connection.execute(f"DELETE FROM {table}")
+        connection.execute(TABLES)
         _insert_run(connection, generation, run)
         _insert_attempts(connection, generation, states, intervals)
-        for shard in shards:
-            _insert_shard(connection, paths, shard, covered.get(shard.attempt, 0), run.info.token_dtype)
+        _insert_shards(connection, shards)
         _insert_late_records(connection, generation, states)
+        create_views(connection, run.info.run_id, intervals, paths.index.resolve(), list(generation.parts))
         connection.execute("CHECKPOINT")
+
+
+def connect_catalog(paths: IndexPaths, generation: int) -> duckdb.DuckDBPyConnection:
+    """A read-only connection of the caller's own, which finds the parts wherever the index is now."""
+    connection = duckdb.connect(str(paths.catalog(generation)), read_only=True)
+    connection.execute("SET enable_progress_bar = false")  # it is printed to standard output
+    connection.execute("SET VARIABLE kiseki_index = ?", [sql_path(str(paths.index.resolve()))])
+    return connection
+
+
+def catalog_files(paths: IndexPaths, parts: Iterable[str]) -> list[Path]:
+    """The files that the views of a catalog over `parts` read, as the catalog names them: for who lets it read no others."""
+    return [paths.part_dir(part).resolve() / f"{name}.parquet" for part in parts for name in PART_SCHEMAS]
+
+
+def create_views(
+    connection: duckdb.DuckDBPyConnection,
+    run_id: str,
+    intervals: Sequence[StepInterval],
+    index: Path,
+    parts: Sequence[str],
+) -> None:
+    """All macros and views over the tables of a new catalog and the parts below `index`."""
+    cases = [
+        f"WHEN {interval.attempt} THEN global_step >= {interval.first_step}"
+        + ("" if interval.last_step is None else f" AND global_step <= {interval.last_step}")
+        for interval in intervals
+    ]
+    canonical = f"CASE attempt {' '.join(cases)} ELSE false END" if cases else "false"
+    connection.execute(f"CREATE MACRO is_canonical(attempt, global_step) AS {canonical}")
+    connection.execute(
+        f"CREATE MACRO sequence_address(attempt, global_step, dp_rank, microbatch, slot) AS {_literal(run_id)} || '/a' || "
+        "attempt || '/s' || global_step || '/r' || dp_rank || '/m' || microbatch || '/q' || slot"
+    )
+    directory = f"coalesce(getvariable('kiseki_index'), {_literal(sql_path(str(index)))})"
+    for name in PART_SCHEMAS:
+        files = ", ".join(_literal(f"/parts/{part}/{name}.parquet") for part in parts)
+        connection.execute(
+            f"CREATE VIEW stored_{name} AS FROM read_parquet(list_transform([{files}], "
+            f"lambda file: {directory} || file), hive_partitioning = false)"
+        )
+    connection.execute("CREATE VIEW all_records AS FROM stored_records UNION ALL BY NAME FROM late_record_table")
+    connection.execute((resources.files("indexer") / "catalog.sql").read_text(encoding="utf-8"))
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def sql_path(path: str) -> str:
+    """A path as read_parquet takes it, which would read * ? [ in it as a pattern."""
+    return "".join(f"[{character}]" if character in "*?[" else character for character in path)
 
 
 def _time(unix_s: float) -> datetime.datetime:
@@ -75,7 +135,7 @@ def _time(unix_s: float) -> datetime.datetime:
 def _insert_run(connection: duckdb.DuckDBPyConnection, generation: Generation, run: RunReader) -> None:
     info = run.info
     connection.execute(
-        "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO run_table VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             info.run_id, generation.number, _time(info.created_unix_s), info.sequence_length, info.token_dtype,
             info.vocab_size, info.tokenizer_sha256, json.dumps(info.config), json.dumps(info.versions),
@@ -89,12 +149,12 @@ def _insert_attempts(
     states: Sequence[AttemptState],
     intervals: Sequence[StepInterval],
 ) -> None:
-    by_attempt = {interval.attempt: interval for interval in intervals}
+    by_attempt: Mapping[int, StepInterval] = {interval.attempt: interval for interval in intervals}
     for state in states:
         info, interval = state.attempt.info, by_attempt.get(state.attempt.info.attempt)
         covered = generation.covered.get(info.attempt)
         connection.execute(
-            "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO attempt_table VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 info.attempt, info.parent_attempt, info.resume_step, info.num_writers, _time(info.started_unix_s),
                 info.host, info.resume_step + 1 if covered else None, covered, interval is not None,
@@ -103,58 +163,28 @@ def _insert_attempts(
         )  # fmt: skip
 
 
-def _insert_shard(
-    connection: duckdb.DuckDBPyConnection, paths: IndexPaths, shard: ShardInfo, covered: int, token_dtype: str
-) -> None:
-    size = sum(file.size_bytes for file in shard.files)
-    connection.execute(
-        "INSERT INTO shards VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+def _insert_shards(connection: duckdb.DuckDBPyConnection, shards: Sequence[ShardInfo]) -> None:
+    rows = [
         [
             shard.name, shard.attempt, shard.first_step, shard.last_step, shard.num_sequences, shard.num_segments,
-            shard.num_tokens, size,
-        ],
-    )  # fmt: skip
-    if shard.last_step <= covered:
-        return
-    directory = paths.shard_dir(shard.name)
-    files = {name: str(directory / f"{name}.parquet") for name in ("sequences", "segments", "records", "statuses")}
-    values = {"attempt": shard.attempt, "covered": covered}
-    connection.execute(
-        "INSERT INTO step_status SELECT $attempt, global_step, status FROM read_parquet($file) WHERE global_step > $covered",
-        {**values, "file": files["statuses"]},
-    )
-    connection.execute(
-        "INSERT INTO step_records SELECT $attempt, *, false FROM read_parquet($file) WHERE global_step > $covered",
-        {**values, "file": files["records"]},
-    )
-    connection.execute(
-        """INSERT INTO all_sequences
-           SELECT attempt, global_step, dp_rank, microbatch, slot, sample_index, status, loss, leaf, num_bytes // $width
-           FROM read_parquet($file) WHERE global_step > $covered""",
-        {"covered": covered, "file": files["sequences"], "width": np.dtype(token_dtype).itemsize},
-    )
-    connection.execute(
-        """INSERT INTO all_segments
-           SELECT q.attempt, q.global_step, q.dp_rank, q.microbatch, q.slot, g.segment, g.start, g.length, g.source,
-                  g.document_id, g.document_token_offset
-           FROM read_parquet($segments) g JOIN read_parquet($sequences) q USING (ordinal)
-           WHERE q.global_step > $covered ORDER BY g.ordinal, g.segment""",
-        {"covered": covered, "segments": files["segments"], "sequences": files["sequences"]},
-    )
+            shard.num_tokens, sum(file.size_bytes for file in shard.files),
+        ]
+        for shard in shards
+    ]  # fmt: skip
+    connection.executemany("INSERT INTO shard_table VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
 
 def _insert_late_records(
     connection: duckdb.DuckDBPyConnection, generation: Generation, states: Sequence[AttemptState]
 ) -> None:
     """Metrics that came after their step, read anew each time: they are few."""
-    connection.execute("DELETE FROM step_records WHERE late")
     for state in states:
         number = state.attempt.info.attempt
         records = late_records(state.attempt, state.writers)
         if records.num_rows:
             connection.register("late_records", records)
             connection.execute(
-                "INSERT INTO step_records SELECT $attempt, *, true FROM late_records WHERE global_step <= $covered",
+                "INSERT INTO late_record_table SELECT $attempt, * FROM late_records WHERE global_step <= $covered",
                 {"attempt": number, "covered": generation.covered.get(number, 0)},
             )
             connection.unregister("late_records")

@@ -30,7 +30,8 @@ KEEP_S = 600.0
 class Generation:
     """One published list of shards, and the newest step of each attempt that they cover.
 
-    shards: name → SHA-256 of its manifest, which holds those of its files.
+    shards, parts (of the catalog): name → SHA-256 of its manifest, which holds those of its files. directory: where the
+    index was when it was published, which the catalog names.
     """
 
     number: int
@@ -39,6 +40,8 @@ class Generation:
     shards: Mapping[str, str]
     covered: Mapping[int, int]
     canonical_attempt: int | None
+    parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    directory: str = ""
 
 
 def published(paths: IndexPaths) -> Generation | None:
@@ -91,7 +94,7 @@ def new_number(paths: IndexPaths) -> int:
 
 
 def remove_retired(paths: IndexPaths, keep_s: float = KEEP_S) -> None:
-    """Remove generations that have had a successor for `keep_s`, and shards that no generation left names.
+    """Remove generations that have had a successor for `keep_s`, and shards and parts that no generation left names.
 
     A reader keeps the generation that it opened; it has this long to finish.
     """
@@ -103,13 +106,16 @@ def remove_retired(paths: IndexPaths, keep_s: float = KEEP_S) -> None:
             shutil.rmtree(paths.generation_dir(number))
         else:
             kept.append(number)
-    named = set()
+    named: dict[str, set[str]] = {"shards": set(), "parts": set()}
     for number in kept:
         with contextlib.suppress(FileNotFoundError):  # it died before it said what it names
-            named.update(json.loads(paths.generation_json(number).read_bytes())["shards"])
-    for entry in paths.shards.iterdir():
-        if entry.name not in named:
-            shutil.rmtree(entry)
+            document = json.loads(paths.generation_json(number).read_bytes())
+            for kind, names in named.items():
+                names.update(document.get(kind, ()))
+    for kind, directory in (("shards", paths.shards), ("parts", paths.parts)):
+        for entry in directory.iterdir() if directory.exists() else ():
+            if entry.name not in named[kind]:
+                shutil.rmtree(entry)
 
 
 @contextlib.contextmanager
@@ -142,7 +148,12 @@ def _sync_directory(path: Path) -> None:
 
 
 def new_generation(
-    paths: IndexPaths, run_id: str, shards: Mapping[str, str], covered: Mapping[int, int], canonical_attempt: int | None
+    paths: IndexPaths,
+    run_id: str,
+    shards: Mapping[str, str],
+    covered: Mapping[int, int],
+    canonical_attempt: int | None,
+    parts: Mapping[str, str],
 ) -> Generation:
     """A generation that is not yet published."""
     return Generation(
@@ -152,4 +163,6 @@ def new_generation(
         shards=dict(shards),
         covered=dict(covered),
         canonical_attempt=canonical_attempt,
+        parts=dict(parts),
+        directory=str(paths.index.resolve()),
     )

@@ -1,6 +1,7 @@
 """The one door to an index for everything that asks: read-only handles on one generation, from start to end."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -13,11 +14,16 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 
+from indexer.catalog import connect_catalog
 from indexer.generations import Generation, published
 from indexer.paths import IndexPaths
+from indexer.recent import Recent
 from indexer.selection import SelectedShard, Selection, select_of_shard
 from indexer.shard import OldShard, Shard, ShardDamage
+from indexer.spans.group import TOGETHER, SpanGroup, span_group
 from indexer.tokenization import RunTokenizer
+from indexer.tombstones import TombstoneFile
+from indexer.visibility import EVERYTHING, Visibility, VisibleShard, visible_shard
 from train_hooks.export_format.errors import DamageError, IncompleteError, QueryError
 from train_hooks.export_format.lineage import StepInterval, lineage
 from train_hooks.export_format.reader import RunReader
@@ -25,7 +31,8 @@ from train_hooks.export_format.records import RunInfo, Segment, SequenceAddress
 
 __all__ = ["IndexReader", "PackedSequence"]
 
-MANY_SHARDS = 8
+NUM_VISIBLE, NUM_FREQUENCIES = 256, 16
+HIDDEN = "\u2588"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +53,9 @@ class IndexReader:
         self.run, self.paths, self.generation = run, paths, generation
         self.shards: list[Shard] = []
         self.failed: list[str] = []
+        self._tombstones = TombstoneFile(paths)
+        self._visible: Recent[tuple[str, Visibility], VisibleShard | None] = Recent(NUM_VISIBLE)
+        self._frequencies: Recent[Visibility, npt.NDArray[np.float64]] = Recent(NUM_FREQUENCIES)
         for name, manifest in generation.shards.items():
             try:
                 self.shards.append(Shard(paths.shard_dir(name), manifest))
@@ -56,6 +66,7 @@ class IndexReader:
                 ) from error
             except ShardDamage as error:
                 self.failed.append(f"{name}: {error}")
+        self._opened = tuple(self.shards)
         if not self.shards:
             raise DamageError(f"no shard of {paths.index} can be opened: {'; '.join(self.failed)}")
 
@@ -101,11 +112,74 @@ class IndexReader:
         return {interval.attempt: interval for interval in lineage(attempts, self.generation.canonical_attempt)}
 
     @cached_property
+    def span_group(self) -> SpanGroup:
+        """All shards that could be opened, for one search; also those that failed since, whom nobody asks."""
+        return span_group([shard.spans for shard in self._opened])
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Number in the `span_group` by shard name."""
+        return {shard.info.name: number for number, shard in enumerate(self._opened)}
+
+    @cached_property
     def executor(self) -> Executor | None:
-        """Threads to search shards side by side; None where they are too few to be worth it."""
-        if len(self.shards) < MANY_SHARDS:
+        """Threads to search parts of the `span_group` side by side; None where one part is all."""
+        if len(self.shards) <= TOGETHER:
             return None
         return ThreadPoolExecutor(min(len(self.shards), os.cpu_count() or 1), thread_name_prefix="kiseki-search")
+
+    def visible_under(self, visibility: Visibility) -> Visibility:
+        """What may be seen of this run: under `visibility`, and without what is taken down."""
+        return visibility & self._tombstones.visibility()
+
+    def visible_shard(self, shard: Shard, visibility: Visibility) -> VisibleShard | None:
+        """What of a shard is visible; None where all of it is. `visibility` is as `visible_under` gave it."""
+        if visibility == EVERYTHING:
+            return None
+        return self._visible.get((shard.info.name, visibility), lambda: visible_shard(shard, visibility))
+
+    def visible_tokens(self, sequence: PackedSequence, visibility: Visibility) -> npt.NDArray[np.bool_]:
+        """Whether each token of a sequence may be seen, bool [length]; `visibility` is as `visible_under` gave it."""
+        visible = self.visible_shard(sequence.shard, visibility)
+        if visible is None:
+            return np.ones(len(sequence.tokens), np.bool_)
+        begin = int(sequence.shard.spans.sequence_starts[sequence.ordinal])
+        return visible.mask(begin, begin + len(sequence.tokens))
+
+    def visible_sizes(self, visibility: Visibility) -> tuple[int, int]:
+        """(sequences of which something may be seen, tokens that may be), of all steps."""
+        visibility, num_sequences, num_tokens = self.visible_under(visibility), 0, 0
+        for shard in self.shards:
+            visible = self.visible_shard(shard, visibility)
+            if visible is None:
+                num_sequences += shard.info.num_sequences
+                num_tokens += shard.info.num_tokens
+            else:
+                ordinals, lengths = visible.seen(shard.spans.sequence_starts)
+                num_sequences += len(np.unique(ordinals))
+                num_tokens += int(lengths.sum())
+        return num_sequences, num_tokens
+
+    def check_tombstones(self) -> None:
+        """Raises DamageError where the tombstones cannot be read."""
+        self._tombstones.visibility()
+
+    def log_probabilities(self, visibility: Visibility) -> npt.NDArray[np.float64]:
+        """Natural logarithm of each token id's frequency in what is visible, f64 [vocab_size]."""
+        if visibility == EVERYTHING:
+            return self.unigram_log_probabilities
+        return self._frequencies.get(visibility, lambda: log_frequencies(self._visible_unigrams(visibility)))
+
+    def _visible_unigrams(self, visibility: Visibility) -> npt.NDArray[np.int64]:
+        counts = np.zeros(self.info.vocab_size, np.int64)
+        for shard in self.shards:
+            visible = self.visible_shard(shard, visibility)
+            if visible is None:
+                counts += shard.unigrams(self.info.vocab_size)
+                continue
+            tokens = shard.spans.tokens[visible.mask(0, shard.spans.num_tokens)]
+            counts += np.bincount(tokens[tokens < self.info.vocab_size], minlength=self.info.vocab_size)
+        return counts
 
     @cached_property
     def unigrams(self) -> npt.NDArray[np.int64]:
@@ -118,14 +192,13 @@ class IndexReader:
     @cached_property
     def unigram_log_probabilities(self) -> npt.NDArray[np.float64]:
         """Natural logarithm of each token id's frequency, f64 [vocab_size]; half an occurrence where it has none."""
-        counts = self.unigrams
-        return np.log(np.maximum(counts, 0.5) / max(1, int(counts.sum())))
+        return log_frequencies(self.unigrams)
 
     def select(self, selection: Selection) -> list[SelectedShard]:
         """The shards that `selection` takes something of, by attempt and step."""
-        found = []
+        found, visibility = [], self.visible_under(selection.visibility)
         for shard in self.shards:
-            chosen = select_of_shard(shard, selection, self.canonical)
+            chosen = select_of_shard(shard, selection, self.canonical, self.visible_shard(shard, visibility))
             if chosen is not None:
                 found.append(chosen)
         return found
@@ -157,24 +230,49 @@ class IndexReader:
             segments=shard.segments_of(ordinal),
         )
 
-    def describe(self, sequence: PackedSequence) -> dict[str, Any]:
-        """A sequence as plain data: its tokens, and its segments with their text where the run has a tokenizer."""
-        decode = self.tokenizer.decode if self.info.tokenizer_file is not None else None
-        segments = []
-        for segment in sequence.segments:
-            tokens = sequence.tokens[segment.start : segment.start + segment.length]
-            segments.append({**dataclasses.asdict(segment), "text": decode(tokens) if decode else None})
+    def describe(self, sequence: PackedSequence, visibility: Visibility = EVERYTHING) -> dict[str, Any]:
+        """A sequence as plain data: its tokens, and its segments with their text where the run has a tokenizer.
+
+        What is hidden is null, and U+2588 for each token in the text; so are segments of which nothing is visible.
+        """
+        visible = self.visible_tokens(sequence, self.visible_under(visibility))
+        segments = [self.describe_segment(sequence, segment, visible) for segment in sequence.segments]
         return {
             "address": str(sequence.address),
             "generation": self.generation.number,
-            "token_ids": sequence.tokens.tolist(),
-            "text": decode(sequence.tokens) if decode else None,
+            "token_ids": [
+                token if shown else None
+                for token, shown in zip(sequence.tokens.tolist(), visible.tolist(), strict=True)
+            ],
+            "text": self._text(sequence.tokens, visible),
             "segments": segments,
+            "redacted": not bool(visible.all()),
         }
+
+    def describe_segment(
+        self, sequence: PackedSequence, segment: Segment, visible: npt.NDArray[np.bool_]
+    ) -> dict[str, Any]:
+        """A segment as `describe` has it; `visible` as `visible_tokens` gives it."""
+        place = slice(segment.start, segment.start + segment.length)
+        if segment.length and not visible[place].any():
+            hidden = dict.fromkeys(("source", "document_id", "document_token_offset", "text"))
+            return {"start": segment.start, "length": segment.length, **hidden, "redacted": True}
+        text = self._text(sequence.tokens[place], visible[place])
+        return {**dataclasses.asdict(segment), "text": text, "redacted": not bool(visible[place].all())}
+
+    def _text(self, tokens: npt.NDArray[np.unsignedinteger], visible: npt.NDArray[np.bool_]) -> str | None:
+        if self.info.tokenizer_file is None:
+            return None
+        edges = [0, *(np.flatnonzero(np.diff(visible)) + 1).tolist(), len(tokens)]
+        return "".join(
+            self.tokenizer.decode(tokens[begin:end]) if visible[begin] else HIDDEN * (end - begin)
+            for begin, end in itertools.pairwise(edges)
+            if begin < end
+        )
 
     def catalog(self) -> duckdb.DuckDBPyConnection:
         """A read-only connection of the caller's own to this generation's catalog."""
-        return duckdb.connect(str(self.paths.catalog(self.generation.number)), read_only=True)
+        return connect_catalog(self.paths, self.generation.number)
 
     def sql(self, statement: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Rows of a trusted query over the catalog. Raises QueryError where it does not run."""
@@ -185,3 +283,8 @@ class IndexReader:
                 return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
             except duckdb.Error as error:
                 raise QueryError(f"SQL: {error}") from error
+
+
+def log_frequencies(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Natural logarithm of each frequency, f64 [n]; half an occurrence where there is none."""
+    return np.log(np.maximum(counts, 0.5) / max(1, int(counts.sum())))

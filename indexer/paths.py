@@ -1,11 +1,13 @@
-"""The names of every file below RUN/index; no other module knows them.
+"""The names of every file below RUN/index, and of the tombstones beside it; no other module knows them.
 
 index/CURRENT                        number and SHA-256 of the published generation; replaced by one rename
 index/generations/000003/generation.json
 index/generations/000003/catalog.duckdb
 index/catalog.duckdb                 link to the published generation's catalog
 index/shards/<name>/…                immutable; `.building` until whole
+index/parts/<name>/…                 the same for parts of the catalog
 index/lock                           held by the one process that writes
+tombstones.json                      what no answer shows; beside the index, since it is not disposable
 """
 
 import re
@@ -29,6 +31,10 @@ class IndexPaths:
         return self.run_dir / "index"
 
     @property
+    def tombstones(self) -> Path:
+        return self.run_dir / "tombstones.json"
+
+    @property
     def current(self) -> Path:
         return self.index / "CURRENT"
 
@@ -48,6 +54,10 @@ class IndexPaths:
     def shards(self) -> Path:
         return self.index / "shards"
 
+    @property
+    def parts(self) -> Path:
+        return self.index / "parts"
+
     def generation_dir(self, generation: int) -> Path:
         return self.generations / f"{generation:06d}"
 
@@ -59,6 +69,9 @@ class IndexPaths:
 
     def shard_dir(self, name: str) -> Path:
         return self.shards / name
+
+    def part_dir(self, name: str) -> Path:
+        return self.parts / name
 
     @staticmethod
     def generation_number(name: str) -> int | None:

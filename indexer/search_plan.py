@@ -1,7 +1,8 @@
 """What a search asks the engine in each shard: the question and the selection as one query.
 
 A step range, a rank, a source or a document is a clause beside the question, so rows of others are never looked at. Terms
-are counted in every shard first, also in those that the selection leaves out: scores depend on no selection.
+are counted in every shard first, also in those that the selection leaves out: scores depend on no selection, and on what
+may be seen alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,9 +18,11 @@ from indexer.query.parser import MAX_NUMBER, parse
 from indexer.query.patterns import Pattern, PatternMaker
 from indexer.query.records import Node, NumberRange, Value, leaves
 from indexer.search_facets import step_edges
+from indexer.search_visibility import visible_query
 from indexer.selection import Selection, step_interval
 from indexer.shard import Shard, ShardDamage
 from indexer.trace_input import as_if_after_space
+from indexer.visibility import EVERYTHING
 from train_hooks.export_format.errors import QueryError
 
 __all__ = ["Question", "ShardQuery", "ask_shards", "plan", "question_of"]
@@ -86,9 +89,12 @@ def plan(reader: IndexReader, question: Question) -> tuple[list[ShardQuery], tup
     in_shards = {
         shard.info.name: counted for shard, counted in zip(reader.shards, _counted(reader, terms), strict=True)
     }
+    visibility = reader.visible_under(question.selection.visibility)
+    seen = {shard.info.name: visible_query(reader, shard, visibility) for shard in reader.shards}
+    visible = in_shards if visibility == EVERYTHING else _visible_counts(reader, terms, seen)
     in_index = Frequencies(
-        num_documents=sum(counted.num_documents for counted in in_shards.values()),
-        of_term={term: sum(counted.of_term[term] for counted in in_shards.values()) for term in terms},
+        num_documents=sum(counted.num_documents for counted in visible.values()),
+        of_term={term: sum(counted.of_term[term] for counted in visible.values()) for term in terms},
     )
     plans: list[ShardQuery] = []
     first, last = None, 0
@@ -105,6 +111,8 @@ def plan(reader: IndexReader, question: Question) -> tuple[list[ShardQuery], tup
             in_index=in_index,
         )
         filters = list(_filters(shard, steps, question.selection))
+        if (visible_part := seen[shard.info.name]) is not None:
+            filters.append(visible_part)
         plans.append(ShardQuery(shard=shard, query=filtered(compiler.compile(question.node), filters)))
     return plans, () if first is None else step_edges(first, last)
 
@@ -116,6 +124,24 @@ def _counted(reader: IndexReader, terms: set[tuple[str, str]]) -> list[Frequenci
         return Frequencies(num_documents=index.num_documents, of_term=of_term)
 
     return _side_by_side(reader, reader.shards, lambda shard: shard, counted)
+
+
+def _visible_counts(
+    reader: IndexReader, terms: set[tuple[str, str]], seen: Mapping[str, tantivy.Query | None]
+) -> dict[str, Frequencies]:
+    """How many visible segments there are, and hold each term, by shard name."""
+
+    def counted(shard: Shard) -> Frequencies:
+        index, filters = shard.full_text, [query for query in (seen[shard.info.name],) if query is not None]
+
+        def number(query: tantivy.Query) -> int:
+            return index.first(filtered(query, filters), 0, last=False)[0]
+
+        of_term = {(name, term): number(value_query(index.schema, name, term)) for name, term in terms}
+        return Frequencies(num_documents=number(tantivy.Query.all_query()), of_term=of_term)
+
+    found = _side_by_side(reader, reader.shards, lambda shard: shard, counted)
+    return {shard.info.name: counts for shard, counts in zip(reader.shards, found, strict=True)}
 
 
 def _filters(shard: Shard, steps: tuple[int, int], selection: Selection) -> Iterator[tantivy.Query]:

@@ -81,8 +81,9 @@ class SearchResult:
     facets: Facets | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; sequence addresses are texts."""
-        document = dataclasses.asdict(self)
+        """Plain data; sequence addresses are texts. What is hidden from the asker is not named."""
+        document = dataclasses.asdict(dataclasses.replace(self, selection=Selection()))
+        document["selection"] = self.selection.to_json()
         for hit, plain in zip(self.hits, document["hits"], strict=True):
             plain["address"] = str(hit.address)
             plain["global_step"] = hit.address.global_step

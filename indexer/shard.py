@@ -1,11 +1,13 @@
 """One shard: an immutable directory that answers for a contiguous range of steps of one attempt.
 
     spans.bin           tokens, suffix array, fingerprints (indexer.spans)
-    sequences.parquet   one row a sequence, by ordinal: address, sample_index, status, loss, leaf
+    sequences.parquet   one row a sequence, by ordinal: address, sample_index, status, loss, leaf, statistics
     segments.parquet    one row a segment: ordinal, segment, start, length, source, document_id, document_token_offset
     records.parquet     step records: metrics and gaps, one row a number
     statuses.parquet    status of each step
     unigrams.npy        how often each token id occurs, i64
+    document_*.npy      segments by document (indexer.document_index)
+    anchors.npy         Bloom filter of a sample of token n-grams, u64 (indexer.statistics.anchors)
     text/               full text and n-grams (indexer.fulltext)
     shard.json          the manifest: what it covers, and SHA-256 and size of every other file; written last
 
@@ -14,6 +16,7 @@ name says what it covers, so building the same steps twice gives the same name, 
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -29,13 +32,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from indexer.document_index import DocumentIndex, build_document_index, open_document_index, write_document_index
 from indexer.fulltext import FullTextDamage, FullTextIndex, FullTextUnit, build_full_text
 from indexer.ingest import RangeData, StepRange, tensors_commitments, tokens_of
 from indexer.paths import BUILDING, IndexPaths
 from indexer.spans.arrays import SpanArrays, open_span_arrays
 from indexer.spans.build import build_span_arrays
+from indexer.statistics.anchors import anchors, bloom_filter
+from indexer.statistics.scripts import TokenBytes, token_bytes
+from indexer.statistics.sequences import sequence_statistics
 from indexer.tokenization import RunTokenizer
 from train_hooks.export_format.errors import DamageError
 from train_hooks.export_format.leaf import leaf_of_parts
@@ -55,7 +63,7 @@ __all__ = [
 
 SHARD_FORMAT = "kiseki-shard-v2"
 _MANIFEST, _SEQUENCES, _SEGMENTS, _TEXT = "shard.json", "sequences.parquet", "segments.parquet", "text"
-_UNIGRAMS, _RECORDS, _STATUSES = "unigrams.npy", "records.parquet", "statuses.parquet"
+_UNIGRAMS, _ANCHORS, _RECORDS, _STATUSES = "unigrams.npy", "anchors.npy", "records.parquet", "statuses.parquet"
 _DECODE_BATCH = 1024
 _NAME = re.compile(r"a(\d{6,})-s(\d{9,})-s(\d{9,})")
 
@@ -83,7 +91,10 @@ class ShardFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardInfo:
-    """What a shard covers: steps `first_step` to `last_step`, both included, of one attempt."""
+    """What a shard covers: steps `first_step` to `last_step`, both included, of one attempt.
+
+    num_applied: sequences of steps whose update was applied.
+    """
 
     name: str
     run_id: str
@@ -91,6 +102,7 @@ class ShardInfo:
     first_step: int
     last_step: int
     num_sequences: int
+    num_applied: int
     num_segments: int
     num_tokens: int
     token_dtype: str
@@ -145,14 +157,16 @@ def build_shard(paths: IndexPaths, run: RunReader, data: RangeData, tokenizer: R
     tokens, starts = tokens_of(rows, token_dtype)
     build_span_arrays([tokens[a:b] for a, b in itertools.pairwise(starts.tolist())], token_dtype, building)
     np.save(building / _UNIGRAMS, np.bincount(tokens).astype(np.int64))
+    np.save(building / _ANCHORS, bloom_filter(anchors(tokens, starts)[0]))
     segments = _segments(rows)
     for name, table in (
-        (_SEQUENCES, _sequences(rows, run, steps)),
+        (_SEQUENCES, _with_statistics(_sequences(rows, run, steps), run, tokens, starts, segments)),
         (_SEGMENTS, segments),
         (_RECORDS, data.records),
         (_STATUSES, data.statuses),
     ):
         pq.write_table(table, building / name, compression="zstd", write_page_checksum=True)
+    write_document_index(building, segments)
     units = segment_units(segments, starts + np.arange(len(starts)))
     build_full_text(building / _TEXT, _full_text(rows, segments, units, tokens, tokenizer), len(tokens))
     info = ShardInfo(
@@ -162,6 +176,7 @@ def build_shard(paths: IndexPaths, run: RunReader, data: RangeData, tokenizer: R
         first_step=steps.first_step,
         last_step=steps.last_step,
         num_sequences=rows.num_rows,
+        num_applied=int(pc.sum(pc.equal(rows.column("status"), "applied")).as_py()),
         num_segments=segments.num_rows,
         num_tokens=len(tokens),
         token_dtype=token_dtype,
@@ -177,7 +192,7 @@ def build_shard(paths: IndexPaths, run: RunReader, data: RangeData, tokenizer: R
 
 
 def _sequences(rows: pa.Table, run: RunReader, steps: StepRange) -> pa.Table:
-    num_tokens = pa.compute.binary_length(rows.column("tokens"))
+    num_tokens = pc.binary_length(rows.column("tokens"))
     ordinal = pa.array(np.arange(rows.num_rows, dtype=np.int64))
     attempt = pa.array(np.full(rows.num_rows, steps.attempt, np.int32))
     kept = rows.select(["global_step", "dp_rank", "microbatch", "slot", "sample_index", "status", "loss", "leaf"])
@@ -186,11 +201,32 @@ def _sequences(rows: pa.Table, run: RunReader, steps: StepRange) -> pa.Table:
     return table.append_column("tensors_commitment", tensors_commitments(rows, run, steps.attempt))
 
 
+@functools.lru_cache(maxsize=1)
+def _bytes_of(tokenizer: Path, _sha256: str | None, vocab_size: int) -> TokenBytes:
+    return token_bytes(tokenizer.read_text(encoding="utf-8"), vocab_size)
+
+
+def _with_statistics(
+    sequences: pa.Table,
+    run: RunReader,
+    tokens: npt.NDArray[np.unsignedinteger],
+    starts: npt.NDArray[np.int64],
+    segments: pa.Table,
+) -> pa.Table:
+    bytes_of = None
+    if run.info.tokenizer_file is not None:
+        bytes_of = _bytes_of(run.tokenizer_path(), run.info.tokenizer_sha256, run.info.vocab_size)
+    statistics = sequence_statistics(tokens, starts, segments, bytes_of)
+    for field, column in zip(statistics.schema, statistics.columns, strict=True):
+        sequences = sequences.append_column(field, column)
+    return sequences
+
+
 def _segments(rows: pa.Table) -> pa.Table:
     """Segments flattened; `segment` counts within the sequence."""
     column = rows.column("segments").combine_chunks()
     flat = column.flatten()
-    counts = pa.compute.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
+    counts = pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
     ordinals = np.repeat(np.arange(rows.num_rows, dtype=np.int64), counts)
     firsts = np.repeat(np.cumsum(counts) - counts, counts)
     names = [field.name for field in flat.type]
@@ -336,12 +372,29 @@ class Shard:
     @cached_property
     def applied(self) -> npt.NDArray[np.bool_]:
         """Whether the step's update was applied, by ordinal."""
-        return np.asarray(pa.compute.equal(self.sequences.column("status"), "applied").to_numpy())
+        return np.asarray(pc.equal(self.sequences.column("status"), "applied").to_numpy())
 
     def unigrams(self, vocab_size: int) -> npt.NDArray[np.int64]:
         """How often each token id occurs, i64 [vocab_size]."""
         counts = np.asarray(np.load(io.BytesIO(self._checked_bytes(_UNIGRAMS))))
         return np.pad(counts, (0, max(0, vocab_size - len(counts))))[:vocab_size]
+
+    def anchors(self) -> npt.NDArray[np.uint64]:
+        """Bloom filter of the anchors of the shard's sequences (indexer.statistics.anchors), u64, mapped."""
+        return np.asarray(np.load(self.directory / _ANCHORS, mmap_mode="r"))
+
+    def records(self) -> pa.Table:
+        """`records.parquet`: step records, one row a number."""
+        return self._read(_RECORDS)
+
+    def statuses(self) -> pa.Table:
+        """`statuses.parquet`: global_step, status."""
+        return self._read(_STATUSES)
+
+    @cached_property
+    def documents(self) -> DocumentIndex:
+        """Segments by document."""
+        return open_document_index(self.directory) or build_document_index(self.segments)
 
     @cached_property
     def _segment_firsts(self) -> npt.NDArray[np.int64]:
@@ -398,6 +451,11 @@ class Shard:
                 *(column[first:last].to_pylist() for column in columns), strict=True
             )
         ]
+
+    def segment_at(self, row: int) -> Segment:
+        """The segment of a row of `segments`."""
+        start, length, source, document_id, offset = (column[row].as_py() for column in self._segment_columns)
+        return Segment(start=start, length=length, source=source, document_id=document_id, document_token_offset=offset)
 
     @cached_property
     def _segment_columns(self) -> tuple[pa.Array, ...]:

@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from indexer.token_bytes import token_bytes
-from train_hooks.export_format.errors import InputError, RunError
+from train_hooks.export_format.errors import InputError, QueryError, RunError
 from train_hooks.export_format.reader import RunReader
 
-__all__ = ["Encoded", "RunTokenizer"]
+__all__ = ["Encoded", "RunTokenizer", "text_of_ids"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,12 +31,7 @@ class RunTokenizer:
     def __init__(self, run: RunReader) -> None:
         """Raises RunError where the run has no tokenizer or one that is not a `tokenizers` file or does not fit."""
         path = run.tokenizer_path()
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:
-            raise RunError(f"{path}: expected a tokenizer.json of the tokenizers library: {error}") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = _open(path)
         self._vocab_size = run.info.vocab_size
         highest = max(self._tokenizer.get_vocab().values(), default=-1)
         if highest >= run.info.vocab_size:
@@ -67,6 +63,29 @@ class RunTokenizer:
     @cached_property
     def _token_bytes(self) -> npt.NDArray[np.object_] | None:
         return token_bytes(self._tokenizer, self._vocab_size)
+
+
+def text_of_ids(path: Path, token_ids: Sequence[int]) -> str:
+    """The text of token ids of another tokenizer, whose tokenizer.json is at `path`; its special tokens have none.
+
+    Raises RunError for no such file, QueryError for ids that it does not have.
+    """
+    tokenizer = _open(path)
+    known = set(tokenizer.get_vocab().values())
+    strange = sorted({token_id for token_id in token_ids if token_id not in known})
+    if strange:
+        raise QueryError(f"expected token ids of {path}, found {strange[:5]}; is it the tokenizer that made them?")
+    return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+
+def _open(path: Path) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise RunError(f"{path}: expected a tokenizer.json of the tokenizers library: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _as_list(token_ids: Sequence[int] | npt.NDArray[np.integer]) -> list[int]:

@@ -19,11 +19,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from indexer.index_reader import IndexReader
+from indexer.ngrams import count_of_ngram
 from indexer.selection import SelectedShard, Selection
 from indexer.shard import ShardDamage
-from indexer.spans.search import count, find
 from indexer.tokenization import Encoded
 from indexer.trace_documents import join_spans, rank_documents
 from indexer.trace_hits import dp_ranks, exposures, hits_of, step_edges, steps_of
@@ -96,12 +97,18 @@ def _trace(
     encoded = variants[0]
     selected = reader.select(options.selection)
     found = find_spans(reader, selected, variants, text, options.min_length)
-    chosen = rarest(reader, found, text, options.num_selected(len(encoded.token_ids)))
-    listed = hits_of(reader, selected, [found[index] for index in chosen], options.num_hits, options.context_tokens)
+    visibility = reader.visible_under(options.selection.visibility)
+    log_probabilities = reader.log_probabilities(visibility)
+    chosen = rarest(log_probabilities, found, text, options.num_selected(len(encoded.token_ids)))
+    shown = [found[index] for index in chosen]
+    listed = hits_of(reader, selected, shown, options.num_hits, options.context_tokens, visibility)
     hits = dict(zip(chosen, listed, strict=True))
     edges = step_edges(selected)
+    relation = "gte" if reader.failed else "eq"
     spans = [
-        _describe(reader, selected, span, text, encoded, chosen.get(index), hits.get(index, []), edges)
+        _describe(
+            selected, span, text, encoded, chosen.get(index), hits.get(index, []), edges, log_probabilities, relation
+        )
         for index, span in enumerate(found)
     ]
     asked = encoded.token_ids
@@ -113,6 +120,7 @@ def _trace(
         shards_total=len(reader.generation.shards),
         shards_searched=len(selected),
         shards_failed=len(reader.failed),
+        count_relation=relation,
         failures=tuple(reader.failed),
         truncated=any(span.hits_truncated for span in spans) or len(chosen) < len(found),
         min_length=options.min_length,
@@ -123,13 +131,12 @@ def _trace(
         step_edges=edges,
         spans=tuple(spans),
         joined=join_spans(spans),
-        documents=rank_documents(reader, spans, asked),
+        documents=rank_documents(reader, spans, asked, visibility),
         took_ms=round((time.perf_counter() - started) * 1e3, 3),
     )
 
 
 def _describe(
-    reader: IndexReader,
     selected: Sequence[SelectedShard],
     span: FoundSpan,
     text: str,
@@ -137,6 +144,8 @@ def _describe(
     rank: int | None,
     hits: Sequence[Hit],
     edges: Sequence[int],
+    log_probabilities: npt.NDArray[np.float64],
+    count_relation: str,
 ) -> Span:
     first, last = steps_of(selected, span)
     start, end = _main_tokens(span, encoded) if text else (span.start, span.end)
@@ -149,8 +158,8 @@ def _describe(
         token_ids=tuple(span.token_ids.tolist()),
         num_tokens=span.end - span.start,
         count=span.count,
-        count_relation="gte" if reader.failed else "eq",
-        log_probability=round(log_probability(reader, span.token_ids), 3),
+        count_relation=count_relation,
+        log_probability=round(log_probability(log_probabilities, span.token_ids), 3),
         rarity_rank=rank,
         first_step=first,
         last_step=last,
@@ -181,8 +190,4 @@ def _covered(encoded: Encoded, spans: Sequence[Span]) -> int:
 
 def count_ngram(reader: IndexReader, token_ids: Sequence[int], selection: Selection) -> int:
     """How often a token n-gram occurs in the selected rows."""
-    total = 0
-    for item in reader.select(selection):
-        lo, hi = find(item.spans, token_ids)
-        total += count(item.spans, lo, hi, item.filter)
-    return total
+    return count_of_ngram(reader, token_ids, selection).count

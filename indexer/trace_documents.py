@@ -1,12 +1,14 @@
 """Documents behind a trace: grouped, ranked, and spans joined that a packed-sequence cut divided."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from indexer.index_reader import IndexReader
 from indexer.trace_records import Hit, JoinedSpans, Span, TracedDocument
+from indexer.visibility import EVERYTHING, Visibility
 from train_hooks.export_format.records import Segment
 
 __all__ = ["document_ids", "join_spans", "rank_documents"]
@@ -20,7 +22,7 @@ def document_ids(hit: Hit) -> list[tuple[str, str]]:
 
 
 def rank_documents(
-    reader: IndexReader, spans: Sequence[Span], asked: npt.NDArray[np.int64]
+    reader: IndexReader, spans: Sequence[Span], asked: npt.NDArray[np.int64], visibility: Visibility = EVERYTHING
 ) -> tuple[TracedDocument, ...]:
     """Documents of the listed hits, by how many tokens of the output they cover, then by relevance to prompt and output.
 
@@ -28,6 +30,7 @@ def rank_documents(
     """
     is_asked = np.zeros(reader.info.vocab_size, np.bool_)
     is_asked[asked] = True
+    terms = _Terms(is_asked=is_asked, idf=-reader.log_probabilities(visibility), visibility=visibility)
     covered: dict[tuple[str, str], set[int]] = {}
     hits: dict[tuple[str, str], list[Hit]] = {}
     for index, span in enumerate(spans):
@@ -41,7 +44,7 @@ def rank_documents(
             document_id=document_id,
             spans=tuple(sorted(indices)),
             num_tokens=_num_covered([spans[index] for index in indices]),
-            relevance=round(_relevance(reader, (source, document_id), hits[source, document_id], is_asked), 3),
+            relevance=round(_relevance(reader, (source, document_id), hits[source, document_id], terms), 3),
         )
         for (source, document_id), indices in covered.items()
     ]
@@ -57,26 +60,32 @@ def _num_covered(spans: Sequence[Span]) -> int:
     return total
 
 
-def _relevance(
-    reader: IndexReader, document: tuple[str, str], hits: Sequence[Hit], is_asked: npt.NDArray[np.bool_]
-) -> float:
-    """BM25 over the document's listed segments; `is_asked` [vocab_size]: the tokens of prompt and output."""
+def _relevance(reader: IndexReader, document: tuple[str, str], hits: Sequence[Hit], terms: "_Terms") -> float:
+    """BM25 over the visible tokens of the document's listed segments."""
     pieces: dict[tuple[str, int], npt.NDArray[np.unsignedinteger]] = {}
     for hit in hits:
-        shard, ordinal = reader.locate(hit.address)
-        in_sequence = shard.tokens(ordinal)
+        sequence = reader.sequence_at(*reader.locate(hit.address))
+        visible = reader.visible_tokens(sequence, terms.visibility)
         for segment in hit.segments:
             if (segment.source, segment.document_id) == document:
-                end = segment.start + segment.length
-                pieces[str(hit.address), segment.start] = in_sequence[segment.start : end]
+                place = slice(segment.start, segment.start + segment.length)
+                pieces[str(hit.address), segment.start] = sequence.tokens[place][visible[place]]
     tokens = np.concatenate(list(pieces.values()))
-    terms, frequency = np.unique(tokens[is_asked[tokens]], return_counts=True)
-    idf = -reader.unigram_log_probabilities[terms]
+    found, frequency = np.unique(tokens[terms.is_asked[tokens]], return_counts=True)
     length = len(tokens) / max(1, reader.info.sequence_length)
     return float(
-        (idf * frequency * (K1 + 1) / (frequency + K1 * (1 - B + B * length))).sum()
-        / max(1, int(np.count_nonzero(is_asked)))
+        (terms.idf[found] * frequency * (K1 + 1) / (frequency + K1 * (1 - B + B * length))).sum()
+        / max(1, int(np.count_nonzero(terms.is_asked)))
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Terms:
+    """What documents are compared with: bool [vocab_size] the tokens of prompt and output, f64 [vocab_size] idf."""
+
+    is_asked: npt.NDArray[np.bool_]
+    idf: npt.NDArray[np.float64]
+    visibility: Visibility
 
 
 def join_spans(spans: Sequence[Span]) -> tuple[JoinedSpans, ...]:

@@ -90,6 +90,7 @@ class Trace:
     shards_total: int
     shards_searched: int
     shards_failed: int
+    count_relation: str
     failures: tuple[str, ...]
     took_ms: float
     truncated: bool
@@ -104,8 +105,9 @@ class Trace:
     documents: tuple[TracedDocument, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; sequence addresses are texts."""
-        document = dataclasses.asdict(self)
+        """Plain data; sequence addresses are texts. What is hidden from the asker is not named."""
+        document = dataclasses.asdict(dataclasses.replace(self, selection=Selection()))
+        document["selection"] = self.selection.to_json()
         for span, plain in zip(self.spans, document["spans"], strict=True):
             for hit, plain_hit in zip(span.hits, plain["hits"], strict=True):
                 plain_hit["address"] = str(hit.address)

@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from indexer.index_reader import IndexReader
 from indexer.selection import SelectedShard
-from indexer.spans.merge import MergedSpans, spans_over_shards
+from indexer.spans.group import Member, Spans, spans_of_group
 from indexer.tokenization import Encoded
 from indexer.trace_input import as_if_after_space
+from indexer.visible_spans import visible_spans
 
 __all__ = ["FoundSpan", "find_spans", "log_probability", "rarest"]
 
@@ -59,21 +60,24 @@ def find_spans(
 def _search(
     reader: IndexReader, selected: Sequence[SelectedShard], encoded: Encoded, min_length: int, *, has_text: bool
 ) -> list[FoundSpan]:
-    shards, filters = [item.spans for item in selected], [item.filter for item in selected]
-    merged = spans_over_shards(shards, encoded.token_ids, min_length, filters, reader.executor)
-    return [_found(encoded, merged, index, has_text=has_text) for index in range(len(merged))]
+    members = [
+        Member(number=reader.numbers[item.shard.info.name], arrays=item.spans, filter=item.filter) for item in selected
+    ]
+    spans = spans_of_group(reader.span_group, encoded.token_ids, min_length, members, reader.executor)
+    spans = visible_spans(selected, encoded.token_ids, spans, min_length)
+    return [_found(encoded, spans, index, has_text=has_text) for index in range(len(spans))]
 
 
-def _found(encoded: Encoded, merged: MergedSpans, index: int, *, has_text: bool) -> FoundSpan:
-    start, end = int(merged.start[index]), int(merged.end[index])
+def _found(encoded: Encoded, spans: Spans, index: int, *, has_text: bool) -> FoundSpan:
+    start, end = int(spans.start[index]), int(spans.end[index])
     return FoundSpan(
         encoded=encoded,
         start=start,
         end=end,
         char_start=int(encoded.char_starts[start]) if has_text else start,
         char_end=int(encoded.char_ends[end - 1]) if has_text else end,
-        count=int(merged.count[index]),
-        ranks=tuple(zip(merged.shard_lo[index].tolist(), merged.shard_hi[index].tolist(), strict=True)),
+        count=int(spans.count[index]),
+        ranks=tuple(zip(spans.shard_lo[index].tolist(), spans.shard_hi[index].tolist(), strict=True)),
     )
 
 
@@ -113,17 +117,19 @@ def _word_start(text: str, position: int) -> int:
     return start
 
 
-def rarest(reader: IndexReader, found: Sequence[FoundSpan], text: str, limit: int) -> dict[int, int]:
+def rarest(
+    log_probabilities: npt.NDArray[np.float64], found: Sequence[FoundSpan], text: str, limit: int
+) -> dict[int, int]:
     """Index of each selected span → its place by rarity, from 0. What has no letter or digit takes no place."""
     candidates = [
         index
         for index, span in enumerate(found)
         if not text or any(character.isalnum() for character in text[span.char_start : span.char_end])
     ]
-    candidates.sort(key=lambda index: (log_probability(reader, found[index].token_ids), index))
+    candidates.sort(key=lambda index: (log_probability(log_probabilities, found[index].token_ids), index))
     return {index: place for place, index in enumerate(candidates[:limit])}
 
 
-def log_probability(reader: IndexReader, token_ids: npt.NDArray[np.int64]) -> float:
-    """Sum of the unigram log-probabilities of tokens in the indexed data."""
-    return float(reader.unigram_log_probabilities[token_ids].sum())
+def log_probability(log_probabilities: npt.NDArray[np.float64], token_ids: npt.NDArray[np.int64]) -> float:
+    """Sum of the unigram log-probabilities of tokens."""
+    return float(log_probabilities[token_ids].sum())

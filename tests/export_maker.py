@@ -22,12 +22,13 @@ Tokens = npt.NDArray[np.integer]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MadeStep:
-    """One step to export: by dp_rank the micro-batches, each tokens [num_slots, sequence_length]."""
+    """One step to export: by dp_rank the micro-batches, each tokens [num_slots, sequence_length], and losses of these."""
 
     microbatches: Mapping[int, Sequence[Tokens]]
     segments: Mapping[int, Sequence[Sequence[Sequence[Segment]]]] | None = None
     status: StepStatus = StepStatus.APPLIED
     metrics: Mapping[str, float] | None = None
+    losses: Mapping[int, Sequence[Sequence[float]]] | None = None
 
 
 def make_attempt(
@@ -50,7 +51,8 @@ def make_attempt(
         for number, step in enumerate(steps, attempt.resume_step + 1):
             for index, tokens in enumerate(step.microbatches.get(dp_rank, ())):
                 segments = step.segments[dp_rank][index] if step.segments is not None else ()
-                exporter.stage(StagedMicrobatch(tokens=tokens, segments=segments))
+                loss = step.losses[dp_rank][index] if step.losses is not None else None
+                exporter.stage(StagedMicrobatch(tokens=tokens, segments=segments, loss=loss))
             exporter.commit(number, status=step.status, metrics=step.metrics if dp_rank == 0 else None)
         exporter.checkpoint_barrier(attempt.resume_step + len(steps))
         if close:

@@ -1,13 +1,12 @@
-"""`kiseki trace`, `count`, `sequence`, `sql`: questions to an index."""
+"""`kiseki trace`, `count`, `sequence`: questions to an index."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from indexer.index_reader import IndexReader
+from indexer.tokenization import text_of_ids
 from indexer.trace import MIN_LENGTH_DEFAULT, TraceOptions, count_ngram, trace
 from train_hooks.export_format.errors import InputError, QueryError
 from ui import console
@@ -29,10 +28,14 @@ from ui.arguments import (
 )
 from ui.render import print_sequence, print_trace
 
-__all__ = ["count_command", "sequence_command", "sql_command", "trace_command"]
+__all__ = ["count_command", "sequence_command", "trace_command"]
 
 FileOption = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from a file.")]
 TokenIdsOption = Annotated[str | None, typer.Option(help="Token ids instead of text: numbers with commas or spaces.")]
+TokenizerOption = Annotated[
+    Path | None,
+    typer.Option(help="tokenizer.json that made --token-ids, where it is not the run's: they go by their text."),
+]
 
 
 def trace_command(
@@ -40,6 +43,7 @@ def trace_command(
     text: Annotated[str | None, typer.Argument(help="Text to trace; `-` or nothing reads standard input.")] = None,
     file: FileOption = None,
     token_ids: TokenIdsOption = None,
+    tokenizer: TokenizerOption = None,
     chat: Annotated[Path | None, typer.Option(help="JSON file of chat messages; the last one is traced.")] = None,
     min_length: Annotated[int, typer.Option(help="Shortest span, in tokens.")] = MIN_LENGTH_DEFAULT,
     before_step: BeforeStepOption = None,
@@ -69,8 +73,9 @@ def trace_command(
     )
     options = TraceOptions(min_length=min_length, selection=chosen, max_spans=max_spans, num_hits=limit)
     reader = IndexReader.open(run)
-    if token_ids is not None:
-        found = trace(reader, token_ids=parse_ids(token_ids), options=options)
+    text, ids = _own_ids(text, token_ids, tokenizer)
+    if ids is not None:
+        found = trace(reader, token_ids=ids, options=options)
     elif chat is not None:
         prompt, response = chat_text(chat)
         found = trace(reader, response, prompt=prompt, options=options)
@@ -93,6 +98,7 @@ def count_command(
     text: Annotated[str | None, typer.Argument(help="Text to count; `-` or nothing reads standard input.")] = None,
     file: FileOption = None,
     token_ids: TokenIdsOption = None,
+    tokenizer: TokenizerOption = None,
     before_step: BeforeStepOption = None,
     checkpoint: CheckpointOption = None,
     steps: StepsOption = None,
@@ -115,9 +121,8 @@ def count_command(
         document=document,
     )
     reader = IndexReader.open(run)
-    if token_ids is not None:
-        ids = parse_ids(token_ids)
-    else:
+    text, ids = _own_ids(text, token_ids, tokenizer)
+    if ids is None:
         ids = reader.tokenizer.encode(input_text(text, file).removesuffix("\n")).token_ids.tolist()
     if not ids:
         raise InputError("expected text or token ids to count, found none")
@@ -130,6 +135,18 @@ def count_command(
         console.output.print(f"{count:,}")
 
 
+def _own_ids(text: str | None, token_ids: str | None, tokenizer: Path | None) -> tuple[str | None, list[int] | None]:
+    """(text, ids of the run's tokenizer): ids of another tokenizer become their text. Raises InputError."""
+    if token_ids is None:
+        if tokenizer is not None:
+            raise InputError("--tokenizer: expected --token-ids with it, found none")
+        return text, None
+    if text is not None:
+        raise InputError("expected a text or --token-ids, found both")
+    ids = parse_ids(token_ids)
+    return (None, ids) if tokenizer is None else (text_of_ids(tokenizer, ids), None)
+
+
 def sequence_command(
     run: RunArgument,
     address: Annotated[str, typer.Argument(help="Sequence address, such as run/a1/s120/r3/m0/q5.", show_default=False)],
@@ -137,30 +154,8 @@ def sequence_command(
 ) -> None:
     """Show one packed sequence as the model saw it."""
     reader = IndexReader.open(run)
-    found = reader.sequence(address)
+    found = reader.describe(reader.sequence(address))
     if as_json:
-        console.print_json(reader.describe(found))
+        console.print_json(found)
     else:
-        print_sequence(console.output, reader, found)
-
-
-def sql_command(
-    run: RunArgument,
-    statement: Annotated[str, typer.Argument(help='Such as "SELECT * FROM steps LIMIT 10".', show_default=False)],
-    as_json: JsonOption = False,
-) -> None:
-    """Query the catalog of steps, sequences and documents.
-
-    Tables: runs, attempts, steps, step_metrics, sequences, segments, documents, shards, gaps.
-    """
-    rows = IndexReader.open(run).sql(statement)
-    if as_json:
-        console.print_json(rows)
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in rows[0] if rows else ():
-        table.add_column(name)
-    for row in rows:
-        table.add_row(*(Text("" if value is None else str(value)) for value in row.values()))
-    console.output.print(table)
-    console.output.print(f"{len(rows):,} row{'s' if len(rows) != 1 else ''}", style="dim")
+        print_sequence(console.output, found)

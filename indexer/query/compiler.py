@@ -51,7 +51,7 @@ class ShardCompiler:
     def compile(self, node: Node) -> tantivy.Query:
         """The query object of a node."""
         if isinstance(node, Not):
-            return _all_but([self.compile(node.child)])
+            return all_but([self.compile(node.child)])
         if isinstance(node, Or):
             each = dict.fromkeys(node.children)
             return tantivy.Query.boolean_query([(tantivy.Occur.Should, self.compile(child)) for child in each])
@@ -71,7 +71,7 @@ class ShardCompiler:
         negated = [self.compile(child.child) for child in children if isinstance(child, Not)]
         wanted = [self.compile(child) for child in children if not isinstance(child, Not)]
         if not wanted:
-            return _all_but(negated)
+            return all_but(negated)
         clauses = [(tantivy.Occur.Must, query) for query in wanted]
         return tantivy.Query.boolean_query(clauses + [(tantivy.Occur.MustNot, query) for query in negated])
 
@@ -118,7 +118,13 @@ def filtered(query: tantivy.Query, filters: Sequence[tantivy.Query]) -> tantivy.
     return tantivy.Query.boolean_query([(tantivy.Occur.Must, each) for each in (query, *filters)])
 
 
-def _all_but(negated: Sequence[tantivy.Query]) -> tantivy.Query:
+def any_of(queries: Sequence[tantivy.Query]) -> tantivy.Query:
+    """Where one of the queries holds; nowhere if there is none."""
+    return tantivy.Query.boolean_query([(tantivy.Occur.Should, query) for query in queries])
+
+
+def all_but(negated: Sequence[tantivy.Query]) -> tantivy.Query:
+    """Everything where none of the queries holds; scores nothing."""
     everything = (tantivy.Occur.Must, _unscored(tantivy.Query.all_query()))
     return tantivy.Query.boolean_query([everything, *((tantivy.Occur.MustNot, query) for query in negated)])
 

@@ -10,18 +10,20 @@ Rules:
    of `SpanArrays`, little-endian. Sizes follow from three numbers of the header: token dtype, tokens, sequences. One file
    a shard keeps one file descriptor a shard: a run has thousands of shards.
 4. The header is written last. A file that was cut short has no header and does not open.
-5. Opening maps and reads the header only. Access to tokens, suffix array and fingerprints is random, and the kernel is
-   told so: read-ahead would read a hundred times what a query needs.
+5. Opening maps the file and reads the header and the prefix table (0.06 bytes a token), which every look-up needs. All
+   other access is random, and the kernel is told so: read-ahead would read a hundred times what a query needs.
 """
 
 import json
 import mmap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from train_hooks.export_format.errors import InputError
 
 __all__ = ["BLOCK", "GRAM", "SUPERBLOCK", "SpanArrays", "SpanIndexError", "open_span_arrays"]
 
@@ -31,10 +33,12 @@ PAGE = 4096
 GRAM = 8
 BLOCK = 256
 SUPERBLOCK = 65_536
-RANDOM_ACCESS = ("tokens", "suffix_array", "fingerprints")
+ARRAYS = (
+    "tokens", "sequence_starts", "suffix_array", "fingerprints", "prefix_table", "block_range", "superblock_range",
+)  # fmt: skip
 
 
-class SpanIndexError(ValueError):
+class SpanIndexError(InputError):
     """A span index cannot be built, opened or asked as it was; the message says what to do."""
 
 
@@ -58,6 +62,16 @@ class SpanArrays:
     prefix_table: NDArray[np.uint64]
     block_range: NDArray[np.int32]
     superblock_range: NDArray[np.int32]
+    row: NDArray[np.int64] = field(init=False, repr=False, compare=False)
+    """Addresses of the arrays in their order, then their first lengths, and the words of a packed gram: i64 [ROW]. By it
+    a kernel opens the arrays of any number of shards; it holds as long as this record does."""
+
+    def __post_init__(self) -> None:
+        arrays = [getattr(self, name) for name in ARRAYS]
+        numbers = (
+            [array.ctypes.data for array in arrays] + [len(array) for array in arrays] + [self.prefix_table.shape[1]]
+        )
+        object.__setattr__(self, "row", np.array(numbers, np.int64))
 
     @property
     def num_tokens(self) -> int:
@@ -158,9 +172,8 @@ def open_span_arrays(directory: Path) -> SpanArrays:
             raise SpanIndexError(f"{path}: expected {expected} bytes, found {found}; rebuild this shard")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     arrays: dict[str, NDArray[Any]] = {}
+    advise(mapped, sections["prefix_table"])
     for name, section in sections.items():
-        if name in RANDOM_ACCESS:
-            advise_random(mapped, section)
         count = section.size_bytes // section.dtype.itemsize
         arrays[name] = np.frombuffer(mapped, section.dtype, count, section.offset).reshape(section.shape)
     opened = SpanArrays(**arrays)
@@ -195,11 +208,13 @@ def read_header(path: Path, page: bytes) -> tuple[np.dtype[Any], int, int]:
     return token_dtype(dtype), num_tokens, num_sequences
 
 
-def advise_random(mapped: mmap.mmap, section: Section) -> None:
-    """Switch read-ahead off for one section, where the system can."""
+def advise(mapped: mmap.mmap, wanted: Section) -> None:
+    """Switch read-ahead off, but for one section, which is read at once; where the system can."""
     if hasattr(mmap, "MADV_RANDOM"):
-        start = section.offset // mmap.PAGESIZE * mmap.PAGESIZE
-        mapped.madvise(mmap.MADV_RANDOM, start, section.offset + section.size_bytes - start)
+        mapped.madvise(mmap.MADV_RANDOM)
+        start = wanted.offset // mmap.PAGESIZE * mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_NORMAL, start, wanted.offset + wanted.size_bytes - start)
+        mapped.madvise(mmap.MADV_WILLNEED, start, wanted.offset + wanted.size_bytes - start)
 
 
 def check_ends(path: Path, arrays: SpanArrays) -> None:

@@ -5,11 +5,13 @@ Rules:
 1. Positions, ranks and lengths are i64. Indexes are cast to u64 where that spares numba its check for negative ones.
 2. `query` has the dtype of `tokens` and holds no separator. As the tokens end with a separator, a comparison ends at the
    latest there and never reads past the end.
-3. A range of ranks that these functions narrow always keeps every suffix that was asked for. Fingerprints are hashes:
+3. Arrays are believed as far as an answer goes, not as far as memory goes: a position that damage moved out of the shard
+   is taken for its last one. What is returned is checked against its leaf by the caller.
+4. A range of ranks that these functions narrow always keeps every suffix that was asked for. Fingerprints are hashes:
    strangers with the same one may stand before, between and after, and whoever needs certainty compares tokens.
-4. A shard is the tuple (tokens, suffix_array, fingerprints, prefix_table, block_range, superblock_range,
+5. A shard is the tuple (tokens, suffix_array, fingerprints, prefix_table, block_range, superblock_range,
    sequence_starts); a filter is (first position, end position, bitmap or empty, marked stretches, log2 of a stretch).
-5. `work` i64 [3] counts what was done: table searches, tokens compared, ranks scanned. Tests bound it; nothing reads it
+6. `work` i64 [3] counts what was done: table searches, tokens compared, ranks scanned. Tests bound it; nothing reads it
    back.
 """
 
@@ -19,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.spans.arrays import BLOCK, GRAM, SUPERBLOCK
-from indexer.spans.jit import jit
+from indexer.spans.jit import array_at, jit
 
 Tokens: TypeAlias = NDArray[Any]
 I32: TypeAlias = NDArray[np.int32]
@@ -32,10 +34,29 @@ Shard: TypeAlias = tuple[Tokens, I32, U16, U64, I32, I32, I64]
 
 SEARCHES, COMPARED, SCANNED = 0, 1, 2
 LANE = 16
-AHEAD = 4
 MIX = 0x9E3779B97F4A7C15
 ZERO: I64 = np.zeros(1, np.int64)
 """int(ZERO[0]) is a zero that numba takes for a variable: for a literal it would compile the callee once more."""
+
+
+@jit
+def opened(row: I64, sample: Tokens) -> Shard:
+    """The arrays behind `SpanArrays.row`; `sample` is any array of their token dtype."""
+    tokens = array_at(row[0], (row[7],), sample.dtype)
+    starts = array_at(row[1], (row[8],), np.int64)
+    suffix_array = array_at(row[2], (row[9],), np.int32)
+    fingerprints = array_at(row[3], (row[10],), np.uint16)
+    table = array_at(row[4], (row[11], row[14]), np.uint64)
+    block_range = array_at(row[5], (row[12], 2), np.int32)
+    superblock_range = array_at(row[6], (row[13], 2), np.int32)
+    return tokens, suffix_array, fingerprints, table, block_range, superblock_range, starts
+
+
+@jit
+def chosen_of(row: I64) -> Chosen:
+    """The filter behind a `filter_row`."""
+    passing = array_at(row[2], (row[3],), np.uint8)
+    return row[0], row[1], passing, array_at(row[4], (row[5],), np.uint8), row[6]
 
 
 @jit
@@ -142,6 +163,13 @@ def common_prefix(tokens: Tokens, position: int, query: Tokens, start: int, know
 
 
 @jit
+def suffix_at(tokens: Tokens, suffix_array: I32, rank: int) -> int:
+    """Position of the suffix of that rank; the last one where the entry points out of the shard."""
+    position = np.uint64(suffix_array[np.uint64(rank)])
+    return int(min(position, np.uint64(len(tokens) - 1)))
+
+
+@jit
 def insertion(
     tokens: Tokens, suffix_array: I32, lo: int, hi: int, query: Tokens, start: int, limit: int, work: I64
 ) -> tuple[int, int, int]:
@@ -153,7 +181,7 @@ def insertion(
     below, above = 0, 0
     while lo < hi:
         mid = (lo + hi) >> 1
-        position = int(suffix_array[np.uint64(mid)])
+        position = suffix_at(tokens, suffix_array, mid)
         k = common_prefix(tokens, position, query, start, min(below, above), limit, work)
         if k == limit or tokens[np.uint64(position + k)] > query[np.uint64(start + k)]:
             hi, above = mid, k
@@ -177,7 +205,7 @@ def run_edge(
         if galloping and (outside - probe) * step <= 0:
             galloping = False
             continue
-        position = int(suffix_array[np.uint64(probe)])
+        position = suffix_at(tokens, suffix_array, probe)
         k = common_prefix(tokens, position, query, start, known, length, work)
         if k == length:
             inside = probe
@@ -226,48 +254,40 @@ def table_bounds(table: U64, keys: U64, num: int, firsts: I64) -> None:
 
 
 @jit
-def gram_ranks(shard: Shard, query: Tokens, start: int, stride: int, memo: I64, work: I64) -> tuple[int, int]:
+def ranks_of_gram(shard: Shard, key: U64, first: int, present: bool, after: int) -> tuple[int, int]:
+    """Ranks [lo, hi) that hold every suffix beginning with a packed gram; often no other.
+
+    `first` is the first row of the prefix table not below the gram, `after` the first one above it, `present` whether the
+    block before `first` has its fingerprint.
+    """
+    fingerprints, wanted = shard[2], fingerprint(key)
+    lo, hi = max(first - 1, 0) * BLOCK, min(after * BLOCK, len(fingerprints))
+    if present:
+        while fingerprints[np.uint64(lo)] != wanted:
+            lo += 1
+    else:
+        lo = min(lo + BLOCK, hi)
+    while hi > lo and fingerprints[np.uint64(hi - 1)] != wanted:
+        hi -= 1
+    return lo, hi
+
+
+@jit
+def gram_ranks(shard: Shard, query: Tokens, start: int, work: I64) -> tuple[int, int]:
     """Ranks [lo, hi) that hold every suffix beginning with the GRAM tokens at query[start]; often no other.
 
     An empty range is certain; in another one strangers are possible. One search of the table, and a look at the
-    fingerprints of the first and last block. memo i64 [len(query), 2], filled with -1, keeps the answers; the grams at
-    start + stride, start + 2 stride … are looked up along, as they are what is asked for next if this one is absent
-    (stride 0: none is).
+    fingerprints of the first and last block.
     """
-    if memo[start, 0] >= 0:
-        return memo[start, 0], memo[start, 1]
-    suffix_array, fingerprints, table = shard[1], shard[2], shard[3]
-    keys, firsts, present = (
-        np.empty((AHEAD, table.shape[1]), np.uint64),
-        np.empty(AHEAD, np.int64),
-        np.empty(AHEAD, np.bool_),
-    )
-    num = 0
-    while num < AHEAD and start + num * stride + GRAM <= len(query):
-        pack(query, start + num * stride, GRAM, 0, keys[num])
-        num += 1
-        if stride == 0:
-            break
-    work[SEARCHES] += num
-    table_bounds(table, keys, num, firsts)
-    for k in range(num):
-        lo = max(firsts[k] - 1, 0) * BLOCK
-        present[k] = any_equal(fingerprints, lo, min(lo + BLOCK, len(fingerprints)), fingerprint(keys[k]))
-    for k in range(num):
-        first, at = firsts[k], start + k * stride
-        repeated = first < len(table) and table[first, 0] == keys[k, 0]
-        last = table_bound(table, first, keys[k], True) if repeated else first
-        lo, hi = max(first - 1, 0) * BLOCK, min(last * BLOCK, len(suffix_array))
-        wanted = fingerprint(keys[k])
-        if present[k]:
-            while fingerprints[np.uint64(lo)] != wanted:
-                lo += 1
-        else:
-            lo = min(lo + BLOCK, hi)
-        while hi > lo and fingerprints[np.uint64(hi - 1)] != wanted:
-            hi -= 1
-        memo[at, 0], memo[at, 1] = lo, hi
-    return memo[start, 0], memo[start, 1]
+    fingerprints, table = shard[2], shard[3]
+    key = np.empty(table.shape[1], np.uint64)
+    pack(query, start, GRAM, 0, key)
+    work[SEARCHES] += 1
+    first = table_bound(table, int(ZERO[0]), key, False)
+    after = table_bound(table, first, key, True) if first < len(table) and table[first, 0] == key[0] else first
+    lo = max(first - 1, 0) * BLOCK
+    present = any_equal(fingerprints, lo, min(lo + BLOCK, len(fingerprints)), fingerprint(key))
+    return ranks_of_gram(shard, key, first, present, after)
 
 
 @jit
@@ -300,7 +320,8 @@ def mark_stretches(sequence_starts: I64, passing: U8, shift: int) -> U8:
     marks = np.zeros(((sequence_starts[-1] - 1) >> shift) + 1, np.uint8)
     for ordinal in range(len(passing)):
         if passing[ordinal]:
-            for stretch in range(sequence_starts[ordinal] >> shift, ((sequence_starts[ordinal + 1] - 1) >> shift) + 1):
+            first, last = sequence_starts[ordinal] >> shift, (sequence_starts[ordinal + 1] - 1) >> shift
+            for stretch in range(max(0, first), min(last + 1, len(marks))):
                 marks[stretch] = 1
     return marks
 

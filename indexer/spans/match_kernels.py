@@ -1,30 +1,20 @@
-"""Compiled search: the longest passing match at a start, and all maximal spans of a query.
+"""Compiled search in one shard: the longest passing match at a start, and how far back a match reaches.
 
 Rules (all of them hold under any filter, because they speak of what occurs in the passing sequences only):
 
-1. *Reach.* If query[s:e] occurs, so does query[s+1:e]: the ends of the longest matches never fall. A span is maximal
-   exactly if it ends beyond the spans that start before it.
-2. *Skipping.* Let `reach = max(last end + 1, start + min_length)`. A new span that starts in [start, h] contains
-   query[h:reach]. If that does not occur, the next start is h + 1. The last gram before `reach` is looked up first: it
-   costs one table search and one block of fingerprints, no token.
-3. *Going back.* Where the last min_length tokens before `reach` occur, the next span is the one with the smallest start
-   s such that query[s:reach] occurs; what occurs at s occurs at s + 1, so it is found by galloping backward and
-   bisecting. Going forward, start by start, would compare the whole overlap at each of them.
-4. *Nearest passing suffix.* What a suffix shares with the query falls monotonically away from the insertion point. The
+1. *Going back.* What occurs at s occurs at s + 1: the smallest start s such that query[s:reach] occurs is found by
+   galloping backward and bisecting. Going forward, start by start, would compare the whole overlap at each of them.
+2. *Nearest passing suffix.* What a suffix shares with the query falls monotonically away from the insertion point. The
    longest passing match is therefore shared by the nearest passing suffix on one side or the other. Walks outward skip
    blocks without a passing position, and end where less is shared than is already found.
-5. *Bounded comparing.* A look-up compares at most a small multiple of what the filter then admits, so that a long copy
+3. *Bounded comparing.* A look-up compares at most a small multiple of what the filter then admits, so that a long copy
    in sequences that do not pass costs nothing.
-6. *Repetition.* If the span just found has the ranks and length of an earlier one, `shift` before, then the query
-   repeats itself there; as long as query[i] == query[i - shift], the spans repeat too, shifted, up to and including
-   the token after the end (which is what ended them). Those are copied without a search: a run of one token, or any
-   period, costs time proportional to the query.
 """
 
 import numpy as np
 
 from indexer.spans.arrays import BLOCK, GRAM
-from indexer.spans.hit_kernels import count_passing, next_passing, previous_passing
+from indexer.spans.hit_kernels import next_passing, previous_passing
 from indexer.spans.jit import jit
 from indexer.spans.kernels import (
     I64,
@@ -40,13 +30,8 @@ from indexer.spans.kernels import (
     short_ranks,
 )
 
-START, END, LO, HI, COUNT = 0, 1, 2, 3, 4
-RECENT = 256
-"""Slots for the last spans by ranks and length, to notice repetition."""
 NEAR = 32
 """Ranks beside the insertion point that are looked at before the range of sharing suffixes is bounded."""
-STEP = 4
-"""Tokens between the grams that are looked up, from `reach` down, before tokens are compared."""
 
 
 @jit
@@ -166,23 +151,21 @@ def longest(
 
 
 @jit
-def starting_ranks(
-    shard: Shard, query: Tokens, start: int, length: int, stride: int, memo: I64, work: I64
-) -> tuple[int, int]:
+def starting_ranks(shard: Shard, query: Tokens, start: int, length: int, work: I64) -> tuple[int, int]:
     """Ranks that hold every suffix beginning with query[start:start+length], or with its first gram if that is shorter."""
     if length < GRAM:
         return short_ranks(shard, query, start, length, work)
-    return gram_ranks(shard, query, start, stride, memo, work)
+    return gram_ranks(shard, query, start, work)
 
 
 @jit
 def find_ranks(shard: Shard, query: Tokens, work: I64) -> tuple[int, int]:
     """Suffix ranks [lo, hi) of the whole query, which is not empty; (0, 0) if it does not occur."""
     tokens, suffix_array = shard[0], shard[1]
-    memo, zero = np.full((1, 2), -1, np.int64), int(ZERO[0])
+    zero = int(ZERO[0])
     if piece_end(query, zero, tokens[-1]) < len(query):
         return 0, 0
-    lo, hi = starting_ranks(shard, query, zero, len(query), zero, memo, work)
+    lo, hi = starting_ranks(shard, query, zero, len(query), work)
     rank, _, above = insertion(tokens, suffix_array, lo, hi, query, zero, len(query), work)
     if above < len(query):
         return 0, 0
@@ -203,8 +186,8 @@ def longest_length(shard: Shard, chosen: Chosen, query: Tokens, work: I64) -> in
 
 @jit
 def earliest(
-    shard: Shard, chosen: Chosen, query: Tokens, first: int, at: int, reach: int, lo: int, hi: int, memo: I64,
-    barren: I64, work: I64,
+    shard: Shard, chosen: Chosen, query: Tokens, first: int, at: int, reach: int, lo: int, hi: int, barren: I64,
+    work: I64,
 ) -> tuple[int, int, int, int, int]:  # fmt: skip
     """(start, length, rank, lo, hi) of the smallest start in [first, at] from which a passing match gets to `reach`.
 
@@ -217,7 +200,7 @@ def earliest(
         if galloping and probe <= outside:
             galloping = False
             continue
-        low, high = starting_ranks(shard, query, probe, reach - probe, int(ZERO[0]), memo, work)
+        low, high = starting_ranks(shard, query, probe, reach - probe, work)
         found = longest(shard, chosen, query, probe, reach - probe, low, high, barren, work)
         if found[0] > 0:
             start, (length, rank, lo, hi) = probe, found
@@ -225,78 +208,3 @@ def earliest(
         else:
             outside, galloping = probe, False
     return start, length, rank, lo, hi
-
-
-@jit
-def spans_of_piece(shard: Shard, chosen: Chosen, query: Tokens, min_length: int, spans: I64, work: I64) -> int:
-    """Write (start, end, lo, hi, count) of every maximal span of a query without separators to rows of `spans`."""
-    tokens, suffix_array = shard[0], shard[1]
-    memo = np.full((len(query), 2), -1, np.int64)
-    barren = np.zeros(3, np.int64)
-    recent = np.full(RECENT, -1, np.int64)
-    gram = min(min_length, GRAM)
-    num_spans, start, last_end = 0, int(ZERO[0]), 0
-    model, shift, verified = -1, 0, 0
-    while True:
-        if model >= 0:
-            end = spans[model + 1, END] + shift
-            while verified <= end and verified < len(query) and query[verified] == query[verified - shift]:
-                verified += 1
-            if verified > end:
-                model += 1
-                for column in (LO, HI, COUNT):
-                    spans[num_spans, column] = spans[model, column]
-                start, last_end = spans[model, START] + shift + 1, end
-                spans[num_spans, START], spans[num_spans, END] = start - 1, end
-                num_spans += 1
-                continue
-            model = -1
-        reach = max(last_end + 1, start + min_length)
-        if reach > len(query):
-            return num_spans
-        at, probe, stride = reach - min_length, reach - gram, min_length - gram + 1
-        while True:
-            lo, hi = starting_ranks(shard, query, probe, gram, stride, memo, work)
-            if lo == hi or probe == at:
-                break
-            probe, stride = max(at, probe - STEP), 0
-        if lo == hi:
-            start = probe + 1
-            continue
-        found, length, rank, lo, hi = earliest(shard, chosen, query, start, at, reach, lo, hi, memo, barren, work)
-        if length == 0:
-            start = at + 1
-            continue
-        lo = run_edge(tokens, suffix_array, lo - 1, rank, query, found, length, work)
-        hi = run_edge(tokens, suffix_array, hi, rank, query, found, length, work) + 1
-        last_end, start = found + length, found + 1
-        spans[num_spans, START], spans[num_spans, END] = found, last_end
-        spans[num_spans, LO], spans[num_spans, HI] = lo, hi
-        slot = (lo * 31 + length) % RECENT
-        model = recent[slot]
-        recent[slot] = num_spans
-        if model >= 0 and spans[model, LO] == lo and spans[model, END] - spans[model, START] == length:
-            shift, verified = found - spans[model, START], last_end
-            spans[num_spans, COUNT] = spans[model, COUNT]
-        else:
-            model = -1
-            spans[num_spans, COUNT] = count_passing(shard, chosen, lo, hi)
-        num_spans += 1
-
-
-@jit
-def maximal_spans(shard: Shard, chosen: Chosen, query: Tokens, min_length: int, work: I64) -> I64:
-    """Columns start, end, lo, hi, count, i64 [5, k], of every maximal span; separators cut the query in pieces."""
-    separator = shard[0][-1]
-    spans = np.empty((max(0, len(query) - min_length + 1), 5), np.int64)
-    num_spans, begin = 0, 0
-    while begin < len(query):
-        end = piece_end(query, begin, separator)
-        if end - begin >= min_length:
-            found = spans_of_piece(shard, chosen, query[begin:end], min_length, spans[num_spans:], work)
-            for _ in range(found):
-                spans[num_spans, START] += begin
-                spans[num_spans, END] += begin
-                num_spans += 1
-        begin = end + 1
-    return spans[:num_spans].T.copy()

@@ -15,7 +15,7 @@ from indexer.spans.arrays import SpanArrays, SpanIndexError
 from indexer.spans.filters import Filter
 from indexer.spans.kernels import Chosen, mark_stretches
 
-__all__ = ["PreparedFilter", "prepare"]
+__all__ = ["PreparedFilter", "filter_row", "prepare"]
 
 MAX_STRETCHES = 65_536
 NONE: NDArray[np.uint8] = np.zeros(0, np.uint8)
@@ -29,6 +29,19 @@ class PreparedFilter:
     chosen: Chosen
 
 
+def filter_row(arrays: SpanArrays, chosen: Filter | PreparedFilter | None) -> tuple[int, ...]:
+    """A prepared filter as numbers: first and end position, address and length of bitmap and marks, log2 of a stretch.
+
+    By it a kernel opens the filters of any number of shards; it holds as long as the prepared filter does.
+    """
+    if chosen is None:
+        return 0, arrays.num_tokens, 0, 0, 0, 0, 0
+    first, end, passing, marks, shift = prepare(arrays, chosen).chosen
+    if len(passing) == 0:
+        return first, end, 0, 0, 0, 0, 0
+    return first, end, passing.ctypes.data, len(passing), marks.ctypes.data, len(marks), shift
+
+
 def prepare(arrays: SpanArrays, chosen: Filter | PreparedFilter | None) -> PreparedFilter:
     """Prepare a filter for a shard, worth doing once if several questions follow under a bitmap.
 
@@ -40,7 +53,8 @@ def prepare(arrays: SpanArrays, chosen: Filter | PreparedFilter | None) -> Prepa
         return PreparedFilter(chosen=(0, arrays.num_tokens, NONE, NONE, 0))
     first = min(max(chosen.first, 0), arrays.num_sequences)
     last = arrays.num_sequences if chosen.last is None else min(max(chosen.last, first), arrays.num_sequences)
-    begin, end = int(arrays.sequence_starts[first]), int(arrays.sequence_starts[last])
+    begin, end = (min(int(arrays.sequence_starts[at]), arrays.num_tokens) for at in (first, last))
+    begin = max(begin, 0)
     if chosen.passing is None:
         return PreparedFilter(chosen=(begin, end, NONE, NONE, 0))
     passing = bitmap(arrays, chosen.passing)

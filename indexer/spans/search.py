@@ -1,17 +1,15 @@
-"""Exact search in the span index of one shard: plain functions over `SpanArrays`.
+"""Exact search for one n-gram in the span index of one shard: plain functions over `SpanArrays`.
 
 Rules:
 
 1. Everything is exact: lengths, intervals, counts, extents, bins, pages. Fingerprints and summaries only save work.
 2. Under a filter, "occurs" means: occurs in a sequence that passes. The suffix ranks [lo, hi) of a span are those of the
    whole shard, so that they can be asked further under the same or any other filter.
-3. Query tokens that no training token can equal (negative, the separator, beyond the dtype) match nothing; they cut a
-   query in pieces.
+3. Query tokens that no training token can equal (negative, the separator, beyond the dtype) match nothing.
 4. The kernels release the GIL: several shards, or several queries, run side by side in threads.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -26,13 +24,11 @@ __all__ = [
     "AnyFilter",
     "Order",
     "Query",
-    "Spans",
     "count",
     "extent",
     "find",
     "histogram",
     "longest_match",
-    "maximal_spans",
     "ordinal_of",
     "page",
 ]
@@ -40,25 +36,6 @@ __all__ = [
 Query: TypeAlias = Sequence[int] | NDArray[Any]
 AnyFilter: TypeAlias = Filter | PreparedFilter | None
 Order: TypeAlias = Literal["position", "position_descending"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Spans:
-    """Maximal spans of a query in one shard, by ascending start (and end): parallel arrays i64 [k].
-
-    query[start:end] occurs `count` times in the passing sequences; its suffix ranks, passing or not, are [lo, hi).
-    `work` i64 [3] says what it cost: table searches, tokens compared, ranks scanned for the filter.
-    """
-
-    start: NDArray[np.int64]
-    end: NDArray[np.int64]
-    lo: NDArray[np.int64]
-    hi: NDArray[np.int64]
-    count: NDArray[np.int64]
-    work: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.start)
 
 
 def shard_of(arrays: SpanArrays) -> kernels.Shard:
@@ -126,19 +103,6 @@ def longest_match(arrays: SpanArrays, query: Query, at: int, position_filter: An
     return match_kernels.longest_length(
         shard_of(arrays), prepare(arrays, position_filter).chosen, tokens[at:], new_work()
     )
-
-
-def maximal_spans(arrays: SpanArrays, query: Query, min_length: int, position_filter: AnyFilter = None) -> Spans:
-    """Every span of at least `min_length` >= 1 tokens that occurs in a passing sequence and cannot be extended there.
-
-    From 8 tokens on, most of a query that does not occur is skipped by fingerprints. Raises SpanIndexError for a
-    min_length below 1, a query that is not of integers, or a filter that does not fit.
-    """
-    if min_length < 1:
-        raise SpanIndexError(f"maximal_spans: expected min_length >= 1, found {min_length}")
-    tokens, chosen, work = as_tokens(arrays, query), prepare(arrays, position_filter).chosen, new_work()
-    found = match_kernels.maximal_spans(shard_of(arrays), chosen, tokens, min_length, work)
-    return Spans(start=found[0], end=found[1], lo=found[2], hi=found[3], count=found[4], work=work)
 
 
 def new_work() -> NDArray[np.int64]:

@@ -31,8 +31,7 @@ def play(seed: int) -> Job:
 
 def finish(job: Job, *, crash: bool, again: bool, compacted: bool) -> None:
     """Repair, lose power, compact: the rows stay what they were."""
-    if not job.files.exists(RUN_DIR / "export" / "run.json"):
-        assert not job.ranks, "a run with attempts has vanished"
+    if not _exists(job):
         return
     repair(RUN_DIR, file_system=job.files, assume_dead=True)
     if again:
@@ -40,19 +39,26 @@ def finish(job: Job, *, crash: bool, again: bool, compacted: bool) -> None:
         assert all(action.kind == "left" for action in actions), f"a second repair did something: {actions}"
     if crash:
         job.files.crash()
+    if not _exists(job):
+        return
     if compacted:
         compact(RunReader(RUN_DIR, job.files), level=1)
     job.compared.clear()
     check(job)
     check_verified(job)
-    if job.files.exists(RUN_DIR / "export" / "run.json"):  # a start that failed before its first attempt may be lost
-        status(RunReader(RUN_DIR, job.files))
+    status(RunReader(RUN_DIR, job.files))
+
+
+def _exists(job: Job) -> bool:
+    """Whether there is a run; what a start left that failed before its first attempt may be lost, nothing else."""
+    found = job.files.exists(RUN_DIR / "export" / "run.json")
+    assert found or not job.ranks, "a run with attempts has vanished"
+    return found
 
 
 def check(job: Job) -> None:
     """Nothing acknowledged is lost, what is read is what was fed, and the lineage holds each step once."""
-    if not job.files.exists(RUN_DIR / "export" / "run.json"):
-        assert not job.ranks, "a run with attempts has vanished"
+    if not _exists(job):
         return
     run = RunReader(RUN_DIR, job.files)
     attempts = {attempt.info.attempt: attempt for attempt in run.attempts()}

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,25 @@ def test_control_characters_of_texts_do_not_reach_the_terminal(
     assert code == 0 and "␛[31mred␇" in out
     assert not any(ord(character) < 32 and character not in "\n\t" for character in out)
     assert "\x9b" not in out and len(safe(hostile)) == len(hostile)
+
+
+def test_token_ids_of_another_tokenizer_go_by_their_text(
+    text_run: TextRun, passage: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = byte_level_bpe([passage], 300)
+    other.save(str(tmp_path / "other.json"))
+    ids = ",".join(map(str, other.encode(passage).ids))
+    tracing = partial(run_here, capsys, monkeypatch, "trace", text_run.run_dir, "--json")
+    _, by_text, _ = tracing(passage)
+    code, by_ids, _ = tracing("--token-ids", ids, "--tokenizer", tmp_path / "other.json")
+    assert code == 0 and json.loads(by_ids)["spans"] == json.loads(by_text)["spans"]
+    code, _, err = tracing("--token-ids", "9999", "--tokenizer", tmp_path / "other.json")
+    assert code == 2 and "found [9999]" in err
+    assert tracing(passage, "--tokenizer", tmp_path / "other.json")[0] == 2
+    count = partial(run_here, capsys, monkeypatch, "count", text_run.run_dir)
+    word = " the"
+    ids = ",".join(map(str, other.encode(word).ids))
+    assert count("--token-ids", ids, "--tokenizer", tmp_path / "other.json")[1] == count(word)[1] != "0\n"
 
 
 def commands() -> list[str]:

@@ -30,6 +30,8 @@ class KisekiError(Exception):
     """Base of every error that kiseki raises on purpose."""
 
     exit_code = 1
+    points_at_a_place = False
+    """Whether the lines of the message belong under each other: a line of a query, and a caret under it."""
 
 
 class InputError(KisekiError, ValueError):
@@ -55,6 +57,8 @@ class QuerySyntaxError(QueryError):
 
     The text of the error is `what` and the place, then the line of the query and a caret under that character.
     """
+
+    points_at_a_place = True
 
     def __init__(self, what: str, query: str, position: int | None) -> None:
         self.what, self.query, self.position = what, query, position

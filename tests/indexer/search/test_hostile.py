@@ -11,7 +11,8 @@ from indexer.selection import Selection
 from tests.indexer.search.conftest import Searched
 from train_hooks.export_format.errors import QueryError
 
-DEADLINE_S = 0.5  # of CPU time: other tests may run beside this one
+MAX_CPU_S = 1.0
+"""An answer takes some milliseconds, a bomb takes minutes; processor time, so that a busy machine changes nothing."""
 CASES = {
     "nothing": "",
     "white space alone": " \t\n\u3000\u00a0",
@@ -114,7 +115,7 @@ def test_an_answer_or_a_query_error_soon(searched: Searched, name: str) -> None:
             assert result.shards_failed == 0 and result.count >= len(result.hits)
         except QueryError as error:
             refused = str(error)
-        assert time.process_time() - started < DEADLINE_S
+        assert time.process_time() - started < MAX_CPU_S
         assert len(refused) < 700 and not any(ord(character) < 32 and character != "\n" for character in refused)
     assert search(searched.reader, "the").count > 0, "the process, the index and the reader live"
 

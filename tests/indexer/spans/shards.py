@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from indexer.spans.arrays import SpanArrays
 from indexer.spans.build import build_span_arrays
 from indexer.spans.filters import Filter
-from indexer.spans.search import Spans
+from indexer.spans.group import Spans
 
 Sequences = list[list[int]]
 DTYPES = (np.uint16, np.uint32)
@@ -26,8 +26,9 @@ def build(sequences: Sequence[Sequence[int]], dtype: DTypeLike = np.uint16) -> S
 
 
 def rows(spans: Spans) -> list[tuple[int, ...]]:
-    """Spans as (start, end, lo, hi, count)."""
-    return [tuple(row) for row in np.stack([spans.start, spans.end, spans.lo, spans.hi, spans.count], axis=1).tolist()]
+    """Spans of one shard as (start, end, lo, hi, count)."""
+    columns = spans.start, spans.end, spans.shard_lo[:, 0], spans.shard_hi[:, 0], spans.count
+    return [tuple(row) for row in np.stack(columns, axis=1).tolist()]
 
 
 def occurrences(sequences: Sequence[Sequence[int]], ngram: Sequence[int]) -> int:

@@ -28,7 +28,7 @@ def with_header(**changes: object) -> Callable[[bytes], bytes]:
 def test_shapes_and_dtypes(shard: Path) -> None:
     opened = arrays.open_span_arrays(shard)
     assert (opened.num_tokens, opened.num_sequences, opened.separator) == (309, 2, 65535)
-    shapes = {name: (getattr(opened, name).dtype.str, getattr(opened, name).shape) for name in opened.__slots__}
+    shapes = {name: (getattr(opened, name).dtype.str, getattr(opened, name).shape) for name in arrays.ARRAYS}
     assert shapes == {
         "tokens": ("<u2", (309,)),
         "sequence_starts": ("<i8", (3,)),

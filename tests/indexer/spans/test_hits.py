@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer.spans import hit_kernels, reference, search
+from indexer.spans import group, hit_kernels, reference, search
 from indexer.spans.arrays import SpanArrays, SpanIndexError
 from indexer.spans.filters import Filter
 from indexer.spans.prepare import prepare
@@ -139,7 +139,7 @@ def test_a_prepared_filter_answers_as_the_filter(arrays: SpanArrays) -> None:
     lo, hi = search.find(arrays, [1, 2, 0])
     assert search.count(arrays, lo, hi, prepared) == reference.count(arrays, lo, hi, chosen) > 0
     query = RNG(3).integers(0, 3, 100)
-    found, expected = (search.maximal_spans(arrays, query, 8, each) for each in (prepared, chosen))
+    found, expected = (group.maximal_spans(arrays, query, 8, each) for each in (prepared, chosen))
     assert shards.rows(found) == shards.rows(expected)
 
 

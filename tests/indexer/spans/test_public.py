@@ -10,11 +10,11 @@ PUBLIC = {
     "arrays": ["BLOCK", "GRAM", "SUPERBLOCK", "SpanArrays", "SpanIndexError", "open_span_arrays"],
     "build": ["build_span_arrays", "max_tokens"],
     "filters": ["Filter"],
-    "merge": ["MergedSpans", "merge_spans", "spans_over_shards"],
-    "prepare": ["PreparedFilter", "prepare"],
+    "group": ["TOGETHER", "Member", "SpanGroup", "Spans", "maximal_spans", "span_group", "spans_of_group"],
+    "prepare": ["PreparedFilter", "filter_row", "prepare"],
     "search": [
-        *("AnyFilter", "Order", "Query", "Spans", "count", "extent", "find", "histogram", "longest_match"),
-        *("maximal_spans", "ordinal_of", "page"),
+        *("AnyFilter", "Order", "Query", "count", "extent", "find", "histogram", "longest_match"),
+        *("ordinal_of", "page"),
     ],
 }
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import DTypeLike
 
-from indexer.spans import reference, search
+from indexer.spans import group, reference, search
 from indexer.spans.arrays import SpanIndexError
 from indexer.spans.filters import Filter
 from tests.indexer.spans import shards
@@ -23,7 +23,7 @@ def test_maximal_spans_equal_the_reference(dtype: DTypeLike, data: st.DataObject
     query = data.draw(shards.queries(sequences, dtype))
     chosen = data.draw(shards.filters(len(sequences)))
     for min_length in {8, *data.draw(st.lists(st.integers(1, 20), min_size=3, max_size=3))}:
-        spans = search.maximal_spans(arrays, query, min_length, chosen)
+        spans = group.maximal_spans(arrays, query, min_length, chosen)
         assert shards.rows(spans) == reference.maximal_spans(arrays, query, min_length, chosen)
 
 
@@ -87,7 +87,7 @@ def test_strangers_with_the_same_fingerprint_hide_nothing(dtype: DTypeLike) -> N
         strangers += len(prints) - len(np.unique(prints))
     assert strangers > 20
     for sequence in sequences:
-        assert shards.rows(search.maximal_spans(arrays, sequence, 8))[0][:2] == (0, 27)
+        assert shards.rows(group.maximal_spans(arrays, sequence, 8))[0][:2] == (0, 27)
         for at in range(0, 19, 3):
             lo, hi = search.find(arrays, sequence[at : at + 8])
             assert hi - lo == 1
@@ -101,7 +101,7 @@ def test_runs_longer_than_a_block() -> None:
         query = [9, 1, 1, 1, 1, 1, 1, 1, 1, 1, 3, 3, 3, 3, 3, 3, 3, 3, 5, *range(3, 12), *[0] * 30]
         for min_length in (1, 2, 7, 8, 9):
             for chosen in (None, Filter(first=1), Filter(first=2, last=4), Filter(last=2)):
-                spans = search.maximal_spans(arrays, query, min_length, chosen)
+                spans = group.maximal_spans(arrays, query, min_length, chosen)
                 assert shards.rows(spans) == reference.maximal_spans(arrays, query, min_length, chosen)
 
 
@@ -115,7 +115,7 @@ def test_periods_longer_than_any_training_run(period: int) -> None:
     for query in (clean, [5, *clean, 5, *clean], clean[:90] + [5] * 12 + clean[:90], [*clean[:100], 5, *clean[3:]]):
         for min_length in (2, 8, 12, 40):
             for chosen in (None, Filter(first=2), Filter(last=4)):
-                spans = search.maximal_spans(arrays, query, min_length, chosen)
+                spans = group.maximal_spans(arrays, query, min_length, chosen)
                 assert shards.rows(spans) == reference.maximal_spans(arrays, query, min_length, chosen)
 
 
@@ -127,7 +127,7 @@ def test_a_repetition_that_ends_inside_a_longer_match(unit: list[int]) -> None:
         arrays = shards.build([run, [*run, *tail], [*run[1:], 6], [4, *run]])
         for query in (run * 3 + tail, run * 3 + tail + run * 2, [4, *run, *run, *tail, 6], [*run[1:], *run, 6, *tail]):
             for min_length in (2, 8, 12):
-                spans = search.maximal_spans(arrays, query, min_length)
+                spans = group.maximal_spans(arrays, query, min_length)
                 assert shards.rows(spans) == reference.maximal_spans(arrays, query, min_length)
 
 
@@ -142,7 +142,7 @@ def test_many_filters_over_one_shard() -> None:
         for chosen in (Filter(passing=thin), Filter(first=first, last=first + 3), Filter(first=first, passing=thin)):
             lengths = [search.longest_match(arrays, query, at, chosen) for at in range(len(query))]
             assert lengths == reference.longest_matches(arrays, query, chosen)
-            spans = search.maximal_spans(arrays, query, 8, chosen)
+            spans = group.maximal_spans(arrays, query, 8, chosen)
             assert shards.rows(spans) == reference.maximal_spans(arrays, query, 8, chosen)
 
 
@@ -152,7 +152,7 @@ def test_a_range_found_in_vain_is_not_taken_for_a_wider_one() -> None:
     query = [5, *[7] * 40, 6, *[7] * 9, 6, *[7] * 10, 5, *[7] * 30]
     for min_length in (2, 8, 9, 13):
         for chosen in (Filter(first=2), Filter(passing=np.array([0, 0, 1, 0], np.uint8)), Filter(first=3)):
-            spans = search.maximal_spans(arrays, query, min_length, chosen)
+            spans = group.maximal_spans(arrays, query, min_length, chosen)
             assert shards.rows(spans) == reference.maximal_spans(arrays, query, min_length, chosen)
 
 
@@ -161,7 +161,7 @@ def test_a_range_found_in_vain_is_not_taken_for_a_wider_one() -> None:
 )
 def test_queries_may_be_of_any_integers(kind: type) -> None:
     arrays = shards.build([[1, 2, 3, 4, 5, 6, 7, 8, 9]])
-    assert shards.rows(search.maximal_spans(arrays, kind([7, 1, 2, 3, 65535, 1, 2]), 2)) == [
+    assert shards.rows(group.maximal_spans(arrays, kind([7, 1, 2, 3, 65535, 1, 2]), 2)) == [
         (1, 4, 0, 1, 1),
         (5, 7, 0, 1, 1),
     ]
@@ -172,23 +172,23 @@ def test_tokens_that_cannot_match(dtype: DTypeLike) -> None:
     arrays = shards.build([[0, 1, 0, 1], [0, 1]], dtype)
     for token in (arrays.separator, arrays.separator + 1, arrays.separator + 2, -1, -(2**63), 2**64, 2**70):
         query = [0, 1, token, 0, 1, 0]
-        assert [row[:2] for row in shards.rows(search.maximal_spans(arrays, query, 1))] == [(0, 2), (3, 6)]
+        assert [row[:2] for row in shards.rows(group.maximal_spans(arrays, query, 1))] == [(0, 2), (3, 6)]
         assert search.find(arrays, [1, token]) == (0, 0)
         assert search.longest_match(arrays, query, 0) == 2
         assert search.longest_match(arrays, query, 2) == 0
-    assert [row[:2] for row in shards.rows(search.maximal_spans(arrays, [0, 1, -1, 2**63, 0], 1))] == [(0, 2), (4, 5)]
+    assert [row[:2] for row in shards.rows(group.maximal_spans(arrays, [0, 1, -1, 2**63, 0], 1))] == [(0, 2), (4, 5)]
 
 
 def test_empty_and_short_queries() -> None:
     arrays = shards.build([[1, 2, 3]])
-    assert len(search.maximal_spans(arrays, [], 1)) == 0
-    assert len(search.maximal_spans(arrays, [1, 2], 8)) == 0
+    assert len(group.maximal_spans(arrays, [], 1)) == 0
+    assert len(group.maximal_spans(arrays, [1, 2], 8)) == 0
     assert search.longest_match(arrays, [1], 1) == 0
 
 
 def test_shard_of_empty_sequences() -> None:
     arrays = shards.build([[], []])
-    assert len(search.maximal_spans(arrays, list(range(20)), 8)) == 0
+    assert len(group.maximal_spans(arrays, list(range(20)), 8)) == 0
     assert search.find(arrays, [0]) == (0, 0)
 
 
@@ -197,7 +197,7 @@ def test_refused_questions() -> None:
     with pytest.raises(SpanIndexError, match="expected at least one token"):
         search.find(arrays, [])
     with pytest.raises(SpanIndexError, match="min_length >= 1, found 0"):
-        search.maximal_spans(arrays, [1], 0)
+        group.maximal_spans(arrays, [1], 0)
     with pytest.raises(SpanIndexError, match="a start in 0 … 1, found 2"):
         search.longest_match(arrays, [1], 2)
     with pytest.raises(SpanIndexError, match="found float64"):
@@ -207,6 +207,6 @@ def test_refused_questions() -> None:
     with pytest.raises(SpanIndexError, match=r"of shape \[1, 2\]"):
         search.find(arrays, np.array([[1, 2]]))
     with pytest.raises(SpanIndexError, match=r"bool or uint8 \[2\].* found bool \[3\]"):
-        search.maximal_spans(arrays, [1], 1, Filter(passing=np.ones(3, np.bool_)))
+        group.maximal_spans(arrays, [1], 1, Filter(passing=np.ones(3, np.bool_)))
     with pytest.raises(SpanIndexError, match="found int64"):
-        search.maximal_spans(arrays, [1], 1, Filter(passing=np.ones(2, np.int64)))  # type: ignore[arg-type]
+        group.maximal_spans(arrays, [1], 1, Filter(passing=np.ones(2, np.int64)))  # type: ignore[arg-type]

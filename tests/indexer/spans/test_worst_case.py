@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from indexer.spans import search
+from indexer.spans import group, search
 from indexer.spans.arrays import BLOCK, SpanArrays
 from indexer.spans.filters import Filter
 from tests.indexer.spans import shards
@@ -31,14 +31,14 @@ def runs() -> SpanArrays:
     "chosen", [None, Filter(first=1), Filter(last=4, passing=np.arange(26) % 2 == 1), Filter(first=6)]
 )
 def test_a_run_longer_than_any_training_run(runs: SpanArrays, min_length: int, chosen: Filter | None) -> None:
-    spans = search.maximal_spans(runs, np.full(LONG, 7), min_length, chosen)
+    spans = group.maximal_spans(runs, np.full(LONG, 7), min_length, chosen)
     longest = int(spans.end[0])
     assert longest == (1_000 if chosen and chosen.first == 6 else 19_999 if chosen and chosen.last else 20_000)
     assert np.array_equal(spans.start, np.arange(LONG - longest + 1))
     assert np.array_equal(spans.end - spans.start, np.full(len(spans), longest))
     assert len(set(spans.count.tolist())) == 1
     assert spans.work[0] < 300
-    half = search.maximal_spans(runs, np.full(LONG // 2, 7), min_length, chosen)
+    half = group.maximal_spans(runs, np.full(LONG // 2, 7), min_length, chosen)
     assert spans.work[1] < half.work[1] + LONG
     assert spans.work[1] < 1_500 * longest
 
@@ -49,13 +49,13 @@ def test_a_period_longer_than_any_training_repeat(unit: int) -> None:
     cuts = ((0, 9_000), (1, 8_990), (unit // 2, 9_003))
     arrays = shards.build([(pattern * 20_000)[phase : phase + size] for phase, size in cuts])
     query = (pattern * LONG)[:LONG]
-    spans = search.maximal_spans(arrays, query, 8)
+    spans = group.maximal_spans(arrays, query, 8)
     starts = np.arange(LONG)
     ends = np.max([starts + size - (starts - phase) % unit for phase, size in cuts], axis=0).clip(max=LONG)
     maximal = np.diff(np.maximum.accumulate(ends), prepend=0) > 0
     assert np.array_equal(spans.start, starts[maximal])
     assert np.array_equal(spans.end, ends[maximal])
-    half = search.maximal_spans(arrays, query[: LONG // 2], 8)
+    half = group.maximal_spans(arrays, query[: LONG // 2], 8)
     assert spans.work[0] < 2_000
     assert spans.work[1] < half.work[1] + LONG
     assert spans.work[1] < 1_500 * 9_003
@@ -69,7 +69,7 @@ def test_verbatim_copies_joined_at_common_tokens(copies: int) -> None:
     seams = [before[-30:] + after[:30] for before, after in pairwise(documents)]
     arrays = shards.build(documents * copies + seams)
     query = [token for document in documents for token in document]
-    spans = search.maximal_spans(arrays, query, 8)
+    spans = group.maximal_spans(arrays, query, 8)
     assert len(spans) == 2 * len(documents) - 1
     assert spans.count.tolist() == [copies, 1] * (len(documents) - 1) + [copies]
     assert spans.work[0] < 500
@@ -81,7 +81,7 @@ def test_a_long_copy_that_does_not_pass_costs_nothing() -> None:
     text = RNG(1).integers(0, 200, 20_000)
     pieces = [text[at : at + 12].tolist() for at in range(0, 20_000, 6)]
     arrays = shards.build([text.tolist(), text.tolist(), *pieces])
-    spans = search.maximal_spans(arrays, text, 8, Filter(first=2))
+    spans = group.maximal_spans(arrays, text, 8, Filter(first=2))
     assert len(spans) == len(pieces) - 1
     assert spans.work[1] < 60 * len(text)
 
@@ -110,7 +110,7 @@ def test_a_filter_that_no_hit_passes(
     boilerplate: tuple[SpanArrays, NDArray[np.int64]], chosen: Filter, scanned: int
 ) -> None:
     arrays, text = boilerplate
-    spans = search.maximal_spans(arrays, text, 8, chosen)
+    spans = group.maximal_spans(arrays, text, 8, chosen)
     assert len(spans) == 0
     assert spans.work[2] <= 40 * (scanned + 3 * BLOCK)
 
@@ -118,14 +118,14 @@ def test_a_filter_that_no_hit_passes(
 def test_only_short_parts_pass(boilerplate: tuple[SpanArrays, NDArray[np.int64]]) -> None:
     arrays, text = boilerplate
     chosen = Filter(first=10_000, last=13_000)
-    assert shards.rows(search.maximal_spans(arrays, text, 6, chosen)) == [
+    assert shards.rows(group.maximal_spans(arrays, text, 6, chosen)) == [
         (at, at + 6, *search.find(arrays, text[at : at + 6]), 1) for at in range(34)
     ]
 
 
 def test_every_token_of_a_long_query_absent() -> None:
     arrays = shards.build([list(range(5_000))])
-    spans = search.maximal_spans(arrays, np.arange(LONG) + 10_000, 16)
+    spans = group.maximal_spans(arrays, np.arange(LONG) + 10_000, 16)
     assert len(spans) == 0
     assert spans.work[0] <= LONG / 9 + 4
     assert spans.work[1] == 0

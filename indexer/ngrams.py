@@ -1,0 +1,118 @@
+"""A token n-gram in the selected rows: how often, and every place of it page by page, without holding all of them.
+
+Places are ordered by attempt, step, rank, micro-batch, slot and offset: by shard, and by token position in the shard. A page
+ends with a place, and the next one begins after it, on the same generation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from indexer.index_reader import IndexReader
+from indexer.selection import Selection
+from indexer.shard import ShardDamage
+from indexer.spans.search import count, find, page
+from indexer.trace_hits import FoundPlace, describe_places, places_of
+from indexer.trace_records import Hit
+from train_hooks.export_format.errors import QueryError
+
+__all__ = ["NgramCount", "NgramHits", "Place", "count_of_ngram", "hits_of_ngram", "ids_of"]
+
+MAX_PAGE = 1000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NgramCount:
+    """Exposures of an n-gram, and the number of shards that the selection takes something of."""
+
+    count: int
+    shards_searched: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a page ended: a token position of a shard, by the shard's name."""
+
+    shard: str
+    position: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NgramHits:
+    """A page of hits; `last` is None where no more follow."""
+
+    hits: tuple[Hit, ...]
+    last: Place | None
+    shards_searched: int
+
+
+def ids_of(reader: IndexReader, text: str | None, token_ids: Sequence[int] | None) -> list[int]:
+    """The n-gram's token ids: as given, or of the text as it stands. Raises QueryError for none, both, or foreign ids."""
+    if (text is None) == (token_ids is None):
+        raise QueryError("expected either text or token ids")
+    ids = reader.tokenizer.encode(text).token_ids.tolist() if text is not None else list(token_ids or ())
+    if not ids:
+        raise QueryError("expected at least one token, found none")
+    if max(ids) >= reader.info.vocab_size or min(ids) < 0:
+        raise QueryError(f"expected token ids in [0, {reader.info.vocab_size}), found {min(ids)} to {max(ids)}")
+    return ids
+
+
+def count_of_ngram(reader: IndexReader, token_ids: Sequence[int], selection: Selection) -> NgramCount:
+    """How often an n-gram occurs. Raises SpanIndexError for an empty one."""
+    total, selected = 0, reader.select(selection)
+    for item in selected:
+        whole = item.of_length(len(token_ids))
+        lo, hi = find(whole.spans, token_ids)
+        total += count(whole.spans, lo, hi, whole.filter)
+    return NgramCount(count=total, shards_searched=len(selected))
+
+
+def hits_of_ngram(
+    reader: IndexReader,
+    token_ids: Sequence[int],
+    selection: Selection,
+    *,
+    after: Place | None = None,
+    limit: int = 100,
+    context_tokens: int = 24,
+) -> NgramHits:
+    """The `limit` places after a place, each checked against its leaf.
+
+    A shard that turns out to be damaged is left out from then on. Raises QueryError for a limit out of 1 … MAX_PAGE.
+    """
+    if not 1 <= limit <= MAX_PAGE:
+        raise QueryError(f"limit: expected 1 to {MAX_PAGE}, found {limit}")
+    while True:
+        try:
+            return _hits(reader, token_ids, selection, after, limit, context_tokens)
+        except ShardDamage as damage:
+            reader.fail(damage)
+
+
+def _hits(
+    reader: IndexReader,
+    token_ids: Sequence[int],
+    selection: Selection,
+    after: Place | None,
+    limit: int,
+    context_tokens: int,
+) -> NgramHits:
+    ids, visibility = np.asarray(token_ids), reader.visible_under(selection.visibility)
+    places: list[tuple[Place, FoundPlace]] = []
+    selected = reader.select(selection)
+    for item in selected:
+        name, whole = item.shard.info.name, item.of_length(len(ids))
+        if after is not None and name < after.shard:
+            continue
+        lo, hi = find(whole.spans, ids)
+        begin = after.position if after is not None and name == after.shard else None
+        positions = page(whole.spans, lo, hi, whole.filter, after=begin, limit=limit + 1 - len(places))
+        found = places_of(item.shard, positions, ids)
+        places += zip([Place(shard=name, position=at) for at in positions.tolist()], found, strict=True)
+        if len(places) > limit:
+            break
+    last = places[limit - 1][0] if len(places) > limit else None
+    hits = describe_places(reader, [place for _, place in places[:limit]], context_tokens, visibility)
+    return NgramHits(hits=tuple(hits), last=last, shards_searched=len(selected))
