@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from indexer.deadline import DeadlineError
 from train_hooks.export_format.errors import (
     DamageError,
     IncompleteError,
@@ -64,6 +65,7 @@ PROBLEMS: Mapping[str, ProblemKind] = {
     "deadline": ProblemKind(504, "The answer took too long", "ask for less: a shorter text, fewer hits, fewer steps"),
 }  # fmt: skip
 _OF_ERRORS: tuple[tuple[type[KisekiError], str], ...] = (
+    (DeadlineError, "deadline"),
     (QueryError, "query"),
     (RunError, "run"),
     (InputError, "input"),
@@ -94,7 +96,7 @@ class Problem(Exception):
     def of(cls, error: KisekiError) -> "Problem":
         """The problem that an error of ours is. What only the operator should read goes to the log."""
         kind = next((name for of, name in _OF_ERRORS if isinstance(error, of)), "failed")
-        if PROBLEMS[kind].status >= 500 or kind == "run":
+        if kind in ("run", "incomplete", "damage", "failed"):
             _log.error("%s: %s", kind, error)
             return cls(kind, PROBLEMS[kind].title)
         return cls(kind, str(error))

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode, checks
 from schemathesis.specs.openapi import checks as openapi_checks
 
-from search_api import Settings, create_app
+from search_api import Limits, Settings, create_app
 from tests.conftest import TextRun
 from tests.search_api.live_server import live_server
 
@@ -51,7 +51,8 @@ class Described:
 
 @pytest.fixture(scope="module")
 def server(text_run: TextRun) -> Iterator[Described]:
-    with live_server(Settings(run_dirs=(text_run.run_dir,))) as url:
+    limits = Limits(deadline_s=30, jobs_kept=100_000, requests_per_minute=10_000_000, request_burst=1_000_000)
+    with live_server(Settings(run_dirs=(text_run.run_dir,), limits=limits)) as url:
         document = requests.get(f"{url}/openapi.json", timeout=10).json()
         passage = next(iter(text_run.documents.values()))[:60]
         job = requests.post(f"{url}/v1/jobs", json={"items": [{"text": passage}]}, timeout=10).json()["job"]
