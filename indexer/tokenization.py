@@ -65,6 +65,10 @@ class RunTokenizer:
             return [str(text) for text in decoded]
         return [b"".join(table[ids].tolist()).decode("utf-8", "replace") for ids in many]
 
+    def names(self, token_ids: Sequence[int]) -> list[str]:
+        """Each token as the vocabulary spells it; "" for ids that it does not have."""
+        return [self._tokenizer.id_to_token(token_id) or "" for token_id in token_ids]
+
     @cached_property
     def _token_bytes(self) -> npt.NDArray[np.object_] | None:
         return token_bytes(self._tokenizer, self._vocab_size)

@@ -116,12 +116,13 @@ def install(app: FastAPI) -> None:
     """Answer every error of `app` with a problem."""
 
     @app.exception_handler(Problem)
-    async def own(_: Request, error: Problem) -> JSONResponse:
-        return problem_response(error)
+    async def own(request: Request, error: Problem) -> JSONResponse:
+        return problem_response(error, None, **_for_peers(request, error))
 
     @app.exception_handler(KisekiError)
-    async def meant(_: Request, error: KisekiError) -> JSONResponse:
-        return problem_response(Problem.of(error))
+    async def meant(request: Request, error: KisekiError) -> JSONResponse:
+        problem = Problem.of(error)
+        return problem_response(problem, None, **_for_peers(request, problem))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -137,3 +138,8 @@ def install(app: FastAPI) -> None:
         kind = _OF_STATUS.get(error.status_code, "input")
         detail = f"{request.method} {request.url.path[:200]}: {error.detail}"
         return problem_response(Problem(kind, detail), error.headers)
+
+
+def _for_peers(request: Request, problem: Problem) -> dict[str, str]:
+    """infini-gram's clients look for `error`."""
+    return {"error": problem.detail} if request.url.path.startswith("/compat/") else {}

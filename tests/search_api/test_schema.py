@@ -36,7 +36,7 @@ OPERATIONS = {
     ("POST", "/v1/trace:batch"): 3, ("POST", "/v1/count"): 3, ("POST", "/v1/hits"): 3,
     ("GET", "/v1/sequences/{address}"): 1, ("POST", "/v1/sequences:batchGet"): 3, ("POST", "/v1/jobs"): 3,
     ("GET", "/v1/jobs/{job}"): 1, ("GET", "/v1/jobs/{job}/results"): 1, ("GET", "/v1/jobs/{job}/events"): 1,
-    ("DELETE", "/v1/jobs/{job}"): 1,
+    ("DELETE", "/v1/jobs/{job}"): 1, ("POST", "/compat/infinigram"): 1, ("POST", "/compat/infinigram/{index}/attribution"): 1,
 }  # fmt: skip
 
 
@@ -62,11 +62,20 @@ def server(text_run: TextRun) -> Iterator[Described]:
 def narrowed(document: dict[str, Any], passage: str, job: str) -> dict[str, Any]:
     """The description with names, addresses and texts of the run."""
     document = copy.deepcopy(document)
-    names = {"run_id": ["text", "other"], "address": ["text/a1/s1/r0/m0/q0", "text/a1/s999/r0/m0/q0"], "job": [job]}
+    names = {
+        "run_id": ["text", "other"],
+        "index": ["text"],
+        "address": ["text/a1/s1/r0/m0/q0", "text/a1/s999/r0/m0/q0"],
+        "job": [job],
+    }
     fields = {
         "run": {"enum": [None, "text"]},
         "text": {"enum": [passage, passage[:9]]},
         "cursor": {"enum": [None]},
+        "index": {"enum": [None, "text"]},
+        "query_type": {"enum": ["count", "find"]},
+        "query": {"enum": [passage[:9]]},
+        "query_ids": {"enum": [None]},
         "addresses": {"type": "array", "items": {"enum": names["address"]}, "minItems": 1, "maxItems": 3},
     }
     for operations in document["paths"].values():
