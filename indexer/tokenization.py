@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from indexer.statistics.scripts import TokenBytes, bytes_of_tokens
 from indexer.token_bytes import token_bytes
 from train_hooks.export_format.errors import InputError, QueryError, RunError
 from train_hooks.export_format.reader import RunReader
@@ -68,6 +69,11 @@ class RunTokenizer:
     def names(self, token_ids: Sequence[int]) -> list[str]:
         """Each token as the vocabulary spells it; "" for ids that it does not have."""
         return [self._tokenizer.id_to_token(token_id) or "" for token_id in token_ids]
+
+    @cached_property
+    def script_bytes(self) -> TokenBytes:
+        """The bytes of each token, to know scripts by."""
+        return bytes_of_tokens(self._tokenizer, self._vocab_size)
 
     @cached_property
     def _token_bytes(self) -> npt.NDArray[np.object_] | None:
