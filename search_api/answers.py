@@ -13,6 +13,7 @@ __all__ = [
     "CountAnswer",
     "Envelope",
     "HitsAnswer",
+    "InfinigramAnswer",
     "JobAnswer",
     "ProblemAnswer",
     "RunAnswer",
@@ -265,3 +266,9 @@ class JobAnswer(Closed):
     created_unix_s: float
     expires_unix_s: float | None
     detail: str | None
+
+
+class InfinigramAnswer(BaseModel):
+    """As infini-gram documents it for the type of query; `latency` in ms."""
+
+    latency: float

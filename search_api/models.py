@@ -33,13 +33,13 @@ RunId = Annotated[
 
 
 def _example(**fields: Any) -> ConfigDict:
-    return ConfigDict(extra="forbid", json_schema_extra={"examples": [fields]})
+    return ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [fields]})
 
 
 class Message(BaseModel):
     """A chat message."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     role: Annotated[str, Field(max_length=100)] = "user"
     content: Text

@@ -57,6 +57,7 @@ class Limits:
     generation_keep_s: float = _limit(300.0, "seconds that cursors of a replaced generation go on; then 410")
     jobs_kept: int = _limit(64, "jobs known at a time, running and finished; more are 503 `busy`")
     job_result_bytes: int = _limit(64 << 20, "bytes of all results of jobs in memory; beyond, a job fails")
+    job_item_s: float = _limit(30.0, "seconds for one item of a job; then it is a problem in its line")
     job_keep_s: float = _limit(3600.0, "seconds that a finished job's result is kept; then 404")
 
 

@@ -40,6 +40,8 @@ REQUESTS: dict[str, tuple[str, str, Json | None, Action]] = {
     "sequence": ("GET", f"/v1/sequences/{ADDRESS}", None, Action.SEQUENCES),
     "sequences": ("POST", "/v1/sequences:batchGet", {"addresses": [ADDRESS]}, Action.SEQUENCES),
     "job": ("POST", "/v1/jobs", {}, Action.JOBS),
+    "compat": ("POST", "/compat/infinigram", {"query_type": "count", "query": "the"}, Action.HITS),
+    "attribution": ("POST", "/compat/infinigram/packed/attribution", {"response": "the end"}, Action.TRACE),
     "metrics": ("GET", "/metrics", None, Action.METRICS),
 }  # fmt: skip
 
@@ -56,6 +58,8 @@ class Served:
         method, path, body, _ = REQUESTS[name]
         if body is not None and name in ("batch", "job"):
             body = {"items": [more or {"text": "the"}]}
+        elif name in ("compat", "attribution"):
+            body = {**(body or {}), **more}
         elif body is not None and name != "sequences":
             body = {"text": "the", **body, **more}
         return self.client.request(method, path, json=body, headers={"Authorization": f"Bearer {token}"})
@@ -126,7 +130,10 @@ def poorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def test_every_endpoint_is_in_the_matrix(whole: Served) -> None:
     paths = whole.client.get("/openapi.json").json()["paths"]
-    asked = {path.replace(ADDRESS, "{address}").replace("packed", "{run_id}") for _, path, _, _ in REQUESTS.values()}
+    asked = {
+        path.replace(ADDRESS, "{address}").replace("runs/packed", "runs/{run_id}").replace("packed", "{index}")
+        for _, path, _, _ in REQUESTS.values()
+    }
     free = {"/healthz", "/readyz"}
     assert asked | free | {path for path in paths if path.startswith("/v1/jobs/")} == set(paths)
 
@@ -145,7 +152,8 @@ def test_actions(whole: Served, allowed: Action) -> None:
         if name == "runs":
             assert other.json() == {"runs": []}
         elif name not in ("metrics",):
-            assert other.json()["type"] == f"urn:kiseki:problem:{'query' if action in NAMELESS else 'run'}", name
+            kind = "query" if action in NAMELESS and name != "attribution" else "run"
+            assert other.json()["type"] == f"urn:kiseki:problem:{kind}", name
             assert "packed" not in other.json()["detail"].replace("'packed'", "")
         check_problem(whole.ask(name, "kiseki_0_x"), 401, "unauthorized")
 
@@ -181,6 +189,16 @@ def test_restricted_sources_leak_nowhere(whole: Served, poorer: Served, scope: J
         for name in ("trace", "count", "hits"):
             answers = [served.ask(name, token, text=text) for served, token in ((whole, restricted), (poorer, free))]
             found, expected = (plain(answer.json()) for answer in answers)
+            assert found == expected, (name, text)
+        for name, more in (
+            ("compat", {"query": text}),
+            (
+                "attribution",
+                {"response": text, "minimumSpanLength": 2, "maximumFrequency": 1000, "maximumSpanDensity": 1.0},
+            ),
+        ):
+            answers = [served.ask(name, token, **more) for served, token in ((whole, restricted), (poorer, free))]
+            found, expected = ({**answer.json(), "latency": 0} for answer in answers)
             assert found == expected, (name, text)
         shown = json.dumps([span["hits"] for span in whole.ask("trace", restricted, text=text).json()["spans"]])
         assert CLOSED not in shown
