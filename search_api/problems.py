@@ -47,6 +47,7 @@ PROBLEMS: Mapping[str, ProblemKind] = {
     "forbidden": ProblemKind(403, "The key does not allow this", "ask for a key with that action"),
     "not-found": ProblemKind(404, "Nothing here", "look at `/openapi.json` for the paths there are"),
     "run": ProblemKind(404, "No such run", "take one of `GET /v1/runs`"),
+    "document": ProblemKind(404, "No such document", "take one of a hit; the detail names similar ones"),
     "sequence": ProblemKind(404, "No such sequence", "take an address from a hit; a generation holds committed steps alone"),
     "job": ProblemKind(404, "No such job", "jobs belong to the key that made them, and expire"),
     "method": ProblemKind(405, "The path has other methods", "use one of the header `Allow`"),
