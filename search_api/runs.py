@@ -92,7 +92,7 @@ class Runs:
         old, now = run.current, time.monotonic()
         generation = published(old.paths)
         if generation is not None and generation.number != old.generation.number:
-            reader = IndexReader(old.run, old.paths, generation)
+            reader = IndexReader(old.run, old.paths, generation, before=old)
             _warm_up(reader)
             replaced = {**run.replaced, old.generation.number: (now, old)}
             run.replaced, run.current = replaced, reader
