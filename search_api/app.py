@@ -15,14 +15,38 @@ from search_api import problems
 from search_api.answers import ProblemAnswer
 from search_api.http_edge import HttpEdge
 from search_api.problems import MEDIA_TYPE, PROBLEMS
-from search_api.routes import health, infinigram, jobs, ngrams, runs, sequences, traces
+from search_api.routes import (
+    documents,
+    health,
+    infinigram,
+    jobs,
+    ngrams,
+    runs,
+    searches,
+    sequences,
+    sql,
+    steps,
+    traces,
+)
 from search_api.service import Service
 from search_api.settings import Settings
 
 __all__ = ["create_app"]
 
 GZIP_FROM_BYTES = 1000
-_ROUTERS = (health.router, runs.router, traces.router, ngrams.router, sequences.router, jobs.router, infinigram.router)
+_ROUTERS = (
+    health.router,
+    runs.router,
+    traces.router,
+    ngrams.router,
+    searches.router,
+    sequences.router,
+    steps.router,
+    documents.router,
+    sql.router,
+    jobs.router,
+    infinigram.router,
+)
 
 
 def create_app(settings: Settings) -> FastAPI:

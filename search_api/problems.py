@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from indexer.deadline import DeadlineError
+from indexer.sql_sandbox import SqlLimitError
 from train_hooks.export_format.errors import (
     DamageError,
     IncompleteError,
@@ -47,6 +48,7 @@ PROBLEMS: Mapping[str, ProblemKind] = {
     "forbidden": ProblemKind(403, "The key does not allow this", "ask for a key with that action"),
     "not-found": ProblemKind(404, "Nothing here", "look at `/openapi.json` for the paths there are"),
     "run": ProblemKind(404, "No such run", "take one of `GET /v1/runs`"),
+    "document": ProblemKind(404, "No such document", "take one of a hit; the detail names similar ones"),
     "sequence": ProblemKind(404, "No such sequence", "take an address from a hit; a generation holds committed steps alone"),
     "job": ProblemKind(404, "No such job", "jobs belong to the key that made them, and expire"),
     "method": ProblemKind(405, "The path has other methods", "use one of the header `Allow`"),
@@ -96,6 +98,8 @@ class Problem(Exception):
     def of(cls, error: KisekiError) -> "Problem":
         """The problem that an error of ours is. What only the operator should read goes to the log."""
         kind = next((name for of, name in _OF_ERRORS if isinstance(error, of)), "failed")
+        if isinstance(error, SqlLimitError) and error.limit in ("deadline", "busy"):
+            kind = error.limit
         if kind in ("run", "incomplete", "damage", "failed"):
             _log.error("%s: %s", kind, error)
             return cls(kind, PROBLEMS[kind].title)
