@@ -34,11 +34,16 @@ LENGTH, SLOTS, WRITERS, DOCUMENT = 2048, 8, 2, 700
 
 
 def export(run_dir: Path, num: int) -> None:
-    """Write `num` tokens as steps of two writers, micro-batches of 8; documents of 700 tokens, cut as packing does."""
+    """Write `num` real tokens."""
     training, _ = real_tokens(num, 400_000)
-    rows = training.reshape(-1, LENGTH).astype(np.int64)
+    export_tokens(run_dir, training, TOKENIZER)
+
+
+def export_tokens(run_dir: Path, tokens: np.ndarray, tokenizer: Path) -> None:
+    """Write tokens as steps of two writers, micro-batches of 8; documents of 700 tokens, cut as packing does."""
+    rows = tokens.reshape(-1, LENGTH).astype(np.int64)
     file_system = OsFileSystem()
-    spec = RunSpec(sequence_length=LENGTH, vocab_size=VOCAB, tokenizer=TOKENIZER, config={}, run_id="bench")
+    spec = RunSpec(sequence_length=LENGTH, vocab_size=VOCAB, tokenizer=tokenizer, config={}, run_id="bench")
     run = open_or_create_run(file_system, run_dir, spec)
     attempt = claim_attempt(file_system, run_dir, run, num_writers=WRITERS, resume=None, config={})
     secret, per_step = RunReader(run_dir).secret(), SLOTS * WRITERS

@@ -6,6 +6,7 @@ the parts of the catalog, and one rename publishes the new generation. Steps com
 """
 
 import concurrent.futures
+import functools
 import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from indexer.generations import (
     remove_retired,
     write_generation,
 )
+from indexer.imported_metrics import newest_import_unix_s
 from indexer.ingest import StepRange, read_range
 from indexer.parts import sound_parts
 from indexer.parts_update import update_parts
@@ -134,6 +136,7 @@ def _is_current(before: Generation, paths: IndexPaths, intervals: Sequence[StepI
         before.canonical_attempt == _last_attempt(intervals)
         and num_parts == len(before.parts) > 0
         and before.directory == str(paths.index.resolve())
+        and newest_import_unix_s(paths) <= before.created_unix_s
     )
 
 
@@ -199,9 +202,14 @@ def _build_one(run_dir: Path, steps: StepRange) -> StepRange:
     run = RunReader(run_dir)
     attempt = run.attempt(steps.attempt)
     data = read_range(attempt, attempt.writers(), steps)
-    tokenizer = None if run.info.tokenizer_file is None else RunTokenizer(run)
-    build_shard(IndexPaths(run_dir), run, data, tokenizer)
+    build_shard(IndexPaths(run_dir), run, data, _tokenizer_of(run_dir, run.info.tokenizer_sha256))
     return steps
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer_of(run_dir: Path, sha256: str | None) -> RunTokenizer | None:
+    """The run's tokenizer, which takes as long to load as a small shard to build."""
+    return None if sha256 is None else RunTokenizer(RunReader(run_dir))
 
 
 def _covered(infos: Sequence[ShardInfo]) -> dict[int, int]:

@@ -18,6 +18,7 @@ from pathlib import Path
 import duckdb
 
 from indexer.generations import Generation
+from indexer.imported_metrics import insert_imported_metrics
 from indexer.ingest import late_records
 from indexer.parts import PART_SCHEMAS
 from indexer.paths import IndexPaths
@@ -25,7 +26,7 @@ from indexer.shard import ShardInfo
 from train_hooks.export_format.lineage import StepInterval
 from train_hooks.export_format.reader import AttemptReader, RunReader, WriterLog
 
-__all__ = ["TABLES", "AttemptState", "catalog_files", "connect_catalog", "create_views", "write_catalog"]
+__all__ = ["TABLES", "AttemptState", "catalog_files", "connect_catalog", "create_views", "sql_path", "write_catalog"]
 
 TABLES = """
 CREATE TABLE run_table (run_id VARCHAR, generation BIGINT, created TIMESTAMP, sequence_length BIGINT, token_dtype VARCHAR,
@@ -37,6 +38,8 @@ CREATE TABLE shard_table (shard VARCHAR, attempt INTEGER, first_step BIGINT, las
                           num_segments BIGINT, num_tokens BIGINT, size_bytes BIGINT);
 CREATE TABLE late_record_table (attempt INTEGER, global_step BIGINT, dp_rank INTEGER, kind VARCHAR, unix_time_s DOUBLE,
                                 name VARCHAR, value DOUBLE, text VARCHAR);
+CREATE TABLE imported_metric_table (attempt INTEGER, global_step BIGINT, unix_time_s DOUBLE, name VARCHAR, value DOUBLE,
+                                    origin VARCHAR);
 """
 
 
@@ -73,6 +76,7 @@ def write_catalog(
         _insert_shards(connection, shards)
         _insert_late_records(connection, generation, states)
         create_views(connection, run.info.run_id, intervals, paths.index.resolve(), list(generation.parts))
+        insert_imported_metrics(connection, paths)
         connection.execute("CHECKPOINT")
 
 
@@ -80,7 +84,7 @@ def connect_catalog(paths: IndexPaths, generation: int) -> duckdb.DuckDBPyConnec
     """A read-only connection of the caller's own, which finds the parts wherever the index is now."""
     connection = duckdb.connect(str(paths.catalog(generation)), read_only=True)
     connection.execute("SET enable_progress_bar = false")  # it is printed to standard output
-    connection.execute("SET VARIABLE kiseki_index = ?", [_no_pattern(str(paths.index.resolve()))])
+    connection.execute("SET VARIABLE kiseki_index = ?", [sql_path(str(paths.index.resolve()))])
     return connection
 
 
@@ -108,7 +112,7 @@ def create_views(
         f"CREATE MACRO sequence_address(attempt, global_step, dp_rank, microbatch, slot) AS {_literal(run_id)} || '/a' || "
         "attempt || '/s' || global_step || '/r' || dp_rank || '/m' || microbatch || '/q' || slot"
     )
-    directory = f"coalesce(getvariable('kiseki_index'), {_literal(_no_pattern(str(index)))})"
+    directory = f"coalesce(getvariable('kiseki_index'), {_literal(sql_path(str(index)))})"
     for name in PART_SCHEMAS:
         files = ", ".join(_literal(f"/parts/{part}/{name}.parquet") for part in parts)
         connection.execute(
@@ -123,7 +127,7 @@ def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _no_pattern(path: str) -> str:
+def sql_path(path: str) -> str:
     """A path as read_parquet takes it, which would read * ? [ in it as a pattern."""
     return "".join(f"[{character}]" if character in "*?[" else character for character in path)
 

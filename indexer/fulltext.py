@@ -6,7 +6,7 @@
     global_step, dp_rank, unit   numbers, as columns; `unit` says which stretch of the shard the document is
 
 Neither text nor tokens are stored: they are in the span index. What a sequence has outside its segments, or all of it where
-it has none, are documents too, without source. One thread writes, so documents stand in the order of the shard.
+it has none, are documents too, without source.
 
 The engine aborts by a panic where its files are damaged; that becomes FullTextDamage here.
 """

@@ -20,7 +20,7 @@ from indexer.paths import IndexPaths
 from indexer.recent import Recent
 from indexer.selection import SelectedShard, Selection, select_of_shard
 from indexer.shard import OldShard, Shard, ShardDamage
-from indexer.spans.group import TOGETHER, SpanGroup, span_group
+from indexer.spans.group import SpanGroup, span_group
 from indexer.tokenization import RunTokenizer
 from indexer.tombstones import TombstoneFile
 from indexer.visibility import EVERYTHING, Visibility, VisibleShard, visible_shard
@@ -31,6 +31,7 @@ from train_hooks.export_format.records import RunInfo, Segment, SequenceAddress
 
 __all__ = ["IndexReader", "PackedSequence"]
 
+MANY_SHARDS = 8
 NUM_VISIBLE, NUM_FREQUENCIES = 256, 16
 HIDDEN = "\u2588"
 
@@ -123,8 +124,8 @@ class IndexReader:
 
     @cached_property
     def executor(self) -> Executor | None:
-        """Threads to search parts of the `span_group` side by side; None where one part is all."""
-        if len(self.shards) <= TOGETHER:
+        """Threads to search shards side by side; None where they are too few to be worth it."""
+        if len(self.shards) < MANY_SHARDS:
             return None
         return ThreadPoolExecutor(min(len(self.shards), os.cpu_count() or 1), thread_name_prefix="kiseki-search")
 
@@ -145,6 +146,24 @@ class IndexReader:
             return np.ones(len(sequence.tokens), np.bool_)
         begin = int(sequence.shard.spans.sequence_starts[sequence.ordinal])
         return visible.mask(begin, begin + len(sequence.tokens))
+
+    def visible_sizes(self, visibility: Visibility) -> tuple[int, int]:
+        """(sequences of which something may be seen, tokens that may be), of all steps."""
+        visibility, num_sequences, num_tokens = self.visible_under(visibility), 0, 0
+        for shard in self.shards:
+            visible = self.visible_shard(shard, visibility)
+            if visible is None:
+                num_sequences += shard.info.num_sequences
+                num_tokens += shard.info.num_tokens
+            else:
+                ordinals, lengths = visible.seen(shard.spans.sequence_starts)
+                num_sequences += len(np.unique(ordinals))
+                num_tokens += int(lengths.sum())
+        return num_sequences, num_tokens
+
+    def check_tombstones(self) -> None:
+        """Raises DamageError where the tombstones cannot be read."""
+        self._tombstones.visibility()
 
     def log_probabilities(self, visibility: Visibility) -> npt.NDArray[np.float64]:
         """Natural logarithm of each token id's frequency in what is visible, f64 [vocab_size]."""
@@ -218,7 +237,7 @@ class IndexReader:
         What is hidden is null, and U+2588 for each token in the text; so are segments of which nothing is visible.
         """
         visible = self.visible_tokens(sequence, self.visible_under(visibility))
-        segments = [self._describe_segment(sequence, segment, visible) for segment in sequence.segments]
+        segments = [self.describe_segment(sequence, segment, visible) for segment in sequence.segments]
         return {
             "address": str(sequence.address),
             "generation": self.generation.number,
@@ -231,9 +250,10 @@ class IndexReader:
             "redacted": not bool(visible.all()),
         }
 
-    def _describe_segment(
+    def describe_segment(
         self, sequence: PackedSequence, segment: Segment, visible: npt.NDArray[np.bool_]
     ) -> dict[str, Any]:
+        """A segment as `describe` has it; `visible` as `visible_tokens` gives it."""
         place = slice(segment.start, segment.start + segment.length)
         if segment.length and not visible[place].any():
             hidden = dict.fromkeys(("source", "document_id", "document_token_offset", "text"))

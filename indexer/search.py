@@ -11,27 +11,23 @@ Counts are of segments, and exact. A shard that turns out to be damaged is left 
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal
 
 import tantivy
 
-from indexer.fulltext import FullTextDamage, FullTextHit
+from indexer.fulltext import FullTextHit
 from indexer.index_reader import IndexReader
-from indexer.query.compiler import Frequencies, ShardCompiler, filtered, numbers_query, value_query
-from indexer.query.parser import MAX_NUMBER, parse
-from indexer.query.patterns import Pattern, PatternMaker
-from indexer.query.records import Node, NumberRange, Value, leaves
+from indexer.query.compiler import filtered, numbers_query
+from indexer.query.patterns import Pattern
 from indexer.search_cursor import Cursor, Place
-from indexer.search_facets import facets_of, step_edges, wanted_facets
+from indexer.search_facets import facets_of, wanted_facets
+from indexer.search_plan import Question, ShardQuery, ask_shards, plan, question_of
 from indexer.search_records import Facets, SearchHit, SearchResult
-from indexer.search_visibility import visible_query
-from indexer.selection import Selection, step_interval
+from indexer.selection import Selection
 from indexer.shard import Shard, ShardDamage
 from indexer.snippets import snippet_of
-from indexer.trace_input import as_if_after_space
-from indexer.visibility import EVERYTHING
 from train_hooks.export_format.errors import QueryError
 
 __all__ = ["MAX_DEPTH_OF_PAGES", "MAX_LIMIT", "SearchOptions", "Sort", "search"]
@@ -39,8 +35,6 @@ __all__ = ["MAX_DEPTH_OF_PAGES", "MAX_LIMIT", "SearchOptions", "Sort", "search"]
 MAX_LIMIT, MAX_DEPTH_OF_PAGES = 1000, 10_000
 Sort = Literal["relevance", "step", "step_desc"]
 Ranked = tuple[float | Place, Shard, FullTextHit]
-R = TypeVar("R")
-S = TypeVar("S")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,36 +54,12 @@ class SearchOptions:
             raise QueryError(f"sort: expected relevance, step or step_desc, found {self.sort!r}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Question:
-    """A query made ready: its records, and the patterns of its leaves."""
-
-    node: Node
-    patterns: Mapping[Node, Sequence[Pattern]]
-    options: SearchOptions
-
-    def highlighted(self) -> list[Pattern]:
-        """Patterns of the leaves that are not negated."""
-        kept = [leaf for leaf, negated in leaves(self.node) if not negated]
-        return [pattern for leaf in dict.fromkeys(kept) for pattern in self.patterns.get(leaf, ())]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _ShardQuery:
-    """The question as the engine is asked it in one shard."""
-
-    shard: Shard
-    query: tantivy.Query
-
-
 def search(reader: IndexReader, query: str, options: SearchOptions | None = None) -> SearchResult:
     """Search a run. Raises QueryError for a query that does not parse, or asks for what the run does not have, or for more
     than the limits; ShardDamage where no shard is left."""
     started = time.perf_counter()
     options = options or SearchOptions()
-    node = parse(query)
-    _check_selection(options.selection)
-    question = _Question(node=node, patterns=_patterns(reader, node, query), options=options)
+    question = question_of(reader, query, options.selection)
     asked = repr((query, options.sort, options.selection))
     cursor = Cursor() if options.cursor is None else Cursor.of_text(options.cursor, reader.generation.number, asked)
     if options.sort == "relevance" and cursor.offset + options.limit > MAX_DEPTH_OF_PAGES:
@@ -98,28 +68,21 @@ def search(reader: IndexReader, query: str, options: SearchOptions | None = None
         )
     while True:
         try:
-            return _search(reader, query, question, asked, cursor, started)
+            return _search(reader, query, question, options, asked, cursor, started)
         except ShardDamage as damage:
             reader.fail(damage)
 
 
-def _check_selection(selection: Selection) -> None:
-    """What the engine could not be asked."""
-    if selection.dp_rank is not None and selection.dp_rank > MAX_NUMBER:
-        raise QueryError(f"dp_rank: expected numbers up to {MAX_NUMBER}, found {selection.dp_rank}")
-    for name in ("source", "document_id"):
-        value = getattr(selection, name)
-        try:
-            (value or "").encode()
-        except UnicodeEncodeError as error:
-            raise QueryError(f"{name}: expected text, found half a character in {value!r}") from error
-
-
 def _search(
-    reader: IndexReader, query: str, question: _Question, asked: str, cursor: Cursor, started: float
+    reader: IndexReader,
+    query: str,
+    question: Question,
+    options: SearchOptions,
+    asked: str,
+    cursor: Cursor,
+    started: float,
 ) -> SearchResult:
-    options = question.options
-    plans, edges = _plans(reader, question)
+    plans, edges = plan(reader, question)
     count, ranked = _ranked(reader, plans, options, cursor)
     facets = _facets(reader, plans, edges) if options.facets else None
     patterns = question.highlighted()
@@ -146,133 +109,36 @@ def _search(
     )
 
 
-def _patterns(reader: IndexReader, node: Node, query: str) -> dict[Node, Sequence[Pattern]]:
-    def tokenize(text: str) -> list[list[int]]:
-        encoded = (reader.tokenizer.encode(text), as_if_after_space(reader.tokenizer, text))
-        return [variant.token_ids.tolist() for variant in encoded]
-
-    has_tokenizer = reader.info.tokenizer_file is not None
-    maker = PatternMaker(query=query, vocab_size=reader.info.vocab_size, tokenize=tokenize if has_tokenizer else None)
-    return {leaf: maker.patterns_of(leaf) for leaf, _ in leaves(node) if not isinstance(leaf, NumberRange | Value)}
-
-
-def _plans(reader: IndexReader, question: _Question) -> tuple[list[_ShardQuery], tuple[int, ...]]:
-    """The shards to ask and what, and the edges of the bins of steps."""
-    exact = {pattern for found in question.patterns.values() for pattern in found if pattern.is_exact}
-    terms: set[tuple[str, str]] = {(pattern.field, term) for pattern in exact for term in pattern.terms}
-    in_shards = {
-        shard.info.name: counted for shard, counted in zip(reader.shards, _counted(reader, terms), strict=True)
-    }
-    visibility = reader.visible_under(question.options.selection.visibility)
-    seen = {shard.info.name: visible_query(reader, shard, visibility) for shard in reader.shards}
-    visible = in_shards if visibility == EVERYTHING else _visible_counts(reader, terms, seen)
-    in_index = Frequencies(
-        num_documents=sum(counted.num_documents for counted in visible.values()),
-        of_term={term: sum(counted.of_term[term] for counted in visible.values()) for term in terms},
-    )
-    plans, first, last = [], None, 0
-    for shard in reader.shards:
-        steps = step_interval(shard, question.options.selection, reader.canonical)
-        if steps is None:
-            continue
-        first, last = min(first if first is not None else steps[0], steps[0]), max(last, steps[1])
-        compiler = ShardCompiler(
-            schema=shard.full_text.schema,
-            attempt=shard.info.attempt,
-            patterns=question.patterns,
-            in_shard=in_shards[shard.info.name],
-            in_index=in_index,
-        )
-        filters = list(_filters(shard, steps, question.options.selection))
-        if (visible_part := seen[shard.info.name]) is not None:
-            filters.append(visible_part)
-        plans.append(_ShardQuery(shard=shard, query=filtered(compiler.compile(question.node), filters)))
-    return plans, () if first is None else step_edges(first, last)
-
-
-def _counted(reader: IndexReader, terms: set[tuple[str, str]]) -> list[Frequencies]:
-    def counted(shard: Shard) -> Frequencies:
-        index = shard.full_text
-        of_term = {(name, term): index.document_frequency(name, term) for name, term in terms}
-        return Frequencies(num_documents=index.num_documents, of_term=of_term)
-
-    return _over(reader, reader.shards, lambda shard: shard, counted)
-
-
-def _visible_counts(
-    reader: IndexReader, terms: set[tuple[str, str]], seen: Mapping[str, tantivy.Query | None]
-) -> dict[str, Frequencies]:
-    """How many visible segments there are, and hold each term, by shard name."""
-
-    def counted(shard: Shard) -> Frequencies:
-        index, filters = shard.full_text, [query for query in (seen[shard.info.name],) if query is not None]
-
-        def number(query: tantivy.Query) -> int:
-            return index.first(filtered(query, filters), 0, last=False)[0]
-
-        of_term = {(name, term): number(value_query(index.schema, name, term)) for name, term in terms}
-        return Frequencies(num_documents=number(tantivy.Query.all_query()), of_term=of_term)
-
-    found = _over(reader, reader.shards, lambda shard: shard, counted)
-    return {shard.info.name: counts for shard, counts in zip(reader.shards, found, strict=True)}
-
-
-def _filters(shard: Shard, steps: tuple[int, int], selection: Selection) -> Iterator[tantivy.Query]:
-    index, schema = shard.full_text, shard.full_text.schema
-    if steps != (shard.info.first_step, shard.info.last_step):
-        yield numbers_query(schema, "global_step", steps[0], steps[1] + 1)
-    if selection.lineage == "canonical" and index.document_frequency("status", "applied") < index.num_documents:
-        yield value_query(schema, "status", "applied")
-    if selection.dp_rank is not None:
-        yield numbers_query(schema, "dp_rank", selection.dp_rank, selection.dp_rank + 1)
-    if selection.source is not None:
-        yield value_query(schema, "source", selection.source)
-    if selection.document_id is not None:
-        yield value_query(schema, "document", selection.document_id)
-
-
-def _over(reader: IndexReader, items: Sequence[R], shard_of: Callable[[R], Shard], ask: Callable[[R], S]) -> list[S]:
-    """`ask` of each, side by side where there are many. Raises ShardDamage that names the shard."""
-
-    def named(item: R) -> S:
-        try:
-            return ask(item)
-        except FullTextDamage as error:
-            raise ShardDamage(shard_of(item).info.name, str(error)) from error
-
-    return list(reader.executor.map(named, items) if reader.executor is not None else map(named, items))
-
-
 def _ranked(
-    reader: IndexReader, plans: Sequence[_ShardQuery], options: SearchOptions, cursor: Cursor
+    reader: IndexReader, plans: Sequence[ShardQuery], options: SearchOptions, cursor: Cursor
 ) -> tuple[int, list[Ranked]]:
     """(how many match in all, this page of them)."""
     if options.sort == "relevance":
         depth = cursor.offset + options.limit
-        found = _over(reader, plans, _shard_of, lambda plan: plan.shard.full_text.best(plan.query, depth))
+        found = ask_shards(reader, plans, lambda asked: asked.shard.full_text.best(asked.query, depth))
         ranked: list[Ranked] = [
-            (-(hit.score or 0.0), plan.shard, hit) for plan, (_, hits) in zip(plans, found, strict=True) for hit in hits
+            (-(hit.score or 0.0), asked.shard, hit)
+            for asked, (_, hits) in zip(plans, found, strict=True)
+            for hit in hits
         ]
         ranked.sort(key=lambda item: item[0])  # stable: by shard, then as the engine has them
         return sum(count for count, _ in found), ranked[cursor.offset : depth]
     is_last = options.sort == "step_desc"
 
-    def page(plan: _ShardQuery) -> tuple[int, list[FullTextHit]]:
-        index = plan.shard.full_text
-        rest = filtered(plan.query, list(_after(plan.shard, cursor.after, is_last=is_last)))
+    def page(asked: ShardQuery) -> tuple[int, list[FullTextHit]]:
+        index = asked.shard.full_text
+        rest = filtered(asked.query, list(_after(asked.shard, cursor.after, is_last=is_last)))
         count, hits = index.first(rest, options.limit, last=is_last)
-        return (count if cursor.after is None else index.first(plan.query, 0)[0]), hits
+        return (count if cursor.after is None else index.first(asked.query, 0)[0]), hits
 
-    found = _over(reader, plans, _shard_of, page)
+    found = ask_shards(reader, plans, page)
     placed = [
-        (_place(plan.shard, hit), plan.shard, hit) for plan, (_, hits) in zip(plans, found, strict=True) for hit in hits
+        (_place(asked.shard, hit), asked.shard, hit)
+        for asked, (_, hits) in zip(plans, found, strict=True)
+        for hit in hits
     ]
     placed.sort(key=lambda item: item[0], reverse=is_last)
     return sum(count for count, _ in found), list(placed[: options.limit])
-
-
-def _shard_of(plan: _ShardQuery) -> Shard:
-    return plan.shard
 
 
 def _place(shard: Shard, hit: FullTextHit) -> Place:
@@ -299,11 +165,11 @@ def _after(shard: Shard, place: Place | None, *, is_last: bool) -> Iterator[tant
         yield numbers_query(schema, "global_step", place.global_step + (name < place.shard), None)
 
 
-def _facets(reader: IndexReader, plans: Sequence[_ShardQuery], edges: tuple[int, ...]) -> Facets:
+def _facets(reader: IndexReader, plans: Sequence[ShardQuery], edges: tuple[int, ...]) -> Facets:
     if not plans:
         return facets_of([], edges)
     wanted = wanted_facets(edges)
-    found = _over(reader, plans, _shard_of, lambda plan: plan.shard.full_text.aggregate(plan.query, wanted))
+    found = ask_shards(reader, plans, lambda asked: asked.shard.full_text.aggregate(asked.query, wanted))
     return facets_of(found, edges)
 
 

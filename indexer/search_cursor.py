@@ -38,7 +38,8 @@ class Cursor:
     def of_text(cls, text: str, generation: int, question: str) -> "Cursor":
         """Raises QueryError for a cursor of another question or generation, or none at all."""
         parts = text.split(".")
-        if len(parts) not in (3, 6) or not all(part.isascii() and part.isdigit() for part in (parts[0], *parts[2:5])):
+        numbers = (parts[0], *parts[2:5])
+        if len(parts) not in (3, 6) or not all(_is_number(part) for part in numbers):
             raise QueryError(f"cursor: expected one that a search gave, found {text[:60]!r}")
         if int(parts[0]) != generation:
             raise QueryError(
@@ -48,6 +49,10 @@ class Cursor:
             raise QueryError("cursor: it is of another query, sort or selection; search again from the start")
         after = None if len(parts) == 3 else Place(global_step=int(parts[3]), unit=int(parts[4]), shard=parts[5])
         return cls(offset=int(parts[2]), after=after)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 19
 
 
 def _digest(question: str) -> str:

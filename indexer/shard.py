@@ -6,6 +6,7 @@
     records.parquet     step records: metrics and gaps, one row a number
     statuses.parquet    status of each step
     unigrams.npy        how often each token id occurs, i64
+    document_*.npy      segments by document (indexer.document_index)
     anchors.npy         Bloom filter of a sample of token n-grams, u64 (indexer.statistics.anchors)
     text/               full text and n-grams (indexer.fulltext)
     shard.json          the manifest: what it covers, and SHA-256 and size of every other file; written last
@@ -33,6 +34,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from indexer.document_index import DocumentIndex, build_document_index, open_document_index, write_document_index
 from indexer.fulltext import FullTextDamage, FullTextIndex, FullTextUnit, build_full_text
 from indexer.ingest import RangeData, StepRange, tensors_commitments, tokens_of
 from indexer.paths import BUILDING, IndexPaths
@@ -162,6 +164,7 @@ def build_shard(paths: IndexPaths, run: RunReader, data: RangeData, tokenizer: R
         (_STATUSES, data.statuses),
     ):
         pq.write_table(table, building / name, compression="zstd", write_page_checksum=True)
+    write_document_index(building, segments)
     units = segment_units(segments, starts + np.arange(len(starts)))
     build_full_text(building / _TEXT, _full_text(rows, segments, units, tokens, tokenizer), len(tokens))
     info = ShardInfo(
@@ -379,6 +382,11 @@ class Shard:
         return self._read(_STATUSES)
 
     @cached_property
+    def documents(self) -> DocumentIndex:
+        """Segments by document."""
+        return open_document_index(self.directory) or build_document_index(self.segments)
+
+    @cached_property
     def _segment_firsts(self) -> npt.NDArray[np.int64]:
         ordinals = self.segments.column("ordinal").to_numpy()
         return np.searchsorted(ordinals, np.arange(self.info.num_sequences + 1))
@@ -434,6 +442,11 @@ class Shard:
             )
         ]
 
+    def segment_at(self, row: int) -> Segment:
+        """The segment of a row of `segments`."""
+        start, length, source, document_id, offset = (column[row].as_py() for column in self._segment_columns)
+        return Segment(start=start, length=length, source=source, document_id=document_id, document_token_offset=offset)
+
     @cached_property
     def _segment_columns(self) -> tuple[pa.Array, ...]:
         names = ("start", "length", "source", "document_id", "document_token_offset")
@@ -467,7 +480,7 @@ class Shard:
 
     def _read(self, name: str) -> pa.Table:
         """A metadata table; its bytes are hashed before they are parsed."""
-        return pq.read_table(pa.BufferReader(self._checked_bytes(name))).combine_chunks()
+        return pq.ParquetFile(pa.BufferReader(self._checked_bytes(name))).read().combine_chunks()
 
     def _checked_bytes(self, name: str) -> bytes:
         path = self.directory / name

@@ -5,6 +5,7 @@ each other, a phrase with slop at each of its terms. n-grams are looked for in t
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ __all__ = ["SNIPPET_CHARACTERS", "snippet_of"]
 
 SNIPPET_CHARACTERS = 240
 BEFORE = 60
-MAX_HIGHLIGHTS = 200
+MAX_HIGHLIGHTS, MAX_NGRAM_HIGHLIGHTS = 200, 20
 Decode = Callable[[npt.NDArray[np.integer]], str]
 
 
@@ -26,9 +27,10 @@ def snippet_of(tokens: npt.NDArray[np.integer], decode: Decode, patterns: Sequen
     """The stretch of the tokens' text with most kinds of matches, then with most of them."""
     text = decode(tokens)
     located = located_terms(text if any(pattern.field == "text" for pattern in patterns) else "")
+    character_of = functools.cache(lambda token: len(decode(tokens[:token])))
     found: list[tuple[int, int, int]] = []
     for kind, pattern in enumerate(patterns):
-        places = _in_text(located, pattern) if pattern.field == "text" else _in_tokens(tokens, decode, pattern)
+        places = _in_text(located, pattern) if pattern.field == "text" else _in_tokens(tokens, character_of, pattern)
         found += [(start, end, kind) for start, end in places]
     found.sort()
     start = _best_start(text, found)
@@ -97,13 +99,14 @@ def _next_to_each_other(terms: list[str], wanted: list[str]) -> Iterator[int]:
                 yield at
 
 
-def _in_tokens(tokens: npt.NDArray[np.integer], decode: Decode, pattern: Pattern) -> list[tuple[int, int]]:
-    wanted = np.array([int(term) for term in pattern.terms])
-    if len(wanted) > len(tokens):
-        return []
-    windows = np.lib.stride_tricks.sliding_window_view(tokens, len(wanted))
-    starts = np.flatnonzero((windows == wanted).all(axis=1))[:20]
-    return [(len(decode(tokens[:at])), len(decode(tokens[: at + len(wanted)]))) for at in starts.tolist()]
+def _in_tokens(
+    tokens: npt.NDArray[np.integer], character_of: Callable[[int], int], pattern: Pattern
+) -> list[tuple[int, int]]:
+    wanted = [int(term) for term in pattern.terms]
+    starts = [
+        at for at in np.flatnonzero(tokens == wanted[0]).tolist() if tokens[at : at + len(wanted)].tolist() == wanted
+    ]
+    return [(character_of(at), character_of(at + len(wanted))) for at in starts[:MAX_NGRAM_HIGHLIGHTS]]
 
 
 def _within_distance(wanted: str, found: str, distance: int) -> bool:

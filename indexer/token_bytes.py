@@ -5,19 +5,16 @@ token stands for bytes whatever stands beside it. A character of a token is one 
 character outside of it (a special token) stands for its own UTF-8.
 """
 
-import json
-
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 
 __all__ = ["token_bytes"]
 
 
 def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> npt.NDArray[np.object_] | None:
     """`bytes` of each id, object [vocab_size], empty for ids that are none; None where tokens are no bytes of their own."""
-    decoder = json.loads(tokenizer.to_str())["decoder"]
-    if decoder is None or decoder["type"] != "ByteLevel":
+    if not isinstance(tokenizer.decoder, decoders.ByteLevel):
         return None
     table = np.full(vocab_size, b"", object)
     for token, token_id in tokenizer.get_vocab(with_added_tokens=True).items():

@@ -78,6 +78,12 @@ class VisibleShard:
         stretch = np.searchsorted(self.starts, positions, side="right") - 1
         return self.visible[stretch] & (positions + length <= self.ends[stretch])
 
+    def seen(self, sequence_starts: Positions) -> tuple[Positions, Positions]:
+        """Ordinal and number of tokens, without separators, of each stretch in which something is seen."""
+        lengths = np.minimum(self.starts[1:], sequence_starts[self.ordinal + 1] - 1) - self.starts[:-1]
+        chosen = self.visible & (lengths > 0)
+        return self.ordinal[chosen], lengths[chosen]
+
     def mask(self, begin: int, end: int) -> npt.NDArray[np.bool_]:
         """Whether each position of [begin, end) is visible, bool [end - begin]."""
         first, last = np.searchsorted(self.starts, [begin, end - 1], side="right") - 1

@@ -1,88 +1,113 @@
-"""`create_app(settings)`: the routes of /v1. Each translates a request, calls one function, and returns plain data."""
+"""`create_app(settings)`: routes, problems and the HTTP edge around one `Service`."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+import logging
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.middleware.gzip import GZipMiddleware
 
-from indexer.index_reader import IndexReader
-from indexer.trace import trace
 from search_api import problems
-from search_api.models import TraceRequest
-from search_api.runs import Runs
+from search_api.answers import ProblemAnswer
+from search_api.http_edge import HttpEdge
+from search_api.problems import MEDIA_TYPE, PROBLEMS
+from search_api.routes import health, infinigram, jobs, ngrams, runs, sequences, traces
+from search_api.service import Service
 from search_api.settings import Settings
-from train_hooks.export_format.records import SequenceAddress
 
 __all__ = ["create_app"]
 
+GZIP_FROM_BYTES = 1000
+_ROUTERS = (health.router, runs.router, traces.router, ngrams.router, sequences.router, jobs.router, infinigram.router)
+
 
 def create_app(settings: Settings) -> FastAPI:
-    """The API over the runs of `settings`. Raises KisekiError where a run cannot be opened."""
+    """The API over the runs of `settings`. Raises KisekiError where a run, the keys or the read log cannot be opened."""
+    service = Service.of(settings)
     app = FastAPI(
         title="kiseki",
         version="1",
         summary="Traces text to the steps, ranks, sequences and documents of a training run.",
+        lifespan=_lifespan,
+        redirect_slashes=False,
     )
-    runs = Runs(settings.run_dirs)
+    app.state.service = service
     problems.install(app)
-    _limit_bodies(app, settings.max_body_bytes)
-
-    @app.get("/healthz", summary="Whether the process answers")
-    def health() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @app.get("/v1/runs", summary="The runs of this server")
-    def list_runs() -> dict[str, Any]:
-        return {"runs": [_run(runs.reader(run_id)) for run_id in runs.ids()]}
-
-    @app.get("/v1/runs/{run_id}", summary="One run: its sizes, attempts and index")
-    def get_run(run_id: str) -> dict[str, Any]:
-        reader = runs.reader(run_id)
-        return {**_run(reader), "attempts": reader.sql("SELECT * FROM attempts ORDER BY attempt")}
-
-    @app.post("/v1/trace", summary="Text → spans → exposures → documents")
-    def post_trace(request: TraceRequest) -> JSONResponse:
-        prompt, text = request.prompt_and_text()
-        found = trace(
-            runs.reader(request.run), text, token_ids=request.token_ids, prompt=prompt, options=request.options()
-        )
-        return JSONResponse(found.to_json())
-
-    @app.get("/v1/sequences/{address:path}", summary="One packed sequence by its address")
-    def get_sequence(address: str) -> dict[str, Any]:
-        wanted = SequenceAddress.parse(address)
-        reader = runs.reader(wanted.run_id)
-        return reader.describe(reader.sequence(wanted))
-
+    for router in _ROUTERS:
+        app.include_router(router)
+    app.add_middleware(GZipMiddleware, minimum_size=GZIP_FROM_BYTES, compresslevel=5)
+    app.add_middleware(HttpEdge, limits=settings.limits, metrics=service.metrics)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    if settings.log:
+        _log_to_standard_error()
     return app
 
 
-def _run(reader: IndexReader) -> dict[str, Any]:
-    infos = [shard.info for shard in reader.shards]
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Warm up before the first request; then look for new generations until the end."""
+    service: Service = app.state.service
+    await asyncio.to_thread(service.runs.warm_up)
+    watcher = asyncio.create_task(_watch(service))
+    try:
+        yield
+    finally:
+        watcher.cancel()
+        with suppress(asyncio.CancelledError):
+            await watcher
+        service.close()
+
+
+async def _watch(service: Service) -> None:
+    while True:
+        await asyncio.sleep(service.settings.limits.reload_interval_s)
+        await asyncio.to_thread(service.runs.reload)
+        service.jobs.expire()
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The description, with every problem that a route may answer, and the key."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, summary=app.summary, routes=app.routes, tags=app.openapi_tags
+        )
+        schemas = document["components"]["schemas"]
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        schemas["Problem"] = ProblemAnswer.model_json_schema()
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+                operation["responses"].update(_problem_responses())
+                if path.startswith(("/v1", "/compat", "/metrics")):
+                    operation["security"] = [{"key": []}, {}]
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _problem_responses() -> Mapping[str, Any]:
+    """By status, the kinds of problems that have it."""
+    kinds: dict[str, list[str]] = {}
+    for name, kind in PROBLEMS.items():
+        kinds.setdefault(str(kind.status), []).append(f"`{name}`: {kind.title}")
+    schema = {"$ref": "#/components/schemas/Problem"}
     return {
-        "run_id": reader.info.run_id,
-        "generation": reader.generation.number,
-        "shards_total": len(reader.generation.shards),
-        "shards_failed": len(reader.failed),
-        "sequence_length": reader.info.sequence_length,
-        "vocab_size": reader.info.vocab_size,
-        "num_sequences": sum(info.num_sequences for info in infos),
-        "num_tokens": sum(info.num_tokens for info in infos),
-        "last_step": max(info.last_step for info in infos),
+        status: {"description": "; ".join(texts), "content": {MEDIA_TYPE: {"schema": schema}}}
+        for status, texts in kinds.items()
     }
 
 
-def _limit_bodies(app: FastAPI, max_body_bytes: int) -> None:
-    @app.middleware("http")
-    async def limit(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        length = request.headers.get("content-length")
-        if request.method == "POST" and (length is None or not length.isdigit() or int(length) > max_body_bytes):
-            body = {
-                "type": "urn:kiseki:problem:body",
-                "title": "Body too large or of unknown length",
-                "status": 413,
-                "detail": f"expected a body of at most {max_body_bytes} bytes with a Content-Length",
-            }
-            return JSONResponse(body, status_code=413, media_type="application/problem+json")
-        return await call_next(request)
+def _log_to_standard_error() -> None:
+    """Requests as JSON lines, the server's own words as plain ones."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name in ("kiseki.requests", "kiseki.server"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(logging.INFO)
+        logger.propagate = False

@@ -1,20 +1,47 @@
-"""A Python client of the API. Answers are the API's JSON; problems become KisekiError with their detail."""
+"""The Python client of the API, for programs that wait. `search_api.async_client` is the same for programs that do not.
 
+    with Client("http://127.0.0.1:8700") as client:
+        found = client.trace("what a model wrote", min_length=6)
+        for hit in client.hits("a phrase"):
+            ...
+
+Answers are the API's JSON; problems become ApiError, those of 4xx RequestError.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import httpx
+import pyarrow as pa
 
-from train_hooks.export_format.errors import InputError, KisekiError
+from search_api.client_answers import ApiError, Found, Json, RequestError, Table, Traced
+from search_api.client_requests import (
+    ARROW,
+    HITS_AT_ONCE,
+    SEQUENCES_AT_ONCE,
+    ClientOptions,
+    Request,
+    SelectionArguments,
+    TraceArguments,
+    get,
+    ngram_body,
+    sequence_path,
+    trace_body,
+)
 
-__all__ = ["Client"]
+__all__ = ["ApiError", "Client", "ClientOptions", "Hits", "Job", "RequestError"]
 
 
 class Client:
-    """One server. Use it as a context manager, or call `close`."""
+    """One server. Use it as a context manager, or call `close`. Safe to share between threads."""
 
-    def __init__(self, base_url: str, *, timeout_s: float = 30.0) -> None:
-        self._http = httpx.Client(base_url=base_url, timeout=timeout_s)
+    def __init__(self, base_url: str, options: ClientOptions | None = None) -> None:
+        self._options = options or ClientOptions()
+        self._http = httpx.Client(base_url=base_url, timeout=self._options.timeout_s, headers=self._options.headers())
 
     def __enter__(self) -> Self:
         return self
@@ -26,24 +53,150 @@ class Client:
         """Give the connections back."""
         self._http.close()
 
-    def runs(self) -> list[dict[str, Any]]:
-        """`GET /v1/runs`."""
-        return list(self._answer(self._http.get("/v1/runs"))["runs"])
+    def runs(self) -> list[Json]:
+        """The runs that the key may ask."""
+        return list(self._json(get("/v1/runs"))["runs"])
 
-    def trace(self, text: str, **request: Any) -> dict[str, Any]:
-        """`POST /v1/trace`; the keywords are the fields of the request."""
-        return self._answer(self._http.post("/v1/trace", json={"text": text, **request}))
+    def run(self, run_id: str) -> Json:
+        """One run with its attempts."""
+        return self._json(get(f"/v1/runs/{run_id}"))
 
-    def sequence(self, address: str) -> dict[str, Any]:
-        """`GET /v1/sequences/{address}`."""
-        return self._answer(self._http.get(f"/v1/sequences/{address}"))
+    def trace(self, text: str | None = None, **arguments: Unpack[TraceArguments]) -> Traced:
+        """Trace a text, token ids or chat messages."""
+        return Traced(self._json(Request(method="POST", path="/v1/trace", body=trace_body(text, arguments))))
 
-    @staticmethod
-    def _answer(response: httpx.Response) -> dict[str, Any]:
-        if response.is_success:
-            return dict(response.json())
-        try:
-            detail = str(response.json()["detail"])
-        except (ValueError, KeyError, TypeError):
-            detail = f"the server answered {response.status_code}"
-        raise (InputError if response.status_code < 500 else KisekiError)(detail)
+    def count(self, ngram: str | Sequence[int], **arguments: Unpack[SelectionArguments]) -> int:
+        """How often an n-gram (text, or token ids) occurs."""
+        body = ngram_body(ngram, arguments)
+        return int(self._json(Request(method="POST", path="/v1/count", body=body))["count"])
+
+    def hits(
+        self, ngram: str | Sequence[int], *, context_tokens: int = 24, **arguments: Unpack[SelectionArguments]
+    ) -> "Hits":
+        """Every place of an n-gram; pages are fetched as they are needed."""
+        return Hits(self, {**ngram_body(ngram, arguments), "context_tokens": context_tokens})
+
+    def sequence(self, address: str) -> Found:
+        """One packed sequence."""
+        return Found(self._json(get(sequence_path(address))))
+
+    def sequences(self, addresses: Sequence[str]) -> Table:
+        """Packed sequences of one run, in the order of their addresses, without those that the index does not hold."""
+        tables = []
+        for start in range(0, len(addresses), SEQUENCES_AT_ONCE):
+            body = {"addresses": list(addresses[start : start + SEQUENCES_AT_ONCE])}
+            tables.append(self._table("/v1/sequences:batchGet", body)[0])
+        return Table(pa.concat_tables(tables) if tables else pa.table({}))
+
+    def trace_batch(self, items: Sequence[Mapping[str, Any]], run: str | None = None) -> Iterator[Json]:
+        """Trace several, each yielded as it is done: its `index`, and its `trace` or `problem`. Few; more are a job."""
+        request = Request(
+            method="POST",
+            path="/v1/trace:batch",
+            body={"items": list(items), "run": run},
+            accept="application/x-ndjson",
+        )
+        with closing(self._streamed(request)) as response:
+            for line in response.iter_lines():
+                yield json.loads(line)
+
+    def job(self, items: Sequence[Mapping[str, Any]], run: str | None = None) -> "Job":
+        """Start a job of many traces."""
+        body = {"items": list(items), "run": run}
+        return Job(self, self._json(Request(method="POST", path="/v1/jobs", body=body, is_question=False))["job"])
+
+    def _json(self, request: Request) -> Json:
+        return dict(self._sent(request).json())
+
+    def _table(self, path: str, body: Json) -> tuple[pa.Table, str | None]:
+        """A page of rows, and the cursor of the next one."""
+        response = self._sent(Request(method="POST", path=path, body=body, accept=ARROW))
+        return pa.ipc.open_stream(response.content).read_all(), response.headers.get("kiseki-next-cursor")
+
+    def _sent(self, request: Request) -> httpx.Response:
+        return request.check(self._retried(request, stream=False))
+
+    def _streamed(self, request: Request) -> httpx.Response:
+        response = self._retried(request, stream=True)
+        if not response.is_success:
+            response.read()
+        return request.check(response)
+
+    def _retried(self, request: Request, *, stream: bool) -> httpx.Response:
+        tries = 0
+        while True:
+            tries += 1
+            response, lost = None, None
+            try:
+                response = self._http.send(request.build(self._http), stream=stream)
+                if response.is_success:
+                    return response
+            except httpx.TransportError as error:
+                lost = error
+            wait_s = self._options.wait_s(tries, response, is_question=request.is_question)
+            if wait_s is None and response is not None:
+                return response
+            if wait_s is None:
+                raise ApiError(0, "", f"the server does not answer: {lost}", "") from lost
+            time.sleep(wait_s)
+
+
+class Hits:
+    """The places of an n-gram. Iterate over them, or take all as a table."""
+
+    def __init__(self, client: Client, body: Json) -> None:
+        self._client, self._body = client, {**body, "limit": HITS_AT_ONCE}
+
+    def pages(self) -> Iterator[pa.Table]:
+        """Page after page, all of one generation."""
+        body = self._body
+        while True:
+            table, cursor = self._client._table("/v1/hits", body)
+            yield table
+            if cursor is None:
+                return
+            body = {**self._body, "cursor": cursor}
+
+    def __iter__(self) -> Iterator[Json]:
+        for page in self.pages():
+            yield from page.to_pylist()
+
+    def to_arrow(self) -> pa.Table:
+        """All of them."""
+        return pa.concat_tables(list(self.pages()))
+
+    def to_pandas(self) -> Any:
+        """All of them as a data frame. Raises InputError without pandas."""
+        return Table(self.to_arrow()).to_pandas()
+
+
+class Job:
+    """A job on the server."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self._client, self.name = client, name
+
+    def state(self) -> Json:
+        """How far it is."""
+        return self._client._json(get(f"/v1/jobs/{self.name}"))
+
+    def wait(self, progress: Callable[[int, int], None] | None = None, *, interval_s: float = 0.5) -> Json:
+        """Its state once it is over; `progress` takes (done, in all)."""
+        while True:
+            state = self.state()
+            if progress is not None:
+                progress(state["num_done"], state["num_items"])
+            if state["expires_unix_s"] is not None:
+                return state
+            time.sleep(interval_s)
+
+    def results(self) -> Iterator[Json]:
+        """What is done of it: each `index`, and its `trace` or `problem`."""
+        request = Request(method="GET", path=f"/v1/jobs/{self.name}/results", accept="application/x-ndjson")
+        with closing(self._client._streamed(request)) as response:
+            for line in response.iter_lines():
+                yield json.loads(line)
+
+    def cancel(self) -> None:
+        """Stop it, and forget its results."""
+        self._client._json(Request(method="DELETE", path=f"/v1/jobs/{self.name}"))

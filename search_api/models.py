@@ -1,74 +1,156 @@
-"""What requests look like. Answers are the records of `indexer`, as plain data."""
+"""What requests look like. Each has an example that runs on the demo's data; unknown fields are refused."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from indexer.selection import Selection
-from indexer.trace import MIN_LENGTH_DEFAULT, TraceOptions
+from indexer.trace import MIN_LENGTH_DEFAULT
 from indexer.trace_input import text_of_messages
+from indexer.visibility import Visibility
+from search_api.settings import REQUEST
 from train_hooks.export_format.errors import QueryError
 
-__all__ = ["Message", "TraceRequest"]
+__all__ = [
+    "BatchGetRequest",
+    "CountRequest",
+    "HitsRequest",
+    "JobRequest",
+    "Message",
+    "SelectionFields",
+    "TraceBatchRequest",
+    "TraceItem",
+    "TraceRequest",
+]
 
-Count = Annotated[int, Field(ge=0, le=2**53)]
+EXAMPLE_TEXT = "Desire and expectation rolled into one."
+Number = Annotated[int, Field(ge=0, le=2**53)]
+Text = Annotated[str, Field(max_length=REQUEST.text_characters)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**53, strict=True)]], Field(max_length=REQUEST.token_ids)]
+RunId = Annotated[
+    str | None, Field(max_length=100, description="Run id; may be left out where the key may ask one run alone.")
+]
+
+
+def _example(**fields: Any) -> ConfigDict:
+    return ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [fields]})
 
 
 class Message(BaseModel):
     """A chat message."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     role: Annotated[str, Field(max_length=100)] = "user"
-    content: Annotated[str, Field(max_length=500_000)]
+    content: Text
 
 
-class TraceRequest(BaseModel):
-    """What to trace (text, token ids, or chat messages whose last one is the output), and which rows count."""
+class SelectionFields(BaseModel):
+    """Which rows count. The default is every exposure: applied steps on the canonical lineage."""
 
-    model_config = ConfigDict(extra="forbid")
+    before_step: Annotated[
+        Number | None,
+        Field(description="Only steps before this one: a checkpoint of step N has seen those before N + 1."),
+    ] = None
+    first_step: Number | None = None
+    last_step: Annotated[Number | None, Field(description="Included.")] = None
+    attempt: Annotated[Number | None, Field(description="This attempt alone, superseded or not.")] = None
+    dp_rank: Number | None = None
+    source: Annotated[
+        str | None, Field(max_length=1000, description="Hits that begin in a document of this source.")
+    ] = None
+    document_id: Annotated[str | None, Field(max_length=10_000, description="Hits that begin in this document.")] = None
+    lineage: Annotated[
+        Literal["canonical", "all"], Field(description="`all` takes superseded and skipped steps as well.")
+    ] = "canonical"
 
-    run: Annotated[str | None, Field(description="Run id; may be left out where the server has one run.")] = None
-    text: Annotated[str | None, Field(max_length=500_000)] = None
-    token_ids: Annotated[list[Count] | None, Field(max_length=100_000)] = None
-    messages: Annotated[list[Message] | None, Field(max_length=1000)] = None
-    prompt: Annotated[str, Field(max_length=500_000, description="Counts for the relevance of documents.")] = ""
-    min_length: Annotated[int, Field(ge=1, le=10_000)] = MIN_LENGTH_DEFAULT
-    before_step: Annotated[Count | None, Field(description="Only steps before this one.")] = None
-    first_step: Count | None = None
-    last_step: Count | None = None
-    attempt: Count | None = None
-    dp_rank: Count | None = None
-    source: Annotated[str | None, Field(max_length=1000)] = None
-    document_id: Annotated[str | None, Field(max_length=10_000)] = None
-    lineage: Literal["canonical", "all"] = "canonical"
-    max_spans: Annotated[int | None, Field(ge=0, le=10_000)] = None
-    num_hits: Annotated[int, Field(ge=0, le=100)] = 5
-    context_tokens: Annotated[int, Field(ge=0, le=512)] = 24
+    def selection(self, visibility: Visibility) -> Selection:
+        """The same for `indexer`, of what may be seen. Raises QueryError for steps that fall."""
+        return Selection(visibility=visibility, **{name: getattr(self, name) for name in SelectionFields.model_fields})
+
+
+class TraceItem(SelectionFields):
+    """One thing to trace: text, token ids, or chat messages whose last one is the output."""
+
+    model_config = _example(text=EXAMPLE_TEXT, min_length=4)
+
+    text: Text | None = None
+    token_ids: TokenIds | None = None
+    messages: Annotated[list[Message] | None, Field(max_length=REQUEST.messages)] = None
+    prompt: Annotated[Text, Field(description="Counts for the relevance of documents alone.")] = ""
+    min_length: Annotated[int, Field(ge=1, le=REQUEST.min_length)] = MIN_LENGTH_DEFAULT
+    max_spans: Annotated[
+        int | None,
+        Field(ge=0, le=REQUEST.spans, description="Spans with hits; by default 5% of the tokens, at least 5."),
+    ] = None
+    num_hits: Annotated[int, Field(ge=0, le=REQUEST.hits)] = 5
+    context_tokens: Annotated[int, Field(ge=0, le=REQUEST.context_tokens)] = 24
 
     def prompt_and_text(self) -> tuple[str, str | None]:
         """(prompt, output). Raises QueryError where both text and messages are given."""
         if self.messages is None:
             return self.prompt, self.text
-        if self.text is not None:
-            raise QueryError("expected either text or messages, found both")
+        if self.text is not None or self.token_ids is not None:
+            raise QueryError("expected one of text, token_ids and messages, found several")
         return text_of_messages([message.model_dump() for message in self.messages])
 
-    def options(self) -> TraceOptions:
-        """The same for `indexer.trace`."""
-        return TraceOptions(
-            min_length=self.min_length,
-            selection=Selection(
-                before_step=self.before_step,
-                first_step=self.first_step,
-                last_step=self.last_step,
-                attempt=self.attempt,
-                dp_rank=self.dp_rank,
-                lineage=self.lineage,
-                source=self.source,
-                document_id=self.document_id,
-            ),
-            max_spans=self.max_spans,
-            num_hits=self.num_hits,
-            context_tokens=self.context_tokens,
-        )
+
+class TraceRequest(TraceItem):
+    """What to trace, and in which run."""
+
+    run: RunId = None
+
+
+class TraceBatchRequest(BaseModel):
+    """Several traces of one run."""
+
+    model_config = _example(items=[{"text": EXAMPLE_TEXT, "min_length": 4}])
+
+    run: RunId = None
+    items: Annotated[list[TraceItem], Field(min_length=1, max_length=REQUEST.batch_traces)]
+
+
+class JobRequest(BaseModel):
+    """Many traces of one run, to be done in the background."""
+
+    model_config = _example(items=[{"text": EXAMPLE_TEXT, "min_length": 4}])
+
+    run: RunId = None
+    items: Annotated[list[TraceItem], Field(min_length=1, max_length=REQUEST.job_traces)]
+
+
+class NgramRequest(SelectionFields):
+    """A token n-gram: text that the run's tokenizer cuts into tokens as it stands, or token ids."""
+
+    run: RunId = None
+    text: Text | None = None
+    token_ids: TokenIds | None = None
+
+
+class CountRequest(NgramRequest):
+    """What to count."""
+
+    model_config = _example(text="Desire and expectation")
+
+
+class HitsRequest(NgramRequest):
+    """What to find every place of, a page at a time."""
+
+    model_config = _example(text=" and expectation", limit=10)
+
+    limit: Annotated[int, Field(ge=1, le=REQUEST.page_rows)] = 100
+    context_tokens: Annotated[int, Field(ge=0, le=REQUEST.context_tokens)] = 24
+    cursor: Annotated[
+        str | None,
+        Field(max_length=2000, description="`next_cursor` of the page before; the rest of the body the same."),
+    ] = None
+
+
+class BatchGetRequest(BaseModel):
+    """Sequences by address, of one run."""
+
+    model_config = _example(addresses=["demo-run/a1/s1/r0/m0/q0"])
+
+    addresses: Annotated[
+        list[Annotated[str, Field(max_length=300)]], Field(min_length=1, max_length=REQUEST.batch_sequences)
+    ]

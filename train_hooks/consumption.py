@@ -75,10 +75,11 @@ class Consumption:
         """A counting forward: what is to be staged for it, if anything. strict: compare every byte, raise if in doubt."""
         with self._lock:
             self._step.num_forwards += 1
-            oldest = self._pending[0] if self._pending and not strict else None
-            if oldest is not None:  # the usual case, told fast
+            if self._pending and not strict:  # the usual case, told fast
+                oldest = self._pending[0]
+                tokens = oldest.sources[oldest.name]
                 for value in (*args, *kwargs.values()):
-                    if oldest.is_untouched(value):
+                    if value is tokens and oldest.is_untouched():
                         self._take(oldest)
                         return oldest
             fed = plain_tensors((args, kwargs))
@@ -128,7 +129,8 @@ class Consumption:
             self._check(global_step, step, len(consumed) + step.num_late, trained=trained)
             if step.num_late:
                 return _EndOfLateStep(self, global_step, consumed, trained)
-            self._forget_skipped(consumed)
+            if self._pending:
+                self._forget_skipped(consumed)
             return None
 
     @staticmethod
@@ -212,7 +214,7 @@ class Consumption:
 
     def _forget_skipped(self, consumed: Sequence[int]) -> None:
         """What was fetched before the oldest micro-batch of this step, and is still there, was left out."""
-        if consumed and self._pending:
+        if consumed:
             oldest = min(consumed)
             for snapshot in [snapshot for snapshot in self._pending if snapshot.number < oldest]:
                 self._remove(snapshot)
@@ -277,7 +279,7 @@ class _LateForward:
     def resolve(self) -> StagedMicrobatch | None:
         found = self._consumption.resolve_late(self._copies)
         for copy in self._copies:
-            self._consumption.pool.give(copy.buffer, pinned=copy.pinned)
+            self._consumption.pool.give(copy)
         return None if found is None else found.resolve()
 
 

@@ -46,7 +46,7 @@ _STEP_BYTES = 1024
 class ExporterOptions:
     """Limits of the queue and of group commit. One sync serves at most `group_bytes` of staged memory."""
 
-    max_queue_bytes: int = 128 << 20
+    max_queue_bytes: int = 64 << 20
     block_timeout_s: float = 120.0
     group_interval_s: float = 1.0
     group_bytes: int = 16 << 20
@@ -78,7 +78,8 @@ class Exporter:
         self._wanted = False
         self._closing = False
         self._error: BaseException | None = None
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._work, name=f"kiseki-writer-r{dp_rank}", daemon=True)
         self._thread.start()
@@ -126,7 +127,8 @@ class Exporter:
 
         After an InputError nothing has happened: what was staged is still staged.
         """
-        self._check_open()
+        if self._error is not None or self._closing:
+            self._check_open()
         if global_step != self._committed_step + 1:
             raise InputError(
                 f"expected commit of step {self._committed_step + 1}, found {global_step}; a training that resumes gives "
@@ -202,7 +204,7 @@ class Exporter:
 
     def _put(self, step: CommitRequest) -> None:
         options = self._options
-        with self._changed:
+        with self._lock:
             if self._has_room(step):
                 self._enqueue(step)
                 return

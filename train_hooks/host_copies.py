@@ -1,23 +1,56 @@
 """Copies of tensors in CPU memory that nobody else writes to, made without waiting for anything.
 
 - On the CPU a copy goes into a buffer of a pool, to which the writer thread gives it back; fresh memory would cost more
-  than the copy.
+  than the copy. int64 is narrowed to int32 on the way, where no value is lost: what costs is the memory written to.
 - A tensor on a device is cloned there, in the order of the training stream, and the clone is sent to pinned memory on a
   stream of its own. Nobody waits but the writer thread, for the event behind the copy. (Reviewed against the
   documentation of `torch.cuda.Stream` and of the caching allocator, not run on a GPU.)
 """
 
+import functools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["BufferPool", "HostCopy", "copy_tensor"]
+from train_hooks.narrow_kernels import Kernels, kernels
+
+__all__ = ["BufferPool", "HostCopy", "copy_narrowed", "copy_tensor"]
 
 _MAX_POOL_BYTES = 32 << 20
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclass(slots=True)
+class HostCopy:
+    """A copy in CPU memory, complete once `wait` has returned. `view`: (size, stride, offset) in `buffer`, or all of it.
+
+    narrowed: the tensor is int64, and `buffer` holds its values as int32; then address and numel are the buffer's.
+    """
+
+    buffer: Tensor
+    view: tuple[tuple[int, ...], tuple[int, ...], int] | None = None
+    wait: Callable[[], None] | None = None
+    pinned: bool = False
+    narrowed: bool = False
+    address: int = 0
+    numel: int = 0
+
+    def tensor(self) -> Tensor:
+        """The copied tensor; waits for a device's copy."""
+        values = self.values()
+        return values.to(torch.int64) if self.narrowed else values
+
+    def values(self) -> Tensor:
+        """The copied tensor, in int32 where it is narrowed; waits for a device's copy."""
+        if self.wait is not None:
+            self.wait()
+            self.wait = None
+        return self.buffer if self.view is None else self.buffer.as_strided(*self.view)
 
 
 class BufferPool:
@@ -25,6 +58,12 @@ class BufferPool:
 
     def __init__(self) -> None:
         self._free: dict[tuple[torch.dtype, torch.Size, bool], deque[Tensor]] = {}
+        self._narrowed: dict[torch.Size, deque[HostCopy]] = {}
+
+    @functools.cached_property
+    def kernels(self) -> Kernels:
+        """The compiled passes, where the training thread finds them fast."""
+        return kernels()
 
     def take(self, dtype: torch.dtype, shape: torch.Size, *, pinned: bool = False) -> Tensor:
         """A tensor of any content."""
@@ -36,30 +75,41 @@ class BufferPool:
                 pass
         return torch.empty(shape, dtype=dtype, pin_memory=pinned)
 
-    def give(self, buffer: Tensor, *, pinned: bool = False) -> None:
-        """Hand back what `take` gave; beyond 32 MiB of a kind the oldest is left to the allocator."""
-        key = (buffer.dtype, buffer.shape, pinned)
-        free = self._free.get(key)
-        if free is None:
-            free = self._free.setdefault(key, deque(maxlen=_MAX_POOL_BYTES // max(1, buffer.nbytes)))
-        free.append(buffer)
+    def take_narrowed(self, shape: torch.Size) -> HostCopy:
+        """A copy of int64 values, to be filled."""
+        free = self._narrowed.get(shape)
+        if free:
+            try:
+                return free.pop()
+            except IndexError:
+                pass
+        buffer = torch.empty(shape, dtype=torch.int32)
+        return HostCopy(buffer, narrowed=True, address=buffer.data_ptr(), numel=buffer.numel())
+
+    def give(self, copy: HostCopy) -> None:
+        """Hand back the memory of a copy; beyond 32 MiB of a kind the oldest is left to the allocator."""
+        buffer = copy.buffer
+        if copy.narrowed:
+            copy.view = None
+            _kept(self._narrowed, buffer.shape, buffer.nbytes).append(copy)
+        else:
+            _kept(self._free, (buffer.dtype, buffer.shape, copy.pinned), buffer.nbytes).append(buffer)
 
 
-@dataclass(slots=True)
-class HostCopy:
-    """A copy in CPU memory, complete once `wait` has returned. `view`: (size, stride, offset) in `buffer`, or all of it."""
+def _kept(free: dict[K, deque[V]], key: K, nbytes: int) -> deque[V]:
+    found = free.get(key)
+    return free.setdefault(key, deque(maxlen=_MAX_POOL_BYTES // max(1, nbytes))) if found is None else found
 
-    buffer: Tensor
-    view: tuple[tuple[int, ...], tuple[int, ...], int] | None = None
-    wait: Callable[[], None] | None = None
-    pinned: bool = False
 
-    def tensor(self) -> Tensor:
-        """The copied tensor; waits for a device's copy."""
-        if self.wait is not None:
-            self.wait()
-            self.wait = None
-        return self.buffer if self.view is None else self.buffer.as_strided(*self.view)
+def copy_narrowed(source: Tensor, pool: BufferPool) -> HostCopy | None:
+    """A copy in half the bytes; None where `source` is not int64 in plain CPU memory, or holds a value that int32 does not."""
+    if not (source.dtype is torch.int64 and type(source) is Tensor and source.is_cpu and source.is_contiguous()):
+        return None
+    copy = pool.take_narrowed(source.shape)
+    if pool.kernels.narrow(source.data_ptr(), copy.address, copy.numel):
+        pool.give(copy)
+        return None
+    return copy
 
 
 def copy_tensor(source: Tensor, pool: BufferPool) -> HostCopy:

@@ -5,6 +5,7 @@ It also remembers which tensors it was taken from, so that a forward's tensors c
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,18 +15,19 @@ from torch import Tensor
 from train_hooks.batches import NamedTensors
 from train_hooks.export_format.records import Segment
 from train_hooks.exporter import StagedMicrobatch
-from train_hooks.host_copies import BufferPool, HostCopy, copy_tensor
+from train_hooks.host_copies import BufferPool, HostCopy, copy_narrowed, copy_tensor
 
 __all__ = ["Snapshot", "tokens_digest"]
 
 Array = npt.NDArray[np.generic]
-_SAMPLES = 2
+_SAMPLES = 2  # of each sequence
+_UNCOUNTED = -1  # the version of a tensor of inference mode
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _identity(tensor: Tensor) -> tuple[int, int]:
     """Which tensor this is and how often it was changed. Holds for as long as somebody keeps the tensor."""
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), _UNCOUNTED if tensor.is_inference() else tensor._version
 
 
 class Snapshot:
@@ -34,26 +36,29 @@ class Snapshot:
     Implements `LateMicrobatch`: the arrays are made on the writer thread.
     """
 
+    __slots__ = (
+        "_array", "_copies", "_identities", "_pool", "_sample_index", "_segments", "_shape", "name", "num_slots", "number",
+        "sequence_length", "size_bytes", "sources",
+    )  # fmt: skip
+
     def __init__(self, batch: NamedTensors, pool: BufferPool) -> None:
-        tokens = batch.tensors[batch.tokens]
         self.number = 0
-        self.name = batch.tokens
-        self._shape = tokens.shape
+        self.name, tensors, segments, index = batch
+        self.sources: Mapping[str, Tensor] = tensors
+        self._shape = tensors[self.name].shape
         self.num_slots, self.sequence_length = self._shape
-        self.sources: Mapping[str, Tensor] = batch.tensors
-        self._identities = {name: _identity(tensor) for name, tensor in batch.tensors.items()}
         self._pool = pool
-        self._segments: tuple[tuple[Segment, ...], ...] = ()
-        if batch.segments is not None:
-            self._segments = tuple(tuple(of_slot) for of_slot in batch.segments)
-        self._copies = _copy_all(batch.tensors, pool)
         self._array: Array | None = None
-        self._samples, self._sampled = _sampled(tokens)
-        index = batch.sample_index
+        self._segments: tuple[tuple[Segment, ...], ...] = ()
+        if segments is not None:
+            self._segments = tuple(tuple(of_slot) for of_slot in segments)
         self._sample_index = copy_tensor(index, pool) if isinstance(index, Tensor) else index
-        self.size_bytes = 256 * self.num_slots
+        self._identities = {name: _identity(tensor) for name, tensor in tensors.items()}
+        self._copies = _copy_all(tensors, pool)
+        size_bytes = 256 * self.num_slots
         for copy in self._copies.values():
-            self.size_bytes += copy.buffer.nbytes
+            size_bytes += copy.buffer.nbytes
+        self.size_bytes = size_bytes
 
     @property
     def on_cpu(self) -> bool:
@@ -76,19 +81,22 @@ class Snapshot:
             return False
         return changed or fed.is_inference() or fed._version == version
 
-    def is_untouched(self, fed: object) -> bool:
-        """Fast and sure only if True: `fed` is the very tensor, and nothing of the micro-batch was changed since."""
-        samples = self._samples
-        source = self.sources.get(self.name)
-        if samples is None or source is None or fed is not source:
-            return False
-        identities = self._identities
-        if source.data_ptr() != identities[self.name][0] or source.shape != self._shape:
+    def is_untouched(self) -> bool:
+        """Fast and sure only if True: nothing of the micro-batch was changed since it was fetched."""
+        name, identities = self.name, self._identities
+        source = self.sources[name]
+        address = source.data_ptr()
+        if address != identities[name][0] or source.shape != self._shape:
             return False  # given other memory by `set_` or `data`
-        for name, other in self.sources.items():
-            if other.is_inference() or other._version != identities[name][1]:
+        for other_name, other in self.sources.items():
+            version = identities[other_name][1]
+            if version == _UNCOUNTED or other._version != version:
                 return False
-        return samples.tobytes() == self._sampled
+        copy = self._copies[name]
+        if copy.narrowed and copy.view is None:
+            step = self.sequence_length // _SAMPLES or 1
+            return self._pool.kernels.alike(address, copy.address, self.num_slots, self.sequence_length, step)
+        return type(source) is Tensor and source.is_cpu and source.layout is torch.strided and self.looks_like(source)
 
     def looks_like(self, fed: Tensor) -> bool:
         """Whether a few tokens of each sequence are those of `fed`, which `could_be` it, on the CPU."""
@@ -105,7 +113,7 @@ class Snapshot:
 
     def _arrays(self, fed: Tensor) -> tuple[Array, Array]:
         if self._array is None:
-            self._array = self._copies[self.name].tensor().numpy()
+            self._array = self._copies[self.name].values().numpy()
         ours, theirs = self._array, fed.numpy()
         if theirs.shape == ours.shape:
             return ours, theirs
@@ -124,13 +132,14 @@ class Snapshot:
                 self.copy_again(name)
 
     def copy_again(self, name: str) -> None:
-        """Replace our copy of a tensor by one of what the trainer's tensor holds now."""
-        source = self.sources[name]
-        if source.is_cpu:
-            self._copies[name].tensor().copy_(source.detach())
-        else:
-            self._copies[name] = copy_tensor(source, self._pool)
-        self._identities[name] = _identity(source)
+        """Replace our copy of a tensor, and of those that share its memory, by one of what the trainer's holds now."""
+        old = self._copies[name]
+        sharing = {other: self.sources[other] for other, copy in self._copies.items() if copy.buffer is old.buffer}
+        self._array = None
+        self._copies.update(_copy_all(sharing, self._pool))
+        if old.wait is None:  # else a device may still write to it
+            self._pool.give(old)
+        self._identities[name] = _identity(self.sources[name])
 
     def differing(self, named: Mapping[str, Tensor]) -> str | None:
         """Name of the first of `named` (CPU) that is one of ours by name and shape, and differs in its bytes."""
@@ -154,7 +163,6 @@ class Snapshot:
     def forget_sources(self) -> None:
         """Let go of the trainer's tensors."""
         self.sources = {}
-        self._samples = None
 
     def resolve(self) -> StagedMicrobatch:
         """The micro-batch as arrays. Called once, on the writer thread."""
@@ -188,22 +196,17 @@ class Snapshot:
         copies = {id(copy.buffer): copy for copy in self._copies.values()}
         self._copies = {}
         for copy in copies.values():
-            self._pool.give(copy.buffer, pinned=copy.pinned)
-
-
-def _sampled(tokens: Tensor) -> tuple[Array | None, bytes]:
-    """A few tokens of each sequence in the trainer's memory, and what they are now. None for what is not plain memory."""
-    if type(tokens) is not Tensor or not tokens.is_cpu or tokens.layout is not torch.strided:
-        return None, b""
-    samples = tokens.numpy()[:, :: tokens.shape[1] // _SAMPLES or 1]
-    return samples, samples.tobytes()
+            self._pool.give(copy)
 
 
 def _copy_all(tensors: Mapping[str, Tensor], pool: BufferPool) -> dict[str, HostCopy]:
     copies: dict[str, HostCopy] = {}
     views: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        if tensor.layout is not torch.strided:
+        narrowed = copy_narrowed(tensor, pool)
+        if narrowed is not None:
+            copies[name] = narrowed
+        elif tensor.layout is not torch.strided:
             copies[name] = copy_tensor(tensor.to_dense(), pool)
         elif tensor.is_cpu and not tensor.is_contiguous() and not tensor.is_conj():
             views.setdefault(tensor.untyped_storage().data_ptr(), {})[name] = tensor
@@ -226,9 +229,10 @@ def _compact(views: list[Tensor]) -> bool:
 def _copy_storage(views: Mapping[str, Tensor], pool: BufferPool) -> dict[str, HostCopy]:
     first = next(iter(views.values()))
     numel = first.untyped_storage().nbytes() // first.element_size()
-    copy = copy_tensor(first.detach().as_strided((numel,), (1,), 0), pool)
+    whole = first.detach().as_strided((numel,), (1,), 0)
+    copy = copy_narrowed(whole, pool) or copy_tensor(whole, pool)
     return {
-        name: HostCopy(copy.buffer, view=(tuple(view.shape), view.stride(), int(view.storage_offset())))
+        name: replace(copy, view=(tuple(view.shape), view.stride(), int(view.storage_offset())))
         for name, view in views.items()
     }
 

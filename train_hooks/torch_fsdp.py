@@ -18,6 +18,7 @@ SIGTERM: see `termination`. It needs an `attach` on the main thread.
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ from train_hooks.export_format.reader import RunReader
 from train_hooks.export_format.records import AttemptInfo, RunInfo, StepStatus
 from train_hooks.export_format.writer import RankWriter
 from train_hooks.exporter import Exporter, ExporterOptions
+from train_hooks.narrow_kernels import kernels
 from train_hooks.snapshots import Snapshot
 from train_hooks.tagged_loader import TaggedLoader, tagged
 from train_hooks.termination import watch_sigterm
@@ -138,7 +140,7 @@ class ExportHook:
         their first dimension is num_slots. The keys `segments` (a list of `Segment` for each slot) and `sample_index`
         (an integer for each slot) are the hook's own: they are taken out of the dicts that the trainer gets.
         """
-        return tagged(loader, lambda batch: self._tag(batch, tokens))
+        return tagged(loader, functools.partial(self._tag, tokens))
 
     def commit(
         self,
@@ -157,7 +159,8 @@ class ExportHook:
         if exporter is not None:
             self._begin_work()
             try:
-                status = StepStatus(status)
+                if type(status) is not StepStatus:
+                    status = StepStatus(status)
                 rest = self._consumption.end_step(global_step, trained=status in _TRAINED)
                 if rest is not None:
                     exporter.stage(rest)
@@ -234,18 +237,18 @@ class ExportHook:
         if self._exporter is not None:
             self._exporter.checkpoint_barrier(self._exporter.committed_step)
 
-    def _tag(self, batch: Any, tokens: TokensSelector) -> Any:
+    def _tag(self, tokens: TokensSelector, batch: Any) -> Any:
         """Remember a fetched micro-batch; give back what the trainer shall see of it."""
         if self._exporter is None or self._paused:
             return without_metadata(batch)
         named = name_tensors(batch, tokens)
-        shape = tuple(named.tensors[named.tokens].shape)
-        if shape[1] != self.run.sequence_length:
-            raise InputError(
-                f"expected tokens [num_slots, {self.run.sequence_length}] at {named.tokens!r}, found {list(shape)}; the "
-                f"hook was attached with sequence_length={self.run.sequence_length}"
-            )
         snapshot = Snapshot(named, self._consumption.pool)
+        if snapshot.sequence_length != self.run.sequence_length:
+            raise InputError(
+                f"expected tokens [num_slots, {self.run.sequence_length}] at {named.tokens!r}, found "
+                f"{[snapshot.num_slots, snapshot.sequence_length]}; the hook was attached with "
+                f"sequence_length={self.run.sequence_length}"
+            )
         self._busy = True
         self._consumption.fetched(snapshot)
         self._busy = False
@@ -282,6 +285,7 @@ def _exporter(
 ) -> Exporter | None:
     if not rank.is_writer:
         return None
+    kernels()  # compiled now rather than at the first micro-batch
     options = options or ExporterOptions()
     file_system = OsFileSystem()
     directory = ExportPaths(run_dir).attempt_dir(attempt.attempt)

@@ -7,16 +7,18 @@ from typing import Annotated
 import typer
 
 from train_hooks.export_format.errors import KisekiError
-from ui.arguments import RunArgument
 from ui.demo import run_demo
+from ui.document_command import document_command
 from ui.export_commands import export_app
+from ui.import_command import import_app
 from ui.index_commands import index_command
 from ui.query_commands import count_command, sequence_command, trace_command
 from ui.render import safe
 from ui.search_command import search_command
-from ui.serve import serve_run
+from ui.serve_commands import keys_app, serve_command
 from ui.sql_command import sql_command
 from ui.steps_commands import steps_app
+from ui.tombstone_commands import tombstone_app
 
 __all__ = ["app", "main"]
 
@@ -39,24 +41,20 @@ def demo_command(
 
 
 app.add_typer(export_app, name="export")
+app.add_typer(import_app, name="import")
 app.command("index")(index_command)
 app.command("trace")(trace_command)
 app.command("count")(count_command)
 app.command("sequence")(sequence_command)
+app.command("document")(document_command)
 app.command("search")(search_command)
 app.add_typer(steps_app, name="steps")
 app.command("sql")(sql_command)
 
 
-@app.command("serve")
-def serve_command(
-    run: RunArgument,
-    host: Annotated[str, typer.Option(help="Address to listen on; loopback alone by default.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8700,
-    api_only: Annotated[bool, typer.Option("--api-only", help="No pages.")] = False,
-) -> None:
-    """Serve the pages and the API of a run."""
-    serve_run(run, host=host, port=port, pages=not api_only)
+app.command("serve")(serve_command)
+app.add_typer(keys_app, name="keys")
+app.add_typer(tombstone_app, name="tombstone")
 
 
 def main() -> None:

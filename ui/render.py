@@ -10,7 +10,7 @@ from rich.text import Text
 from indexer.trace_records import Hit, Span, Trace
 from train_hooks.export_format.records import Segment
 
-__all__ = ["print_sequence", "print_trace", "safe"]
+__all__ = ["numbered", "one_line", "plural", "print_sequence", "print_trace", "safe"]
 
 _STYLES = ("bold black on bright_yellow", "bold black on yellow", "black on cyan")
 _UNLISTED = "underline"
@@ -35,7 +35,7 @@ def print_trace(console: Console, trace: Trace) -> None:
     console.print(_marked(trace, plain=not console.is_terminal))
     console.print()
     console.print(
-        f"{_plural(len(trace.spans), 'span')} of ≥ {trace.min_length} tokens, {trace.num_tokens_covered} of "
+        f"{plural(len(trace.spans), 'span')} of ≥ {trace.min_length} tokens, {trace.num_tokens_covered} of "
         f"{trace.num_tokens} tokens covered; the rarest:",
         style="dim",
     )
@@ -48,7 +48,7 @@ def print_trace(console: Console, trace: Trace) -> None:
             Text.assemble(
                 f"  {document.num_tokens:5d} tokens  ",
                 (safe(f"{document.source} / {document.document_id}"), "green"),
-                f"  in {_plural(len(document.spans), 'span')}",
+                f"  in {plural(len(document.spans), 'span')}",
             )
         )
     for join in trace.joined[:5]:
@@ -113,13 +113,13 @@ def _print_span(console: Console, place: int, span: Span) -> None:
     steps = (
         f"step {span.first_step}" if span.first_step == span.last_step else f"steps {span.first_step}–{span.last_step}"
     )
-    ranks = "many ranks" if span.dp_ranks is None else _numbered("rank", span.dp_ranks)
+    ranks = "many ranks" if span.dp_ranks is None else numbered("rank", span.dp_ranks)
     times = "once" if span.count == 1 else f"{span.count:,} times"
     console.print()
     console.print(
         Text.assemble(
             (f"[{place}] ", "bold"), f"{span.num_tokens} tokens, seen {times}, {steps}, {ranks}: ",
-            (_one_line(span.text, 160), "bold"),
+            (one_line(span.text, 160), "bold"),
         )
     )  # fmt: skip
     for hit in span.hits:
@@ -133,25 +133,28 @@ def _print_span(console: Console, place: int, span: Span) -> None:
 def _hit_lines(hit: Hit, span: Span) -> Iterator[Text]:
     where = " + ".join(_document(segment) for segment in hit.segments) or "document unknown"
     yield Text.assemble("    ", (str(hit.address), "cyan"), f" at token {hit.offset}  ", (where, "green"))
-    before, after = _one_line(hit.context_before, 70, keep_end=True), _one_line(hit.context_after, 70)
-    yield Text.assemble("      … ", (before, "dim"), (_one_line(span.text, 60), "bold"), (after, "dim"), " …")
+    before, after = one_line(hit.context_before, 70, keep_end=True), one_line(hit.context_after, 70)
+    yield Text.assemble("      … ", (before, "dim"), (one_line(span.text, 60), "bold"), (after, "dim"), " …")
 
 
 def _document(segment: Segment) -> str:
     return safe(f"{segment.source} / {segment.document_id}") if segment.document_id else "document unknown"
 
 
-def _plural(number: int, word: str) -> str:
+def plural(number: int, word: str) -> str:
+    """A number and a word, in the singular for 1."""
     return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
-def _numbered(word: str, numbers: tuple[int, ...]) -> str:
+def numbered(word: str, numbers: tuple[int, ...]) -> str:
+    """A word and numbers behind it, the first eight of them."""
     plural = "s" if len(numbers) != 1 else ""
     shown = ", ".join(str(number) for number in numbers[:8])
     return f"{word}{plural} {shown}{' …' if len(numbers) > 8 else ''}"
 
 
-def _one_line(text: str, width: int, *, keep_end: bool = False) -> str:
+def one_line(text: str, width: int, *, keep_end: bool = False) -> str:
+    """The text on one line of at most `width` characters, its beginning or its end."""
     line = "".join(character if character.isprintable() else "⏎" if character == "\n" else " " for character in text)
     line = re.sub(r" {2,}", " ", line)
     if len(line) <= width:

@@ -6,35 +6,39 @@ from rich.text import Text
 from indexer.search_records import Facets, SearchHit, SearchResult, Snippet
 from ui.render import safe
 
-__all__ = ["print_search"]
+__all__ = ["print_hit", "print_search"]
 
 BAR = 40
 
 
 def print_search(console: Console, result: SearchResult) -> None:
     """The hits with their snippets, then the facets where they were asked for, then what was searched."""
-    plain = not console.is_terminal
     at_least = "at least " if result.count_relation == "gte" else ""
     console.print(f"{at_least}{result.count:,} segment{'' if result.count == 1 else 's'}", style="bold")
     for hit in result.hits:
-        console.print()
-        console.print(_title(hit))
-        if hit.snippet is not None:
-            console.print(_marked(hit.snippet, plain=plain))
+        print_hit(console, hit)
     if result.facets is not None and result.facets.step_edges:
         _print_facets(console, result.facets)
     _print_footer(console, result)
 
 
+def print_hit(console: Console, hit: SearchHit) -> None:
+    """Where the hit is, and its snippet."""
+    console.print()
+    console.print(_title(hit))
+    if hit.snippet is not None:
+        console.print(_marked(hit.snippet, plain=not console.is_terminal))
+
+
 def _title(hit: SearchHit) -> Text:
     segment = hit.segment
     named = segment is not None and bool(segment.source or segment.document_id)
-    where = safe(f"{segment.source} / {segment.document_id}") if segment is not None and named else "document unknown"
+    where = f"{segment.source} / {segment.document_id}" if segment is not None and named else "document unknown"
     score = "" if hit.score is None else f"  {hit.score:.2f}"
     return Text.assemble(
         (str(hit.address), "cyan"),
         f" tokens [{hit.start}, {hit.end})  ",
-        (" ".join(where.split()), "green"),
+        (_one_line(where), "green"),
         (score, "dim"),
     )
 
@@ -62,7 +66,7 @@ def _one_line(text: str) -> str:
 def _print_facets(console: Console, facets: Facets) -> None:
     console.print("\nsources", style="bold")
     for found in facets.sources[:20]:
-        console.print(Text.assemble(f"  {found.count:10,}  ", (" ".join(safe(str(found.value)).split()), "green")))
+        console.print(Text.assemble(f"  {found.count:10,}  ", (_one_line(str(found.value)), "green")))
     if facets.truncated or len(facets.sources) > 20:
         console.print("         … and more", style="dim")
     console.print("\nsteps", style="bold")

@@ -32,7 +32,7 @@ def sql_command(
 ) -> None:
     """Query the catalog of steps, sequences and documents.
 
-    Tables: runs, attempts, steps, step_metrics, sequences, segments, sequence_sources, documents, shards, gaps. --schema
+    Tables: runs, attempts, steps, step_metrics, sequences, sequence_sources, segments, documents, shards, gaps. --schema
     lists their columns, docs/catalog.md says what they mean.
     """
     form = SqlFormat.JSON if as_json else form

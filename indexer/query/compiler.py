@@ -86,7 +86,8 @@ class ShardCompiler:
         if pattern.distance:
             return query.fuzzy_term_query(self.schema, field, terms[0], pattern.distance, True)
         if pattern.is_prefix and len(terms) > 1:
-            return query.regex_phrase_query(self.schema, field, [*terms[:-1], terms[-1] + ".*"])
+            found = query.regex_phrase_query(self.schema, field, [*terms[:-1], terms[-1] + ".*"])
+            return query.const_score_query(found, 1.0)
         if pattern.is_prefix:
             return query.regex_query(self.schema, field, terms[0] + ".*")
         if len(terms) == 1:

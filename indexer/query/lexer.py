@@ -14,7 +14,7 @@ FIELDS = ("text", "ids", "ngram", "source", "document", "step", "dp_rank", "atte
 _FIELD = re.compile(r"([^\s()\":~*\[\]]+):")
 _WORD = re.compile(r"[^\s()\"]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_NUMBER = re.compile(r"\d{1,9}")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _LIST = re.compile(r"\[([^\]\[]*)\]")
 

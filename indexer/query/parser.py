@@ -18,9 +18,9 @@ from train_hooks.export_format.errors import QuerySyntaxError
 
 __all__ = ["MAX_CLAUSES", "MAX_DEPTH", "MAX_EXPANDED", "MAX_SLOP", "parse"]
 
-MAX_DEPTH, MAX_CLAUSES, MAX_EXPANDED, MAX_SLOP, MAX_DISTANCE = 32, 64, 8, 50, 2
+MAX_DEPTH, MAX_CLAUSES, MAX_EXPANDED, MAX_SLOP, MAX_DISTANCE = 32, 64, 8, 20, 2
 MAX_NUMBER = (1 << 63) - 1
-_FUZZY = re.compile(r"(.+)~(\d*)", re.DOTALL)
+_FUZZY = re.compile(r"(.+)~([0-9]*)", re.DOTALL)
 _COMPARISON = re.compile(r"(>=|<=|>|<)?(\d+)")
 _BETWEEN = re.compile(r"(\d*)\.\.(\d*)")
 _STARTS = (
@@ -120,7 +120,7 @@ class _Parser:
         slop = int(self.token.text)
         if slop > MAX_SLOP:
             raise self.wrong(f"expected a slop of at most {MAX_SLOP}, found {slop}")
-        self._take()
+        self._count_expanded(self._take())
         return slop
 
     def _word(self, taken: Token) -> Node:
@@ -141,7 +141,9 @@ class _Parser:
     def _count_expanded(self, taken: Token) -> None:
         self._num_expanded += 1
         if self._num_expanded > MAX_EXPANDED:
-            raise self.wrong(f"expected at most {MAX_EXPANDED} prefixes and fuzzy words", taken.position)
+            raise self.wrong(
+                f"expected at most {MAX_EXPANDED} prefixes, fuzzy words and phrases with ~", taken.position
+            )
 
     def _field(self, field: Token) -> Node:
         value = self._take()

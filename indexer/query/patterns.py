@@ -11,9 +11,9 @@ from indexer.analysis import MAX_TERM_BYTES, terms_of
 from indexer.query.records import Fuzzy, Ids, Ngram, Phrase, Prefix, Word
 from train_hooks.export_format.errors import QuerySyntaxError
 
-__all__ = ["MAX_PHRASE_TERMS", "Pattern", "PatternMaker"]
+__all__ = ["MAX_PHRASE_TERMS", "MAX_SLOP_TERMS", "Pattern", "PatternMaker"]
 
-MAX_PHRASE_TERMS = 256
+MAX_PHRASE_TERMS, MAX_SLOP_TERMS = 256, 6
 Vocabulary = Callable[[str], Sequence[Sequence[int]]]
 
 
@@ -69,6 +69,8 @@ class PatternMaker:
                 )
             return (Pattern(field="text", terms=terms, distance=leaf.distance),)
         slop = leaf.slop if isinstance(leaf, Phrase) and len(terms) > 1 else 0
+        if slop and len(terms) > MAX_SLOP_TERMS:  # the engine's work doubles with each
+            raise self._wrong(f"expected at most {MAX_SLOP_TERMS} words before ~, found {len(terms)}", leaf.position)
         return (Pattern(field="text", terms=terms, slop=slop, is_prefix=isinstance(leaf, Prefix)),)
 
     def _terms(self, text: str, position: int) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from indexer.spans.arrays import SpanArrays, SpanIndexError
 from indexer.spans.prepare import filter_row, prepare
 from indexer.spans.search import AnyFilter, Query, as_tokens, new_work
 
-__all__ = ["TOGETHER", "Member", "SpanGroup", "Spans", "maximal_spans", "span_group", "spans_of_group"]
+__all__ = ["Member", "SpanGroup", "Spans", "maximal_spans", "span_group", "spans_of_group"]
 
 MAX_KEYS = 1 << 21
 TOGETHER = 64
@@ -135,7 +135,7 @@ def spans_of_group(
     if members is None:
         members = [Member(number=number, arrays=arrays) for number, arrays in enumerate(group.shards)]
     parts = [members[at : at + TOGETHER] for at in range(0, len(members), TOGETHER)]
-    run = map if executor is None else executor.map
+    run = map if executor is None or len(parts) == 1 else executor.map
     return _merged(list(run(lambda part: _spans_of_part(group, part, tokens, min_length), parts)))
 
 

@@ -6,33 +6,11 @@ from typing import Any
 
 import streamlit as st
 
-__all__ = ["marked_html", "show_trace"]
+from search_api.trace_html import marked_html
+
+__all__ = ["show_trace"]
 
 Json = dict[str, Any]
-# Background and text colours that keep a contrast of 7:1 in light and dark themes alike.
-_SHADES = (("#f6c445", "#1a1a1a"), ("#f9dc8c", "#1a1a1a"), ("#cfe8f5", "#1a1a1a"))
-
-
-def marked_html(text: str, spans: list[Json]) -> str:
-    """The text as HTML with a mark for each span; selected ones carry their number. Everything is escaped."""
-    parts: list[str] = []
-    position = 0
-    for span in spans:
-        start, end = max(span["char_start"], position), span["char_end"]
-        parts.append(html.escape(text[position:start]))
-        body = html.escape(text[start:end])
-        rank = span["rarity_rank"]
-        if rank is None:
-            parts.append(f'<span style="text-decoration:underline dotted">{body}</span>')
-        else:
-            background, color = _SHADES[min(len(_SHADES) - 1, rank // 2)]
-            parts.append(
-                f'<mark style="background:{background};color:{color};padding:1px 2px;border-radius:3px" '
-                f'title="seen {span["count"]} times">{body}<sup><b>{rank + 1}</b></sup></mark>'
-            )
-        position = max(position, end)
-    parts.append(html.escape(text[position:]))
-    return f'<div style="white-space:pre-wrap;line-height:1.7;overflow-wrap:anywhere">{"".join(parts)}</div>'
 
 
 def show_trace(found: Json) -> None:

@@ -3,6 +3,8 @@
 import time
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from indexer.search import SearchOptions, search
 from indexer.selection import Selection
@@ -30,10 +32,11 @@ CASES = {
     "8 prefixes of one letter": " OR ".join(f"{letter}*" for letter in "abcdepst"),
     "64 fuzzy words": " ".join(f"wisdom{i}~2" for i in range(64)),
     "8 fuzzy words": " OR ".join(f"wisdom{i}~2" for i in range(8)),
-    "64 phrases": " OR ".join(f'"of the"~{slop % 51}' for slop in range(64)),
+    "64 phrases": " OR ".join(f'"of the"~{slop % 20}' for slop in range(64)),
     "64 negations": " ".join(["-the"] * 64),
     "a phrase of 256 words": '"' + " ".join(["the"] * 256) + '"',
-    "a phrase of 256 words with slop": '"' + " ".join(["the", "of"] * 128) + '"~50',
+    "a phrase of 256 words with slop": '"' + " ".join(["the", "of"] * 128) + '"~20',
+    "8 phrases of 6 words with slop": " OR ".join(f'"the of the of the of"~{slop}' for slop in range(13, 21)),
     "a phrase of 3,000 words": '"' + "a " * 3_000 + '"',
     "a phrase of one word": '"the"',
     "a phrase of one word with slop": '"the"~5',
@@ -130,3 +133,22 @@ def test_selections_that_mean_harm(searched: Searched) -> None:
         except QueryError:
             continue
     assert search(searched.reader, "the").count > 0
+
+
+PIECES = st.one_of(
+    st.sampled_from([
+        "(", ")", '"', "\\", "*", "~", "~1", "~2", "+", "-", " ", "AND ", "OR ", "NOT ", ":", "[", "]", "..", ">=", "<", "the",
+        "検索", "é", "text:", "ids:", "ngram:", "source:", "document:", "step:", "dp_rank:", "attempt:", "status:", "1", "300 ",
+    ]),
+    st.text(max_size=3),
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(query=st.lists(PIECES, max_size=14).map("".join))
+def test_any_text_is_answered_or_refused(searched: Searched, query: str) -> None:
+    try:
+        result = search(searched.reader, query, SearchOptions(limit=3, facets=True))
+    except QueryError:
+        return
+    assert result.shards_failed == 0 and len(result.hits) == min(3, result.count)

@@ -158,6 +158,27 @@ def test_slop_of_two_terms(searched: Searched) -> None:
         assert every_hit(searched, f'"{first} {second}"~{slop}') == keys(expected)
 
 
+def test_slop_of_more_terms_keeps_phrases_and_stays_near(searched: Searched) -> None:
+    """The phrase itself is always found; whatever is found has all terms within reach of each other."""
+    chance = random.Random(9)
+    for _ in range(30):
+        one = chance.choice(of_script(searched, "english"))
+        length, slop = chance.randint(3, 6), chance.randint(1, 8)
+        at = chance.randrange(max(1, len(one.terms) - length))
+        terms = one.terms[at : at + length]
+        if len(terms) < length:
+            continue
+        found = every_hit(searched, f'"{" ".join(terms)}"~{slop}')
+        assert keys([other for other in searched.scanned if other.has_terms(terms)]) <= found
+        reach = length + 2 * slop
+        windows = keys([
+            other
+            for other in searched.scanned
+            if any(set(terms) <= set(other.terms[max(0, i - reach) : i + reach]) for i in range(len(other.terms)))
+        ])  # fmt: skip
+        assert found <= windows
+
+
 def test_a_prefix_behind_other_terms(searched: Searched) -> None:
     chance = random.Random(7)
     for _ in range(20):

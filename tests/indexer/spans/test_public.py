@@ -10,7 +10,7 @@ PUBLIC = {
     "arrays": ["BLOCK", "GRAM", "SUPERBLOCK", "SpanArrays", "SpanIndexError", "open_span_arrays"],
     "build": ["build_span_arrays", "max_tokens"],
     "filters": ["Filter"],
-    "group": ["TOGETHER", "Member", "SpanGroup", "Spans", "maximal_spans", "span_group", "spans_of_group"],
+    "group": ["Member", "SpanGroup", "Spans", "maximal_spans", "span_group", "spans_of_group"],
     "prepare": ["PreparedFilter", "filter_row", "prepare"],
     "search": [
         *("AnyFilter", "Order", "Query", "count", "extent", "find", "histogram", "longest_match"),

@@ -3,6 +3,7 @@
 Each rank keeps RUN/<name>-rank<n>.pt: (its dp_rank by the mesh, step, input_ids).
 """
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +129,7 @@ def main() -> None:
     refused("expected the same on every rank", model, run / "refused", mesh=mesh, run_id=f"run-{rank}")
     fails_together(rank)
     dist.destroy_process_group()
+    os._exit(0)  # gloo's threads of the last collective may abort a process whose interpreter is being torn down
 
 
 if __name__ == "__main__":

@@ -1,0 +1,274 @@
+"""What answers look like, for the OpenAPI description. They are not run over answers: tests and schemathesis hold them true.
+
+Every answer about a run says what it was asked of, and whether anything is missing (`Envelope`).
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "Attempt",
+    "AttemptsAnswer",
+    "CountAnswer",
+    "Envelope",
+    "HitsAnswer",
+    "InfinigramAnswer",
+    "JobAnswer",
+    "ProblemAnswer",
+    "RunAnswer",
+    "RunsAnswer",
+    "SequenceAnswer",
+    "SequencesAnswer",
+    "TraceAnswer",
+]
+
+
+class Closed(BaseModel):
+    """A record without other fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ProblemAnswer(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, str]] = []
+
+
+class Envelope(Closed):
+    """What every answer says of itself.
+
+    count_relation: `gte` where a shard failed, so that counts may be too small. truncated: more was found than is listed.
+    """
+
+    run_id: str
+    generation: int
+    shards_total: int
+    shards_searched: Annotated[int, Field(description="Shards that the selection takes something of.")]
+    shards_failed: int
+    failures: list[str]
+    count_relation: Literal["eq", "gte"]
+    truncated: bool
+    took_ms: float
+
+
+class Segment(Closed):
+    """Contiguous part of a document in a packed sequence; in tokens."""
+
+    start: int
+    length: int
+    source: str
+    document_id: str
+    document_token_offset: int
+
+
+class Hit(Closed):
+    """A place: tokens from `offset` of the sequence at `address`."""
+
+    address: str
+    global_step: int
+    dp_rank: int
+    offset: int
+    num_tokens_before: int
+    num_tokens_after: int
+    segments: list[Segment]
+    document_token_offset: int | None
+    context_before: str
+    context_after: str
+
+
+class Span(Closed):
+    """A maximal span of the text; see docs/api.md."""
+
+    start: int
+    end: int
+    char_start: int | None
+    char_end: int | None
+    text: str
+    token_ids: list[int]
+    num_tokens: int
+    count: int
+    count_relation: Literal["eq", "gte"]
+    log_probability: float
+    rarity_rank: int | None
+    first_step: int
+    last_step: int
+    dp_ranks: list[int] | None
+    exposures: list[int]
+    hits: list[Hit]
+    hits_truncated: bool
+
+
+class Document(Closed):
+    """A document behind listed hits; `spans` by index."""
+
+    source: str
+    document_id: str
+    spans: list[int]
+    num_tokens: int
+    relevance: float
+
+
+class Joined(Closed):
+    """Two spans that are one passage of a document, cut by packing."""
+
+    first: int
+    second: int
+    source: str
+    document_id: str
+    num_tokens: int
+
+
+class TraceAnswer(Envelope):
+    """Spans of the text, their exposures, places and documents."""
+
+    min_length: int
+    selection: dict[str, Any]
+    text: str
+    num_tokens: int
+    num_tokens_covered: int
+    step_edges: list[int]
+    spans: list[Span]
+    joined: list[Joined]
+    documents: list[Document]
+    snippets_cut: Annotated[bool, Field(description="Contexts are shorter than asked: the limit `snippet_tokens`.")]
+
+
+class CountAnswer(Envelope):
+    """How often exactly this n-gram occurs."""
+
+    count: int
+    token_ids: list[int]
+
+
+class NgramHit(Closed):
+    """One place of an n-gram. source and document_id: of the segment that it begins in, empty where that is not known."""
+
+    address: str
+    attempt: int
+    global_step: int
+    dp_rank: int
+    offset: int
+    num_tokens: int
+    source: str
+    document_id: str
+    document_token_offset: int | None
+    context_before: str
+    context_after: str
+
+
+class HitsAnswer(Envelope):
+    """A page of places, by attempt, step, rank, micro-batch, slot and offset."""
+
+    hits: list[NgramHit]
+    next_cursor: str | None
+    token_ids: list[int]
+    snippets_cut: bool
+
+
+class SequenceSegment(Closed):
+    """A segment with its text. redacted: hidden from this key, or taken down; then it says where it stands, and no more."""
+
+    start: int
+    length: int
+    source: str | None
+    document_id: str | None
+    document_token_offset: int | None
+    text: str | None
+    redacted: bool
+
+
+class Sequence(Closed):
+    """A packed sequence as the model saw it. token_ids: null where redacted. text: U+2588 for each token that is."""
+
+    address: str
+    generation: int
+    token_ids: list[int | None]
+    text: str | None
+    segments: list[SequenceSegment]
+    redacted: bool
+
+
+class SequenceAnswer(Envelope, Sequence):
+    """One packed sequence."""
+
+
+class SequencesAnswer(Envelope):
+    """Packed sequences in the order of the addresses; those that the index does not hold are in `missing`."""
+
+    sequences: list[Sequence]
+    missing: list[str]
+    next_cursor: str | None
+
+
+class Run(Closed):
+    """A run and its index. Numbers of rows are of what the key may see."""
+
+    run_id: str
+    generation: int
+    shards_total: int
+    shards_failed: int
+    sequence_length: int
+    vocab_size: int
+    num_sequences: int
+    num_tokens: int
+    last_step: int
+    has_tokenizer: bool
+
+
+class RunsAnswer(Closed):
+    """The runs that the key may ask."""
+
+    runs: list[Run]
+
+
+class Attempt(Closed):
+    """One process-group lifetime of a run; the canonical steps are those on the lineage of the latest attempt."""
+
+    attempt: int
+    parent_attempt: int | None
+    resume_step: int
+    num_writers: int
+    started: str
+    first_step: int | None
+    last_step: int | None
+    canonical: bool
+    canonical_first_step: int | None
+    canonical_last_step: int | None
+
+
+class RunAnswer(Run):
+    """A run with its attempts."""
+
+    attempts: list[Attempt]
+
+
+class AttemptsAnswer(Envelope):
+    """Attempts as rows."""
+
+    attempts: list[Attempt]
+    next_cursor: str | None
+
+
+class JobAnswer(Closed):
+    """A job. state: `waiting`, `running`, `done`, `cancelled`, `failed`."""
+
+    job: str
+    state: Literal["waiting", "running", "done", "cancelled", "failed"]
+    num_items: int
+    num_done: int
+    num_problems: int
+    created_unix_s: float
+    expires_unix_s: float | None
+    detail: str | None
+
+
+class InfinigramAnswer(BaseModel):
+    """As infini-gram documents it for the type of query; `latency` in ms."""
+
+    latency: float

@@ -1,0 +1,80 @@
+"""Runs and their attempts."""
+
+from typing import Annotated, Any
+
+import pyarrow as pa
+from fastapi import APIRouter, Response
+from fastapi.responses import Response as PlainResponse
+
+from indexer.index_reader import IndexReader
+from search_api.answers import AttemptsAnswer, RunAnswer, RunsAnswer
+from search_api.asks import Answer, Ask, asks
+from search_api.keys import Action
+from search_api.negotiation import JSON, ROW_FORMATS, Rows, json_bytes
+from search_api.routes.documented import one, rows
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1/runs", tags=["runs"])
+
+_COLUMNS = (
+    "attempt, parent_attempt, resume_step, num_writers, started, first_step, last_step, canonical, "
+    "canonical_first_step, canonical_last_step"
+)
+_INT = pa.int64()
+_SCHEMA = pa.schema(
+    [
+        ("attempt", _INT), ("parent_attempt", _INT), ("resume_step", _INT), ("num_writers", _INT), ("started", pa.string()),
+        ("first_step", _INT), ("last_step", _INT), ("canonical", pa.bool_()), ("canonical_first_step", _INT),
+        ("canonical_last_step", _INT),
+    ]
+)  # fmt: skip
+
+
+@router.get("", summary="The runs that the key may ask", **one(RunsAnswer))
+async def list_runs(ask: Annotated[Ask, asks(Action.RUNS)]) -> Response:
+    def describe() -> Response:
+        return PlainResponse(json_bytes({"runs": [_run(ask, run_id) for run_id in ask.run_ids()]}), media_type=JSON)
+
+    return await ask.service.workers.run(describe)
+
+
+@router.get("/{run_id}", summary="One run: its sizes, index and attempts", **one(RunAnswer))
+async def get_run(run_id: str, ask: Annotated[Ask, asks(Action.RUNS)]) -> Response:
+    wanted = ask.run_id(run_id)
+
+    def describe() -> Response:
+        attempts = _attempts(ask.service.runs.current(wanted))
+        return PlainResponse(json_bytes({**_run(ask, wanted), "attempts": attempts}), media_type=JSON)
+
+    return await ask.service.workers.run(describe)
+
+
+@router.get("/{run_id}/attempts", summary="The attempts of a run", **rows(AttemptsAnswer))
+async def list_attempts(run_id: str, ask: Annotated[Ask, asks(Action.RUNS, ROW_FORMATS)]) -> Response:
+    def answer(reader: IndexReader) -> Answer:
+        return Answer(rows=Rows(name="attempts", rows=_attempts(reader), schema=_SCHEMA))
+
+    return await ask.answer(run_id, answer, run_id)
+
+
+def _run(ask: Ask, run_id: str) -> dict[str, Any]:
+    reader = ask.service.runs.current(run_id)
+    num_sequences, num_tokens = reader.visible_sizes(ask.access.visibility)
+    return {
+        "run_id": run_id,
+        "generation": reader.generation.number,
+        "shards_total": len(reader.generation.shards),
+        "shards_failed": len(reader.failed),
+        "sequence_length": reader.info.sequence_length,
+        "vocab_size": reader.info.vocab_size,
+        "num_sequences": num_sequences,
+        "num_tokens": num_tokens,
+        "last_step": max(shard.info.last_step for shard in reader.shards),
+        "has_tokenizer": reader.info.tokenizer_file is not None,
+    }
+
+
+def _attempts(reader: IndexReader) -> list[dict[str, Any]]:
+    found = reader.sql(f"SELECT {_COLUMNS} FROM attempts ORDER BY attempt")
+    return [{**row, "started": row["started"].isoformat() + "Z"} for row in found]

@@ -1,0 +1,102 @@
+"""Packed sequences by address.
+
+An address keeps its sequence for ever, but a takedown must reach every cache at once. So answers carry an ETag and are
+revalidated (`no-cache`): what is unchanged costs a 304 and no tokens.
+"""
+
+from typing import Annotated, Any
+
+import pyarrow as pa
+from fastapi import APIRouter, Response
+
+from indexer.index_reader import IndexReader
+from search_api.answers import SequenceAnswer, SequencesAnswer
+from search_api.asks import Answer, Ask, asks
+from search_api.keys import Action
+from search_api.models import BatchGetRequest
+from search_api.negotiation import ROW_FORMATS, Rows, etag_of, unchanged
+from search_api.problems import Problem
+from search_api.routes.documented import one, rows
+from train_hooks.export_format.errors import QueryError
+from train_hooks.export_format.records import SequenceAddress
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1", tags=["sequences"])
+
+_INT, _TEXT = pa.int64(), pa.string()
+_SEGMENT = pa.struct(
+    [
+        ("start", _INT), ("length", _INT), ("source", _TEXT), ("document_id", _TEXT), ("document_token_offset", _INT),
+        ("text", _TEXT), ("redacted", pa.bool_()),
+    ]
+)  # fmt: skip
+_SCHEMA = pa.schema(
+    [
+        ("address", _TEXT), ("generation", _INT), ("token_ids", pa.list_(_INT)), ("text", _TEXT),
+        ("segments", pa.list_(_SEGMENT)), ("redacted", pa.bool_()),
+    ]
+)  # fmt: skip
+
+
+@router.get(
+    "/sequences/{address:path}",
+    summary="One packed sequence by its address",
+    **one(SequenceAnswer),
+)
+async def get_sequence(address: str, ask: Annotated[Ask, asks(Action.SEQUENCES)]) -> Response:
+    wanted = SequenceAddress.parse(address)
+    run_id = ask.run_id(wanted.run_id)
+    reader = ask.service.runs.current(run_id)
+    visibility = reader.visible_under(ask.access.visibility)
+    etag = etag_of(str(wanted), reader.generation.number, len(reader.failed), hash(visibility))
+    headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Authorization, Accept-Encoding"}
+
+    def answer(reader: IndexReader) -> Answer:
+        try:
+            fields = reader.describe(reader.sequence(wanted), ask.access.visibility)
+        except QueryError as error:
+            raise Problem("sequence", str(error)) from error
+        return Answer(fields=fields, num_tokens=_num_shown(fields), headers=headers)
+
+    if unchanged(ask.request, etag):
+        return Response(status_code=304, headers=headers)
+    return await ask.answer(run_id, answer, str(wanted))
+
+
+@router.post("/sequences:batchGet", summary="Packed sequences by their addresses, of one run", **rows(SequencesAnswer))
+async def get_sequences(body: BatchGetRequest, ask: Annotated[Ask, asks(Action.SEQUENCES, ROW_FORMATS)]) -> Response:
+    wanted = [SequenceAddress.parse(address) for address in body.addresses]
+    run_ids = {address.run_id for address in wanted}
+    if len(run_ids) > 1:
+        raise QueryError(f"expected addresses of one run, found {', '.join(sorted(run_ids))}; ask for each by itself")
+
+    def answer(reader: IndexReader) -> Answer:
+        _check_size(ask, reader, len(wanted))
+        found, missing = [], []
+        for address in wanted:
+            try:
+                found.append(reader.describe(reader.sequence(address), ask.access.visibility))
+            except QueryError:
+                missing.append(str(address))
+        return Answer(
+            rows=Rows(name="sequences", rows=found, schema=_SCHEMA, more={"missing": missing}),
+            truncated=bool(missing),
+            num_tokens=sum(map(_num_shown, found)),
+            headers={"Kiseki-Missing": str(len(missing))},
+        )
+
+    return await ask.answer(run_ids.pop(), answer, body)
+
+
+def _check_size(ask: Ask, reader: IndexReader, num: int) -> None:
+    limit, length = ask.service.settings.limits.sequence_tokens, reader.info.sequence_length
+    if num > 1 and num * length > limit:
+        raise QueryError(
+            f"expected at most {limit} tokens in all, found {num} sequences of {length}; ask for {max(1, limit // length)} "
+            "at a time"
+        )
+
+
+def _num_shown(described: dict[str, Any]) -> int:
+    return sum(token is not None for token in described["token_ids"])

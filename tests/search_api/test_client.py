@@ -1,0 +1,207 @@
+"""The client against a real server: answers, pages, tables, jobs, retries, and its block in the README."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from indexer.index_reader import IndexReader
+from indexer.ngrams import count_of_ngram
+from indexer.selection import Selection
+from search_api import Limits, Settings
+from search_api.async_client import AsyncClient
+from search_api.client import ApiError, Client, ClientOptions, RequestError
+from search_api.trace_html import marked_html
+from tests.conftest import TextRun
+from tests.search_api.live_server import live_server
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def url(text_run: TextRun) -> Iterator[str]:
+    with live_server(Settings(run_dirs=(text_run.run_dir,), limits=Limits(requests_per_minute=100_000))) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def passage(text_run: TextRun) -> str:
+    return next(iter(text_run.documents.values()))[:150]
+
+
+def test_answers(url: str, text_run: TextRun, passage: str) -> None:
+    with Client(url) as client:
+        assert [run["run_id"] for run in client.runs()] == ["text"]
+        assert client.run("text")["attempts"][0]["attempt"] == 1
+        found = client.trace(passage, min_length=5, before_step=30, num_hits=2)
+        assert found.spans and found.documents and found["generation"] == found.generation
+        assert found.complete is (not found["truncated"])
+        expected = count_of_ngram(
+            IndexReader.open(text_run.run_dir), found.spans[0]["token_ids"], Selection(before_step=30)
+        )
+        assert client.count(found.spans[0]["token_ids"], before_step=30) == expected.count == found.spans[0]["count"]
+        assert client.trace(messages=[{"role": "assistant", "content": passage}]).spans
+        address = found.spans[0]["hits"][0]["address"]
+        assert client.sequence(address)["address"] == address
+        frame = found.to_pandas()
+        assert list(frame["count"]) == [span["count"] for span in found.spans] == found.to_arrow()["count"].to_pylist()
+
+
+def test_pages_and_tables(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search_api.client.HITS_AT_ONCE", 25)
+    monkeypatch.setattr("search_api.client.SEQUENCES_AT_ONCE", 3)
+    with Client(url) as client:
+        rows = list(client.hits(" the", context_tokens=2))
+        assert len(rows) == client.count(" the") > 10
+        assert client.hits(" the", context_tokens=2).to_arrow().to_pylist() == rows
+        assert len(client.hits(" the").to_pandas()) == len(rows)
+        addresses = list(dict.fromkeys(row["address"] for row in rows))
+        sequences = client.sequences([*addresses, "text/a1/s999/r0/m0/q0"])
+        assert [row["address"] for row in sequences] == addresses
+        assert sequences.to_arrow().num_rows == len(addresses) == len(sequences.to_pandas())
+        assert client.sequences([]) == []
+
+
+def test_batches_and_jobs(url: str, passage: str) -> None:
+    items = [{"text": passage}, {"text": ""}, {"text": passage[:60]}]
+    with Client(url) as client:
+        batch = list(client.trace_batch(items))
+        assert [line["index"] for line in batch] == [0, 1, 2]
+        assert batch[1]["problem"]["status"] == 400
+        job, seen = client.job(items), []
+        state = job.wait(lambda done, total: seen.append((done, total)), interval_s=0.02)
+        assert state["state"] == "done" and seen[-1] == (3, 3)
+        results = list(job.results())
+        assert results[0]["trace"]["spans"] == batch[0]["trace"]["spans"] and results[1] == batch[1]
+        job.cancel()
+        with pytest.raises(RequestError) as caught:
+            job.state()
+        assert (caught.value.kind, caught.value.status) == ("job", 404) and caught.value.request_id
+        with pytest.raises(RequestError, match="at most 32 items"):
+            list(client.trace_batch(items * 11))
+
+
+def test_asynchronously(url: str, passage: str) -> None:
+    async def main() -> None:
+        async with AsyncClient(url) as client:
+            traces = await asyncio.gather(*(client.trace(passage, min_length=5) for _ in range(5)))
+            assert all(found.spans == traces[0].spans for found in traces)
+            rows = [row async for row in client.hits(" the")]
+            assert len(rows) == await client.count(" the")
+            assert (await client.runs())[0]["run_id"] == (await client.run("text"))["run_id"]
+            address = rows[0]["address"]
+            assert (await client.sequence(address))["address"] == (await client.sequences([address]))[0]["address"]
+            assert [line["index"] async for line in client.trace_batch([{"text": "a"}, {"text": passage}])] == [0, 1]
+            with pytest.raises(RequestError):
+                await client.sequence("nonsense")
+
+    asyncio.run(main())
+
+
+def test_a_trace_shows_itself_escaped(url: str) -> None:
+    hostile = "<script>alert(1)</script> & the <b>'best\""
+    with Client(url) as client:
+        shown = client.trace(hostile, min_length=1)._repr_html_()
+    assert "<mark" in shown and "<table>" in shown and "&amp;" in shown
+    plain = re.sub(r"</?(?:mark|span|sup|b|div|table|tr|th|td|small|br)(?: [^<>]*)?>", "", shown)
+    assert "<" not in plain and "alert(1)" in plain
+    span = {"char_start": 0, "char_end": 3, "rarity_rank": 0, "count": 2}
+    assert "&lt;i&gt;" in marked_html("<i>", [span])
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Gives scripted answers, one after the other, and writes down when it was asked."""
+
+    script: Sequence[tuple[int, dict[str, str]]] = ()
+    asked: list[float]
+
+    def do_GET(self) -> None:
+        status, headers = self.script[min(len(self.asked), len(self.script) - 1)]
+        self.asked.append(time.monotonic())
+        self.rfile.read(int(self.headers.get("content-length") or 0))
+        body = json.dumps(
+            {"runs": [], "job": "x", "count": 1, "detail": "no", "type": "urn:kiseki:problem:busy"}
+        ).encode()
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+@contextlib.contextmanager
+def scripted(*script: tuple[int, dict[str, str]]) -> Iterator[tuple[str, list[float]]]:
+    handler = type("Scripted", (Answers,), {"script": script, "asked": []})
+    server = HTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", handler.asked  # type: ignore[attr-defined]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+OPTIONS = ClientOptions(first_wait_s=0.01, max_retries=3, max_wait_s=2)
+
+
+def test_it_asks_again_as_it_is_told() -> None:
+    with (
+        scripted((503, {"Retry-After": "1"}), (429, {}), (502, {}), (200, {})) as (url, asked),
+        Client(url, OPTIONS) as client,
+    ):
+        assert client.runs() == []
+        waits = [after - before for before, after in itertools.pairwise(asked)]
+        assert len(waits) == 3 and 1.0 <= waits[0] < 1.5 and max(waits[1:]) < 0.5
+
+
+def test_it_gives_up() -> None:
+    with scripted((503, {})) as (url, asked), Client(url, OPTIONS) as client:
+        with pytest.raises(ApiError) as caught:
+            client.count("a")
+        assert caught.value.kind == "busy" and len(asked) == 4
+    with scripted((429, {"Retry-After": "3600"})) as (url, asked), Client(url, OPTIONS) as client:
+        with pytest.raises(RequestError):
+            client.runs()
+        assert len(asked) == 1
+    with scripted((400, {})) as (url, asked), Client(url, OPTIONS) as client:
+        with pytest.raises(RequestError, match="no"):
+            client.runs()
+        assert len(asked) == 1
+    with Client("http://127.0.0.1:9", OPTIONS) as client, pytest.raises(ApiError, match="does not answer"):
+        client.runs()
+
+
+def test_a_job_is_started_once() -> None:
+    with scripted((504, {})) as (url, asked), Client(url, OPTIONS) as client:
+        with pytest.raises(ApiError):
+            client.job([{"text": "a"}])
+        assert len(asked) == 1
+    with scripted((503, {}), (200, {})) as (url, asked), Client(url, OPTIONS) as client:
+        assert client.job([{"text": "a"}]).name == "x" and len(asked) == 2
+
+
+def test_the_block_in_the_readme_runs(url: str, passage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    [block] = [block for block in blocks if "search_api.client" in block]
+    names: dict[str, Any] = {"text": passage}
+    exec(block.replace("http://127.0.0.1:8700", url), names)
+    assert names["found"].spans and names["table"].num_rows > 0 and names["sequence"]["token_ids"]
+    monkeypatch.setenv("KISEKI_API_KEY", "abc")
+    assert ClientOptions().headers() == {"Authorization": "Bearer abc"}
+    assert ClientOptions(key="").headers() == {}
