@@ -1,7 +1,5 @@
 """A rank of a real `transformers.Trainer` on two ranks: DDP, accumulation, loader workers, evaluation, resume."""
 
-import os
-
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -27,7 +25,7 @@ def main() -> None:
         str(checkpoints), max_steps=STEPS, per_device_train_batch_size=MICRO_BATCH, per_device_eval_batch_size=2,
         gradient_accumulation_steps=ACCUMULATION, dataloader_num_workers=WORKERS, dataloader_prefetch_factor=3,
         remove_unused_columns=False, save_steps=SAVE_EVERY, logging_steps=1, eval_strategy="steps", eval_steps=2,
-        report_to=[], use_cpu=True, disable_tqdm=True, seed=3, gradient_checkpointing=bool(os.environ.get("AC")),
+        report_to=[], use_cpu=True, disable_tqdm=True, seed=3,
         ddp_backend="gloo", dataloader_pin_memory=False,
     )  # fmt: skip
     trainer = Trainer(

@@ -1,6 +1,5 @@
-"""A rank of a real `lightning.Trainer` on two ranks: DDP or FSDP, accumulation, loader workers, validation, resume."""
+"""A rank of a real `lightning.Trainer` on two ranks: DDP, accumulation, loader workers, validation, resume."""
 
-import os
 from typing import Any
 
 import torch
@@ -55,7 +54,7 @@ def main() -> None:
     validation: DataLoader[Any] = DataLoader(Packed(4, first=5000), 2, collate_fn=collate_inputs)
     export = ExportCallback(run, sequence_length=LENGTH, vocab_size=VOCAB, config={"trainer": "lightning"})
     trainer = Trainer(
-        accelerator="cpu", devices=2, strategy=os.environ.get("STRATEGY", "ddp"), max_steps=STEPS,
+        accelerator="cpu", devices=2, strategy="ddp", max_steps=STEPS,
         accumulate_grad_batches=ACCUMULATION, val_check_interval=4, log_every_n_steps=1, logger=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=str(run),
         callbacks=[

@@ -1,5 +1,6 @@
 """Hugging Face Trainer and Accelerate, the real packages."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from tests.adapters import job
 from tests.adapters.checks import Job, check_export, crash_and_resume, metrics_of
 
-pytest.importorskip("transformers")
+pytestmark = pytest.mark.skipif(find_spec("transformers") is None, reason="make test-adapters has transformers")
 HERE = Path(__file__).parent
 
 

@@ -19,6 +19,7 @@ OWN = {
     "hf": {"transformers"},
     "accelerate": {"accelerate"},
     "lightning": {"lightning"},
+    "deepspeed": {"deepspeed"},
 }
 
 

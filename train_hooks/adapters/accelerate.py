@@ -31,7 +31,7 @@ class ExportCheckpoints:
 
     def __init__(self, accelerator: Accelerator) -> None:
         """Raises InputError for a version of accelerate that is not known."""
-        require_version("accelerate", "1.0", "2")
+        require_version("accelerate", "1.15", "2")
         self._accelerator = accelerator
         self._hook: ExportHook | None = None
         self._resume: dict[str, object] | None = None

@@ -42,7 +42,7 @@ class ExportCallback(TrainerCallback):
 
         Raises InputError for a version of transformers that is not known.
         """
-        require_version("transformers", "4.57", "6")
+        require_version("transformers", "5.23", "6")
         callback = cls(trainer, run_dir, tokens, options)
         callback._wrap_methods()
         trainer.add_callback(callback)

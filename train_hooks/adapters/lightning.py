@@ -44,7 +44,7 @@ class ExportCallback(Callback):
 
         Raises InputError for a version of lightning that is not known.
         """
-        require_version("lightning", "2.4", "3")
+        require_version("lightning", "2.6", "3")
         self.hook: ExportHook | None = None
         self._run_dir, self._tokens, self._metrics, self._options = run_dir, tokens, metrics, options
         self._resume: Mapping[str, object] | None = None
