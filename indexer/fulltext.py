@@ -199,4 +199,4 @@ def _engine(directory: Path) -> Iterator[None]:
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise FullTextDamage(f"{directory}: the full text does not read: {error}") from None
+        raise FullTextDamage(f"{directory}: the full text does not read: {error}") from error

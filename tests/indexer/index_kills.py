@@ -19,8 +19,8 @@ import numpy as np
 
 from indexer.build import IndexOptions, update_index
 from indexer.index_reader import IndexReader
+from indexer.ngrams import count_of_ngram
 from indexer.selection import Selection
-from indexer.trace import count_ngram
 from tests.export_maker import MadeStep, all_rows, make_attempt
 from train_hooks.attempts import ResumeToken, RunSpec
 from train_hooks.export_format.errors import IncompleteError, RunError
@@ -72,7 +72,7 @@ class Readers:
             with self._lock:
                 rows, grams = self._rows, self._grams
             for gram in chance.sample(grams, min(5, len(grams))):
-                found = count_ngram(reader, gram, Selection(lineage="all"))
+                found = count_of_ngram(reader, gram, Selection(lineage="all")).count
                 expected = scan(rows, gram, reader.generation.covered)
                 self.num_answers += 1
                 if found != expected or reader.failed:
@@ -112,7 +112,9 @@ def play(run_dir: Path, kills: int, seed: int) -> tuple[int, int, list[str]]:
         reader = IndexReader.open(run_dir)
         for row in chance.sample(rows, 20):
             gram = row.tokens[:3].tolist()
-            if count_ngram(reader, gram, Selection(lineage="all")) != scan(rows, gram, reader.generation.covered):
+            if count_of_ngram(reader, gram, Selection(lineage="all")).count != scan(
+                rows, gram, reader.generation.covered
+            ):
                 readers.wrong.append("the completed index differs from a scan")
         if max(reader.generation.covered.values()) != last:
             readers.wrong.append(f"the completed index ends at {reader.generation.covered}, the export at {last}")
