@@ -31,7 +31,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.real_tokens import CACHE, ROOT, TOKENIZER, real_tokens
-from bench.trace import LENGTH, SLOTS, WRITERS, export_tokens
+from bench.whole_trace import LENGTH, SLOTS, WRITERS, export_tokens
 from indexer.analysis import spaced_terms, terms_of
 from indexer.build import IndexOptions, update_index
 from indexer.fulltext import FullTextUnit, build_full_text
