@@ -14,7 +14,7 @@ NOTEBOOK = Path(__file__).resolve().parents[2] / "examples" / "trace.ipynb"
 
 
 def test_every_cell_runs_and_shows_what_it_says(text_run: TextRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
     assert all(not cell.get("outputs") for cell in notebook.cells)
     passage = next(iter(text_run.documents.values()))[40:240]
     with live_server(Settings(run_dirs=(text_run.run_dir,))) as url:
