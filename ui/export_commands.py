@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from train_hooks.export_format.compact import compact
+from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.findings import Severity
 from train_hooks.export_format.reader import RunReader
 from train_hooks.export_format.repair import repair
@@ -16,6 +18,7 @@ from train_hooks.export_format.status import RunStatus, status
 from train_hooks.export_format.verify import verify
 from ui import console
 from ui.arguments import JsonOption, RunArgument
+from ui.corpus_commands import corpus_report_json, print_corpus_report, verify_with_corpus
 
 __all__ = ["export_app"]
 
@@ -76,14 +79,30 @@ def _print_status(found: RunStatus) -> None:
 
 
 @export_app.command("verify")
-def verify_command(run: RunArgument, as_json: JsonOption = False) -> None:
-    """Check every hash, and that each step is complete. Exit code 1: damaged, 3: incomplete."""
+def verify_command(
+    run: RunArgument,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Compare every segment with its source text in this directory as well.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="With --corpus: the tokenizer.json that made the tokens, if not the run's own.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every hash, that each step is complete, and maybe every token. Exit code 1: damaged, 3: incomplete."""
+    if tokenizer is not None and corpus is None:
+        raise InputError("--tokenizer: expected --corpus beside it, the texts to compare with")
     started = time.monotonic()
     with console.progress("verifying bytes") as progress:
         report = verify(run, progress=progress)
+    compared = None
+    if corpus is not None and report.exit_code != 1:
+        compared = verify_with_corpus(run, corpus, tokenizer)
+    exit_code = next((code for code in (1, 3) if code in (report.exit_code, compared and compared.exit_code)), 0)
     if as_json:
-        console.print_json({**dataclasses.asdict(report), "exit_code": report.exit_code})
-        raise typer.Exit(report.exit_code)
+        more = {} if compared is None else {"corpus": corpus_report_json(compared)}
+        console.print_json({**dataclasses.asdict(report), **more, "exit_code": exit_code})
+        raise typer.Exit(exit_code)
     for finding in report.findings:
         line = Text.assemble(
             (f"{finding.severity.value:10} ", _STYLES[finding.severity]), f"{finding.path}: {finding.message}"
@@ -96,7 +115,11 @@ def verify_command(run: RunArgument, as_json: JsonOption = False) -> None:
         f"{report.size_bytes / 1e6:,.1f} MB in {took_s:.1f} s",
         markup=False,
     )
-    raise typer.Exit(report.exit_code)
+    if compared is not None:
+        print_corpus_report(compared)
+    elif corpus is not None:
+        console.output.print("not compared with the corpus: mend the export first")
+    raise typer.Exit(exit_code)
 
 
 @export_app.command("repair")
