@@ -14,7 +14,8 @@ __all__ = ["help_page"]
 WIDTH = 100
 HEAD = """# Help of every command
 
-Made by `python -m ui.help_pages docs/help.md` from the commands themselves; [commands.md](commands.md) says more of what they do.
+Made by `python -m ui.help_pages docs/help.md` from the commands themselves;
+[commands.md](commands.md) says more of what they do.
 """
 
 
