@@ -9,9 +9,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from indexer.llm_jp.exporter import export_dump
 from train_hooks.export_format.compact import compact
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.findings import Severity
+from train_hooks.export_format.origin import OriginKind
 from train_hooks.export_format.reader import RunReader
 from train_hooks.export_format.repair import repair
 from train_hooks.export_format.status import RunStatus, status
@@ -19,6 +21,7 @@ from train_hooks.export_format.verify import verify
 from ui import console
 from ui.arguments import JsonOption, RunArgument
 from ui.corpus_commands import corpus_report_json, print_corpus_report, verify_with_corpus
+from ui.render import safe
 
 __all__ = ["export_app"]
 
@@ -48,6 +51,8 @@ def _print_status(found: RunStatus) -> None:
         f"{found.num_gaps} gaps, {found.num_unsealed} open files{lag}",
         markup=False,
     )
+    if found.origin.kind is not OriginKind.OBSERVED:
+        console.output.print(Text(safe(f"{found.origin.kind.value}: {found.origin.what}")), style="yellow")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in (
         "attempt",
@@ -158,3 +163,21 @@ def compact_command(run: RunArgument, as_json: JsonOption = False) -> None:
         )
     if not done:
         console.output.print("nothing to compact")
+
+
+@export_app.command("llm-jp")
+def llm_jp_command(
+    run: RunArgument,
+    directory: Annotated[Path, typer.Argument(help="Where to write it; empty, or not there yet.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Write the export as an LLM-jp dump: used_data_FOLD/used_data_RANK.jsonl.gz, a line a sequence."""
+    with console.progress("writing steps") as progress:
+        done = export_dump(RunReader(run), directory, progress=progress)
+    if as_json:
+        console.print_json(dataclasses.asdict(done))
+        return
+    console.output.print(
+        f"{directory}: {done.num_rows:,} sequences, {done.num_tokens:,} tokens in {done.num_files:,} files",
+        markup=False,
+    )
