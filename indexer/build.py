@@ -23,6 +23,7 @@ from indexer.generations import (
     remove_retired,
     write_generation,
 )
+from indexer.imported_metrics import newest_import_unix_s
 from indexer.ingest import StepRange, read_range
 from indexer.parts import sound_parts
 from indexer.parts_update import update_parts
@@ -135,6 +136,7 @@ def _is_current(before: Generation, paths: IndexPaths, intervals: Sequence[StepI
         before.canonical_attempt == _last_attempt(intervals)
         and num_parts == len(before.parts) > 0
         and before.directory == str(paths.index.resolve())
+        and newest_import_unix_s(paths) <= before.created_unix_s
     )
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import duckdb
 
 from indexer.generations import Generation
+from indexer.imported_metrics import insert_imported_metrics
 from indexer.ingest import late_records
 from indexer.parts import PART_SCHEMAS
 from indexer.paths import IndexPaths
@@ -37,6 +38,8 @@ CREATE TABLE shard_table (shard VARCHAR, attempt INTEGER, first_step BIGINT, las
                           num_segments BIGINT, num_tokens BIGINT, size_bytes BIGINT);
 CREATE TABLE late_record_table (attempt INTEGER, global_step BIGINT, dp_rank INTEGER, kind VARCHAR, unix_time_s DOUBLE,
                                 name VARCHAR, value DOUBLE, text VARCHAR);
+CREATE TABLE imported_metric_table (attempt INTEGER, global_step BIGINT, unix_time_s DOUBLE, name VARCHAR, value DOUBLE,
+                                    origin VARCHAR);
 """
 
 
@@ -73,6 +76,7 @@ def write_catalog(
         _insert_shards(connection, shards)
         _insert_late_records(connection, generation, states)
         create_views(connection, run.info.run_id, intervals, paths.index.resolve(), list(generation.parts))
+        insert_imported_metrics(connection, paths)
         connection.execute("CHECKPOINT")
 
 

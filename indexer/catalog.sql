@@ -9,7 +9,10 @@ CREATE VIEW attempts AS SELECT * FROM attempt_table;
 CREATE VIEW shards AS SELECT * FROM shard_table;
 
 CREATE VIEW step_metrics AS
-SELECT attempt, global_step, dp_rank, unix_time_s, name, value FROM all_records WHERE kind = 'metrics';
+SELECT attempt, global_step, dp_rank, unix_time_s, name, value, NULL::VARCHAR AS origin
+FROM all_records WHERE kind = 'metrics'
+UNION ALL
+SELECT attempt, global_step, NULL, unix_time_s, name, value, origin FROM imported_metric_table;
 
 CREATE VIEW gaps AS
 SELECT attempt, global_step, dp_rank, value::BIGINT AS num_rows, text AS reason
@@ -19,10 +22,11 @@ CREATE VIEW steps AS
 SELECT s.attempt, s.global_step, s.status, is_canonical(s.attempt, s.global_step) AS canonical, m.loss, m.lr, m.grad_norm,
        s.num_tokens, s.num_sequences, m.unix_time_s
 FROM stored_steps s
-LEFT JOIN (SELECT attempt, global_step, arg_min(value, dp_rank) FILTER (name = 'loss') AS loss,
-                  arg_min(value, dp_rank) FILTER (name IN ('lr', 'learning_rate')) AS lr,
-                  arg_min(value, dp_rank) FILTER (name = 'grad_norm') AS grad_norm, min(unix_time_s) AS unix_time_s
-           FROM step_metrics GROUP BY ALL) m USING (attempt, global_step);
+LEFT JOIN (SELECT attempt, global_step, arg_min(value, place) FILTER (name = 'loss') AS loss,
+                  arg_min(value, place) FILTER (name IN ('lr', 'learning_rate')) AS lr,
+                  arg_min(value, place) FILTER (name = 'grad_norm') AS grad_norm,
+                  min(unix_time_s) FILTER (origin IS NULL) AS unix_time_s
+           FROM (SELECT *, (origin IS NOT NULL, dp_rank, origin) AS place FROM step_metrics) GROUP BY ALL) m USING (attempt, global_step);
 
 CREATE VIEW sequences AS
 SELECT sequence_address(attempt, global_step, dp_rank, microbatch, slot) AS address, attempt, global_step, dp_rank,

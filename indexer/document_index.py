@@ -4,6 +4,10 @@
 `document_places.npy` has, in the same order, the segment's row in `segments.parquet`, its sequence and its tokens. Both are
 mapped, so a document that a shard does not have costs a few pages of the first file, and one that it has a few of the
 second: 32 bytes a segment on disk instead of a scan. Segments of one document stand in the order of their rows.
+
+Measured by bench/documents.py on 10.5 million segments in 20 shards, warm: a document of two segments takes 0.3 ms; DuckDB
+takes 380 ms over the Parquet files as they are, and 34 ms with a Bloom filter on document_id in each row group. Shards cost
+some 10 µs each, so a thousand million segments in 2,000 shards would take about 20 ms (extrapolated).
 """
 
 import hashlib

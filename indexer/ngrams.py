@@ -17,7 +17,16 @@ from indexer.trace_hits import FoundPlace, describe_places, places_of
 from indexer.trace_records import Hit
 from train_hooks.export_format.errors import QueryError
 
-__all__ = ["NgramCount", "NgramHits", "Place", "count_of_ngram", "hits_of_ngram", "ids_of"]
+__all__ = [
+    "NgramCount",
+    "NgramHits",
+    "Place",
+    "count_of_ngram",
+    "counts_by_shard",
+    "hit_of_shard",
+    "hits_of_ngram",
+    "ids_of",
+]
 
 MAX_PAGE = 1000
 
@@ -116,3 +125,29 @@ def _hits(
     last = places[limit - 1][0] if len(places) > limit else None
     hits = describe_places(reader, [place for _, place in places[:limit]], context_tokens, visibility)
     return NgramHits(hits=tuple(hits), last=last, shards_searched=len(selected))
+
+
+def counts_by_shard(reader: IndexReader, token_ids: Sequence[int], selection: Selection) -> list[int]:
+    """How often an n-gram occurs in each shard of the generation; 0 in those that are not selected, or failed."""
+    counts = dict.fromkeys(reader.generation.shards, 0)
+    for item in reader.select(selection):
+        whole = item.of_length(len(token_ids))
+        lo, hi = find(whole.spans, token_ids)
+        counts[item.shard.info.name] = count(whole.spans, lo, hi, whole.filter)
+    return list(counts.values())
+
+
+def hit_of_shard(
+    reader: IndexReader, token_ids: Sequence[int], selection: Selection, shard: int, number: int, context_tokens: int
+) -> Hit | None:
+    """Place `number`, from 0, of an n-gram in a shard by its place in the generation; None where there are fewer."""
+    names, ids = list(reader.generation.shards), np.asarray(token_ids)
+    for item in reader.select(selection):
+        if shard < len(names) and item.shard.info.name == names[shard]:
+            whole = item.of_length(len(ids))
+            lo, hi = find(whole.spans, ids)
+            positions = page(whole.spans, lo, hi, whole.filter, limit=number + 1)
+            if len(positions) > number:
+                places = places_of(item.shard, positions[number:], ids)
+                return describe_places(reader, places, context_tokens, reader.visible_under(selection.visibility))[0]
+    return None

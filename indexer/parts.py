@@ -13,7 +13,8 @@ Rules:
 2. New steps become parts, small neighbours are joined (`planning`), and no row is worked out twice: joining copies rows. A
    run of any length has few parts, so that a question to the catalog opens few files.
 3. Row groups are large and in the order of the steps, so that a range of steps, or the largest losses, are found by the
-   statistics of row groups.
+   statistics of row groups. Those leave NaN out, and DuckDB then believes that there is none: a part with a NaN among its
+   losses has no statistics of them, and no part has any of the values of records.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -186,11 +187,30 @@ def build_part(paths: IndexPaths, planned: PlannedPart, seen: Mapping[str, npt.N
             else _rows_of_piece(name, source, seen[source.shard.info.name])
             for source in planned.sources
         )
-        write_sorted(building / f"{name}.parquet", schema, tables)
+        write_sorted(
+            building / f"{name}.parquet", schema, tables, without_statistics=_not_a_number(paths, planned, name)
+        )
     sha256 = write_manifest(building, planned.steps)
     building.rename(final)
     _sync(final.parent)
     return Part(name=final.name, steps=planned.steps, sha256=sha256)
+
+
+def _not_a_number(paths: IndexPaths, planned: PlannedPart, name: str) -> frozenset[str]:
+    """Columns of a file that may hold NaN."""
+    if name == "sequences":
+        nan = any(_has_nan_loss(paths, source) for source in planned.sources)
+        return frozenset({"loss"} if nan else ())
+    return frozenset({"value"} if name == "records" else ())
+
+
+def _has_nan_loss(paths: IndexPaths, source: Part | Piece) -> bool:
+    if isinstance(source, Piece):
+        return bool(pc.any(pc.is_nan(source.shard.sequences.column("loss").slice(source.first))).as_py())
+    with pq.ParquetFile(paths.part_dir(source.name) / "sequences.parquet") as file:
+        column = PART_SCHEMAS["sequences"].get_field_index("loss")
+        groups = range(file.num_row_groups)
+        return any(not file.metadata.row_group(group).column(column).is_stats_set for group in groups)
 
 
 def write_manifest(directory: Path, steps: StepRange) -> str:
@@ -211,11 +231,19 @@ def write_manifest(directory: Path, steps: StepRange) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def write_sorted(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-    """Write tables one after the other, in row groups of GROUP_ROWS."""
+def write_sorted(
+    path: Path, schema: pa.Schema, tables: Iterable[pa.Table], *, without_statistics: Set[str] = frozenset()
+) -> None:
+    """Write tables one after the other, in row groups of GROUP_ROWS; some columns without statistics."""
     dictionaries = [name for name in schema.names if name in _DICTIONARIES]
+    statistics = [name for name in schema.names if name not in without_statistics]
     with pq.ParquetWriter(
-        path, schema, compression="zstd", use_dictionary=dictionaries, write_page_checksum=True
+        path,
+        schema,
+        compression="zstd",
+        use_dictionary=dictionaries,
+        write_statistics=statistics,
+        write_page_checksum=True,
     ) as file:
         waiting: list[pa.Table] = []
         for table in tables:

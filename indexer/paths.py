@@ -1,4 +1,4 @@
-"""The names of every file below RUN/index, and of the tombstones beside it; no other module knows them.
+"""The names of every file below RUN/index, and of tombstones and imported metrics beside it; no other module knows them.
 
 index/CURRENT                        number and SHA-256 of the published generation; replaced by one rename
 index/generations/000003/generation.json
@@ -7,6 +7,7 @@ index/catalog.duckdb                 link to the published generation's catalog
 index/shards/<name>/…                immutable; `.building` until whole
 index/parts/<name>/…                 the same for parts of the catalog
 index/lock                           held by the one process that writes
+imported_metrics/<digits>.parquet    metrics of other files (imported_metrics.py); not disposable either
 tombstones.json                      what no answer shows; beside the index, since it is not disposable
 """
 
@@ -33,6 +34,10 @@ class IndexPaths:
     @property
     def tombstones(self) -> Path:
         return self.run_dir / "tombstones.json"
+
+    @property
+    def imported_metrics(self) -> Path:
+        return self.run_dir / "imported_metrics"
 
     @property
     def current(self) -> Path:

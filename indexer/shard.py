@@ -16,7 +16,6 @@ name says what it covers, so building the same steps twice gives the same name, 
 """
 
 import dataclasses
-import functools
 import hashlib
 import io
 import itertools
@@ -42,7 +41,6 @@ from indexer.paths import BUILDING, IndexPaths
 from indexer.spans.arrays import SpanArrays, open_span_arrays
 from indexer.spans.build import build_span_arrays
 from indexer.statistics.anchors import anchors, bloom_filter
-from indexer.statistics.scripts import TokenBytes, token_bytes
 from indexer.statistics.sequences import sequence_statistics
 from indexer.tokenization import RunTokenizer
 from train_hooks.export_format.errors import DamageError
@@ -160,7 +158,7 @@ def build_shard(paths: IndexPaths, run: RunReader, data: RangeData, tokenizer: R
     np.save(building / _ANCHORS, bloom_filter(anchors(tokens, starts)[0]))
     segments = _segments(rows)
     for name, table in (
-        (_SEQUENCES, _with_statistics(_sequences(rows, run, steps), run, tokens, starts, segments)),
+        (_SEQUENCES, _with_statistics(_sequences(rows, run, steps), tokenizer, tokens, starts, segments)),
         (_SEGMENTS, segments),
         (_RECORDS, data.records),
         (_STATUSES, data.statuses),
@@ -201,22 +199,14 @@ def _sequences(rows: pa.Table, run: RunReader, steps: StepRange) -> pa.Table:
     return table.append_column("tensors_commitment", tensors_commitments(rows, run, steps.attempt))
 
 
-@functools.lru_cache(maxsize=1)
-def _bytes_of(tokenizer: Path, _sha256: str | None, vocab_size: int) -> TokenBytes:
-    return token_bytes(tokenizer.read_text(encoding="utf-8"), vocab_size)
-
-
 def _with_statistics(
     sequences: pa.Table,
-    run: RunReader,
+    tokenizer: RunTokenizer | None,
     tokens: npt.NDArray[np.unsignedinteger],
     starts: npt.NDArray[np.int64],
     segments: pa.Table,
 ) -> pa.Table:
-    bytes_of = None
-    if run.info.tokenizer_file is not None:
-        bytes_of = _bytes_of(run.tokenizer_path(), run.info.tokenizer_sha256, run.info.vocab_size)
-    statistics = sequence_statistics(tokens, starts, segments, bytes_of)
+    statistics = sequence_statistics(tokens, starts, segments, None if tokenizer is None else tokenizer.script_bytes)
     for field, column in zip(statistics.schema, statistics.columns, strict=True):
         sequences = sequences.append_column(field, column)
     return sequences

@@ -8,6 +8,8 @@ What holds, whatever the statement is, each layer without those before it (docs/
    any other file (sql_confinement), and has a limit of CPU time;
 4. we kill that process at the deadline, take no more than so many bytes from it, and start another one.
 
+A catalog says of which sources and documents everything is, hidden or not: this is for people who may see that.
+
 A worker that answered is used again: a small query costs a millisecond or two, and no start of a process.
 """
 
@@ -19,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -86,12 +89,15 @@ class SqlSandbox:
         """Starts the workers, and does not wait for them. Raises InputError where the system cannot confine them."""
         if sys.platform != "linux":
             raise InputError("SQL of others needs Linux, whose kernel confines it; use `kiseki sql` for your own")
+        index = str(reader.paths.index.resolve())
+        if sql_path(index) != index:  # DuckDB would have to look for it, and may not
+            raise InputError(f"SQL of others needs a run directory without * ? [ in its path, found {index}")
         self.limits = limits or SqlLimits()
         self._generation = reader.generation.number
-        self._command = json.dumps(
+        self._settings = json.dumps(
             {
                 "catalog": str(reader.paths.catalog(reader.generation.number)),
-                "index": sql_path(str(reader.paths.index.resolve())),
+                "index": index,
                 "files": [str(file) for file in catalog_files(reader.paths, reader.generation.parts)],
                 "memory_bytes": self.limits.memory_bytes,
                 "max_rows": self.limits.max_rows,
@@ -101,7 +107,7 @@ class SqlSandbox:
         self._free: queue.Queue[_Worker] = queue.Queue()
         self._lock, self._closed = threading.Lock(), False
         for _ in range(num_workers):
-            self._free.put(_Worker(self._command))
+            self._free.put(_Worker(self._settings))
 
     def __enter__(self) -> Self:
         return self
@@ -146,7 +152,7 @@ class SqlSandbox:
                 worker.end()
                 if self._closed:
                     return
-                worker = _Worker(self._command)
+                worker = _Worker(self._settings)
             self._free.put(worker)
 
 
@@ -170,14 +176,16 @@ def _question(sql: str, limits: SqlLimits) -> bytes:
 class _Worker:
     """One process of sql_worker, and our end of its socket."""
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, settings: str) -> None:
         self.num_queries = 0
         self._ready, self._started = False, time.monotonic()
         self._channel, theirs = socket.socketpair()
-        with theirs:
+        with theirs, tempfile.TemporaryFile("w+", encoding="utf-8") as file:  # too long for an argument
+            file.write(settings)
+            file.seek(0)
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "indexer.sql_worker", str(theirs.fileno()), command],
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-P", "-m", "indexer.sql_worker", str(theirs.fileno())],
+                stdin=file,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],

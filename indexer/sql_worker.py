@@ -1,4 +1,4 @@
-"""The process that runs strangers' SQL: `python -m indexer.sql_worker FD SETTINGS`, started by sql_sandbox alone.
+"""The process that runs strangers' SQL: `python -m indexer.sql_worker FD < SETTINGS`, started by sql_sandbox alone.
 
 It gives up other files, opens the catalog read-only, locks DuckDB's configuration, gives up further resources
 (sql_confinement), and then answers one statement after the other on the socket FD. A frame is a kind of one byte, a length
@@ -41,7 +41,7 @@ OUT_OF_MEMORY = (MemoryError, duckdb.OutOfMemoryException, duckdb.FatalException
 def main() -> None:
     """Serve until the parent closes the socket."""
     channel = socket.socket(fileno=int(sys.argv[1]))
-    settings = json.loads(sys.argv[2])
+    settings = json.load(sys.stdin)
     try:
         has_landlock = give_up_files(
             [*map(Path, [settings["catalog"], *settings["files"]]), *filter(Path.exists, SYSTEM_FILES)]
@@ -58,7 +58,7 @@ def main() -> None:
         allow_cpu_s(question["cpu_s"])
         with connection.cursor() as cursor:
             cursor.execute("SET VARIABLE kiseki_index = $1", [settings["index"]])
-            _answer(channel, cursor, question["sql"], settings["max_rows"], settings["max_bytes"])
+            _answer(channel, cursor, question["sql"], settings)
 
 
 def open_locked(settings: Mapping[str, Any]) -> duckdb.DuckDBPyConnection:
@@ -68,7 +68,6 @@ def open_locked(settings: Mapping[str, Any]) -> duckdb.DuckDBPyConnection:
     """
     connection = duckdb.connect(settings["catalog"], read_only=True, config={"threads": 1})
     connection.execute("SET python_enable_replacements = false")
-    connection.execute("SET VARIABLE kiseki_index = ?", [settings["index"]])
     connection.execute(f"SET allowed_paths = [{', '.join(_quoted(file) for file in settings['files'])}]")
     for name, value in (
         ("memory_limit", f"'{settings['memory_bytes'] * 6 // 10} B'"),
@@ -95,10 +94,10 @@ def _warm_up(connection: duckdb.DuckDBPyConnection) -> None:
     json.loads(json.dumps({"text": "é", "number": 1.5}))
 
 
-def _answer(channel: socket.socket, cursor: duckdb.DuckDBPyConnection, sql: str, max_rows: int, max_bytes: int) -> None:
+def _answer(channel: socket.socket, cursor: duckdb.DuckDBPyConnection, sql: str, settings: Mapping[str, Any]) -> None:
     try:
         check_statement(cursor, sql)
-        truncated = _write(cursor.sql(sql), _Pieces(channel), max_rows, max_bytes)
+        truncated = _write(cursor.sql(sql), _Pieces(channel), settings["max_rows"], settings["max_bytes"])
         send_frame(channel, b"D", json.dumps({"truncated": truncated}).encode())
     except StatementRefused as error:
         _send_error(channel, "refused", str(error))
@@ -106,7 +105,8 @@ def _answer(channel: socket.socket, cursor: duckdb.DuckDBPyConnection, sql: str,
         _send_error(channel, "memory", str(error))
         sys.exit(1)
     except (duckdb.Error, pa.ArrowException, RuntimeError, ValueError) as error:
-        _send_error(channel, "memory" if "bad_alloc" in str(error) else "sql", str(error))
+        message = str(error).replace(settings["index"], "index")  # where a run lies is nobody's business
+        _send_error(channel, "memory" if "bad_alloc" in message else "sql", message)
 
 
 def _send_error(channel: socket.socket, kind: str, message: str) -> None:

@@ -14,21 +14,22 @@ on a smooth curve gives fewer than one spike in 10,000 steps.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 
 from indexer.index_reader import IndexReader
 from train_hooks.export_format.errors import QueryError
-from train_hooks.export_format.lineage import lineage
+from train_hooks.export_format.lineage import StepInterval, lineage
 
 __all__ = ["MIN_WINDOW", "THRESHOLD", "WINDOW", "Spike", "Step", "Steps", "find_spikes", "read_steps"]
 
 WINDOW, MIN_WINDOW, THRESHOLD, FLOOR = 50, 20, 6.0, 0.01
 BATCH = 16_384
+LAST_STEP = 1 << 60
 MAD_TO_SIGMA = 1.4826
 METRICS = ("loss", "grad_norm")
 
@@ -87,20 +88,18 @@ def read_steps(
     Spikes are found among the steps before each one on its own attempt's lineage, wherever the range begins. Raises
     QueryError for an attempt that is not indexed.
     """
-    rows = reader.sql("SELECT * FROM steps ORDER BY global_step, attempt")
     if attempt is not None and attempt not in reader.generation.covered:
         raise QueryError(f"expected an attempt of {sorted(reader.generation.covered)}, found {attempt}")
-    spikes = _spikes_of_run(reader, rows)
-    steps = []
-    for row in rows:
-        wanted = row["attempt"] == attempt if attempt is not None else row["canonical"] or all_steps
-        inside = (first_step is None or row["global_step"] >= first_step) and (
-            last_step is None or row["global_step"] <= last_step
-        )
-        found = spikes.get((row["attempt"], row["global_step"]), ())
-        if wanted and inside and (found or not only_spikes):
-            steps.append(Step(**row, spikes=found))
-    return Steps(run_id=reader.info.run_id, generation=reader.generation.number, steps=tuple(steps))
+    first, last = first_step or 0, LAST_STEP if last_step is None else last_step
+    rows = reader.sql(
+        "SELECT * FROM steps WHERE global_step BETWEEN ? AND ? AND (attempt = ? OR (? AND (canonical OR ?))) "
+        "ORDER BY global_step, attempt",
+        [first, last, attempt, attempt is None, all_steps],
+    )
+    spikes = _spikes_of_run(reader, first, last)
+    steps = (Step(**row, spikes=spikes.get((row["attempt"], row["global_step"]), ())) for row in rows)
+    kept = tuple(step for step in steps if step.spikes or not only_spikes)
+    return Steps(run_id=reader.info.run_id, generation=reader.generation.number, steps=kept)
 
 
 def find_spikes(values: npt.NDArray[np.float64]) -> dict[int, tuple[float, float]]:
@@ -140,31 +139,41 @@ def _judged(
     }
 
 
-def _spikes_of_run(reader: IndexReader, rows: Sequence[Mapping[str, Any]]) -> dict[tuple[int, int], tuple[Spike, ...]]:
-    """(attempt, step) → spikes, each attempt's steps judged by those before them on its lineage."""
+def _spikes_of_run(reader: IndexReader, first_step: int, last_step: int) -> dict[tuple[int, int], tuple[Spike, ...]]:
+    """(attempt, step) → spikes of the steps in a range, each judged by those before it on its attempt's lineage."""
+    with reader.catalog() as connection:
+        table = connection.sql(
+            f"SELECT attempt, global_step, {', '.join(METRICS)} FROM steps ORDER BY 1, 2"
+        ).to_arrow_table()
     attempts = [attempt.info for attempt in reader.run.attempts()]
     spikes: dict[tuple[int, int], tuple[Spike, ...]] = {}
     for metric in METRICS:
-        of_attempt: dict[int, list[Mapping[str, Any]]] = {}
-        for row in rows:
-            if row[metric] is not None:
-                of_attempt.setdefault(row["attempt"], []).append(row)
-        for attempt, own in of_attempt.items():
-            before: list[Mapping[str, Any]] = []
-            for interval in reversed(lineage(attempts, attempt)[:-1]):
-                of_parent = of_attempt.get(interval.attempt, ())
-                inside = [row for row in of_parent if interval.holds(interval.attempt, row["global_step"])]
-                before = inside[len(before) - WINDOW :] + before
-                if len(before) >= WINDOW:
-                    break
-            values = np.array([row[metric] for row in [*before, *own]], np.float64)
-            for index, (expected, deviations) in find_spikes(values).items():
-                if index >= len(before):
-                    place = (attempt, own[index - len(before)]["global_step"])
-                    value = float(values[index])
-                    spike = Spike(metric=metric, value=value, expected=expected, deviations=deviations)
-                    spikes[place] = (*spikes.get(place, ()), spike)
+        known = table.filter(pc.is_valid(table.column(metric)))
+        numbers, steps, values = (known.column(name).to_numpy() for name in ("attempt", "global_step", metric))
+        for attempt in np.unique(numbers).tolist():
+            parts = [_places(numbers, steps, interval) for interval in lineage(attempts, attempt)[:-1]]
+            own = _places(numbers, steps, StepInterval(attempt=attempt, first_step=0, last_step=None))
+            places = np.concatenate([*parts, own])
+            begin, end = np.searchsorted(steps[own], [first_step, last_step + 1]) + len(places) - len(own)
+            finite = np.flatnonzero(np.isfinite(values[places[:begin]]))
+            context = int(finite[-WINDOW]) if len(finite) > WINDOW else 0
+            for index, (expected, deviations) in find_spikes(values[places[context:end]]).items():
+                if context + index >= begin:
+                    place = int(places[context + index])
+                    spike = Spike(metric=metric, value=float(values[place]), expected=expected, deviations=deviations)
+                    key = (attempt, int(steps[place]))
+                    spikes[key] = (*spikes.get(key, ()), spike)
     return spikes
+
+
+def _places(
+    attempts: npt.NDArray[np.int32], steps: npt.NDArray[np.int64], interval: StepInterval
+) -> npt.NDArray[np.int64]:
+    """Where the steps of an interval stand, in arrays sorted by attempt and step."""
+    begin, end = (int(place) for place in np.searchsorted(attempts, [interval.attempt, interval.attempt + 1]))
+    last = LAST_STEP if interval.last_step is None else interval.last_step
+    first_place, last_place = np.searchsorted(steps[begin:end], [interval.first_step, last + 1]) + begin
+    return np.arange(first_place, last_place)
 
 
 def _plain(step: Step) -> dict[str, Any]:

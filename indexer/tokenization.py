@@ -1,5 +1,6 @@
 """The run's own tokenizer: text ⇄ token ids, with character offsets."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,11 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from indexer.statistics.scripts import TokenBytes, bytes_of_tokens
 from indexer.token_bytes import token_bytes
 from train_hooks.export_format.errors import InputError, QueryError, RunError
 from train_hooks.export_format.reader import RunReader
 
 __all__ = ["Encoded", "RunTokenizer", "text_of_ids"]
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +45,9 @@ class RunTokenizer:
             )
 
     def encode(self, text: str) -> Encoded:
-        """No special tokens are added: a trace asks what the text itself says."""
+        """No special tokens are added: a trace asks what the text itself says. Raises QueryError for half a character."""
+        if not text.isascii() and _HALF.search(text):
+            raise QueryError("expected text, found half of a surrogate pair (U+D800 to U+DFFF) in it; remove it")
         found = self._tokenizer.encode(text, add_special_tokens=False)
         offsets = np.array(found.offsets, np.int64).reshape(-1, 2)
         return Encoded(
@@ -59,6 +65,15 @@ class RunTokenizer:
             decoded = self._tokenizer.decode_batch([_as_list(ids) for ids in many], skip_special_tokens=False)
             return [str(text) for text in decoded]
         return [b"".join(table[ids].tolist()).decode("utf-8", "replace") for ids in many]
+
+    def names(self, token_ids: Sequence[int]) -> list[str]:
+        """Each token as the vocabulary spells it; "" for ids that it does not have."""
+        return [self._tokenizer.id_to_token(token_id) or "" for token_id in token_ids]
+
+    @cached_property
+    def script_bytes(self) -> TokenBytes:
+        """The bytes of each token, to know scripts by."""
+        return bytes_of_tokens(self._tokenizer, self._vocab_size)
 
     @cached_property
     def _token_bytes(self) -> npt.NDArray[np.object_] | None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from indexer.deadline import check_deadline
 from indexer.index_reader import IndexReader
 from indexer.ngrams import count_of_ngram
 from indexer.selection import SelectedShard, Selection
@@ -147,6 +148,7 @@ def _describe(
     log_probabilities: npt.NDArray[np.float64],
     count_relation: str,
 ) -> Span:
+    check_deadline()
     first, last = steps_of(selected, span)
     start, end = _main_tokens(span, encoded) if text else (span.start, span.end)
     return Span(

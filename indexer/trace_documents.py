@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from indexer.deadline import check_deadline
 from indexer.index_reader import IndexReader
 from indexer.trace_records import Hit, JoinedSpans, Span, TracedDocument
 from indexer.visibility import EVERYTHING, Visibility
@@ -64,6 +65,7 @@ def _relevance(reader: IndexReader, document: tuple[str, str], hits: Sequence[Hi
     """BM25 over the visible tokens of the document's listed segments."""
     pieces: dict[tuple[str, int], npt.NDArray[np.unsignedinteger]] = {}
     for hit in hits:
+        check_deadline()
         sequence = reader.sequence_at(*reader.locate(hit.address))
         visible = reader.visible_tokens(sequence, terms.visibility)
         for segment in hit.segments:
@@ -95,6 +97,7 @@ def join_spans(spans: Sequence[Span]) -> tuple[JoinedSpans, ...]:
     """
     joined: list[JoinedSpans] = []
     for first, second in zip(range(len(spans)), range(1, len(spans)), strict=False):
+        check_deadline()
         before, after = spans[first], spans[second]
         if before.char_end is not None and before.char_end != after.char_start:
             continue

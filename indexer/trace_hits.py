@@ -7,6 +7,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
+from indexer.deadline import check_deadline
 from indexer.index_reader import IndexReader, PackedSequence
 from indexer.selection import SelectedShard
 from indexer.shard import Shard, ShardDamage
@@ -130,6 +131,7 @@ def describe_places(
     """
     sequences, contexts = [], []
     for place in places:
+        check_deadline()
         sequence = reader.sequence_at(place.shard, place.ordinal)
         begin, end = place.offset, place.offset + len(place.token_ids)
         if not np.array_equal(sequence.tokens[begin:end], place.token_ids):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from indexer.deadline import check_deadline
 from indexer.index_reader import IndexReader
 from indexer.selection import SelectedShard
 from indexer.spans.group import Member, Spans, spans_of_group
@@ -94,6 +95,7 @@ def _mended(
     reader: IndexReader, selected: Sequence[SelectedShard], text: str, span: FoundSpan, min_length: int
 ) -> FoundSpan:
     """The span from the start of its first word, where that word occurs with other tokens; else the span itself."""
+    check_deadline()
     start = _word_start(text, span.char_start)
     if start == span.char_start or start == 0:
         return span

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from indexer.shard import Shard
 from train_hooks.export_format.records import SequenceAddress
@@ -133,7 +134,7 @@ def _visible_segments(shard: Shard, visibility: Visibility) -> npt.NDArray[np.bo
 
 
 def _is_in(column: pa.ChunkedArray, names: frozenset[str]) -> npt.NDArray[np.bool_]:
-    found = pa.compute.is_in(column, value_set=pa.array(sorted(names), pa.string()))
+    found = pc.is_in(column, value_set=pa.array(sorted(names), pa.string()))
     return np.asarray(found.to_numpy()).astype(np.bool_)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from indexer.deadline import check_deadline
 from indexer.selection import SelectedShard
 from indexer.spans.group import Spans
 from indexer.spans.search import count, find, page
@@ -69,6 +70,7 @@ def _visible_inside(
 
 
 def _is_visible(selected: Sequence[SelectedShard], ids: Ids) -> bool:
+    check_deadline()
     return any(_count(item, *find(item.spans, ids), len(ids)) > 0 for item in selected)
 
 

@@ -11,14 +11,19 @@ __all__ = [
     "Attempt",
     "AttemptsAnswer",
     "CountAnswer",
+    "DocumentAnswer",
     "Envelope",
+    "ExplainAnswer",
     "HitsAnswer",
+    "InfinigramAnswer",
     "JobAnswer",
     "ProblemAnswer",
     "RunAnswer",
     "RunsAnswer",
+    "SearchAnswer",
     "SequenceAnswer",
     "SequencesAnswer",
+    "StepsAnswer",
     "TraceAnswer",
 ]
 
@@ -265,3 +270,109 @@ class JobAnswer(Closed):
     created_unix_s: float
     expires_unix_s: float | None
     detail: str | None
+
+
+class InfinigramAnswer(BaseModel):
+    """As infini-gram documents it for the type of query; `latency` in ms."""
+
+    latency: float
+
+
+class SearchHit(Closed):
+    """A segment that matches: tokens [start, end) of the sequence. highlights: [start, end) in the segment's text."""
+
+    address: str
+    global_step: int
+    dp_rank: int
+    start: int
+    end: int
+    source: str
+    document_id: str
+    document_token_offset: int | None
+    score: float | None
+    snippet: str | None
+    snippet_start: int | None
+    highlights: list[list[int]]
+
+
+class SearchAnswer(Envelope):
+    """A page of matching segments. count: of segments, exact where `count_relation` is `eq`."""
+
+    query: str
+    sort: str
+    count: int
+    facets: dict[str, Any] | None
+    snippets_cut: bool
+    hits: list[SearchHit]
+    next_cursor: str | None
+
+
+class Step(Closed):
+    """A step. A metric that is not finite is null, and named in `spikes`, whose numbers are texts."""
+
+    attempt: int
+    global_step: int
+    status: str
+    canonical: bool
+    loss: float | None
+    lr: float | None
+    grad_norm: float | None
+    num_tokens: int
+    num_sequences: int
+    unix_time_s: float | None
+    spikes: list[dict[str, str]]
+
+
+class StepsAnswer(Envelope):
+    """A page of steps, by step and attempt."""
+
+    steps: list[Step]
+    next_cursor: str | None
+
+
+class ExplainAnswer(Envelope):
+    """What distinguishes a step; `indexer.explain.records` has the fields."""
+
+    model_config = ConfigDict(extra="allow")
+
+    global_step: int
+    attempt: int
+    features: list[dict[str, Any]]
+    sources: list[dict[str, Any]]
+    ngrams: list[dict[str, Any]]
+    documents: list[dict[str, Any]]
+    rows: list[dict[str, Any]]
+
+
+class Exposure(Closed):
+    """A segment of the document in one sequence. num_new_tokens: those that no earlier exposure had."""
+
+    address: str
+    global_step: int
+    dp_rank: int
+    status: str
+    canonical: bool
+    start: int
+    length: int
+    document_token_offset: int
+    num_new_tokens: int
+    text: str | None
+
+
+class DocumentAnswer(Envelope):
+    """A page of the exposures of a document, and what training saw of it in all."""
+
+    source: str
+    document_id: str
+    num_exposures: int
+    num_steps: int
+    first_step: int
+    last_step: int
+    dp_ranks: list[int]
+    num_tokens_seen: int
+    num_tokens_distinct: int
+    end_token: int
+    ranges: list[list[int]]
+    times_seen: list[list[int]]
+    exposures: list[Exposure]
+    next_cursor: str | None

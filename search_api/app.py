@@ -15,14 +15,36 @@ from search_api import problems
 from search_api.answers import ProblemAnswer
 from search_api.http_edge import HttpEdge
 from search_api.problems import MEDIA_TYPE, PROBLEMS
-from search_api.routes import health, jobs, ngrams, runs, sequences, traces
+from search_api.routes import (
+    documents,
+    health,
+    infinigram,
+    jobs,
+    ngrams,
+    runs,
+    searches,
+    sequences,
+    steps,
+    traces,
+)
 from search_api.service import Service
 from search_api.settings import Settings
 
 __all__ = ["create_app"]
 
 GZIP_FROM_BYTES = 1000
-_ROUTERS = (health.router, runs.router, traces.router, ngrams.router, sequences.router, jobs.router)
+_ROUTERS = (
+    health.router,
+    runs.router,
+    traces.router,
+    ngrams.router,
+    searches.router,
+    sequences.router,
+    steps.router,
+    documents.router,
+    jobs.router,
+    infinigram.router,
+)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -84,7 +106,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             for operation in operations.values():
                 operation["responses"].pop("422", None)
                 operation["responses"].update(_problem_responses())
-                if path.startswith(("/v1", "/metrics")):
+                if path.startswith(("/v1", "/compat", "/metrics")):
                     operation["security"] = [{"key": []}, {}]
         app.openapi_schema = document
     return app.openapi_schema

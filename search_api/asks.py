@@ -18,7 +18,7 @@ from indexer.shard import ShardDamage
 from search_api.cursors import Cursor
 from search_api.gate import Access
 from search_api.keys import Action
-from search_api.models import SelectionFields
+from search_api.models import StepFields
 from search_api.negotiation import JSON, Rows, choose, json_bytes
 from search_api.problems import Problem
 from search_api.service import Service
@@ -69,7 +69,7 @@ class Ask:
             )
         return wanted
 
-    def selection(self, fields: SelectionFields) -> Selection:
+    def selection(self, fields: StepFields) -> Selection:
         """The rows that are asked for and that the key may see."""
         return fields.selection(self.access.visibility)
 
@@ -96,13 +96,19 @@ class Ask:
         return self.service.cursors.sign(cursor)
 
     async def answer(
-        self, run: str | None, make: Make, asked: BaseModel | str, *, cursor: Cursor | None = None
+        self,
+        run: str | None,
+        make: Make,
+        asked: BaseModel | str,
+        *,
+        cursor: Cursor | None = None,
+        deadline_s: float | None = None,
     ) -> Response:
-        """Ask a run. `asked` goes to the read log; a cursor brings its generation along."""
+        """Ask a run. `asked` goes to the read log; a cursor brings its generation along. deadline_s: not the usual one."""
         run_id = self.run_id(run if cursor is None else cursor.run_id)
         runs = self.service.runs
         reader = runs.current(run_id) if cursor is None else runs.of_generation(run_id, cursor.generation)
-        return await self.service.workers.run(lambda: self.respond(reader, make, asked))
+        return await self.service.workers.run(lambda: self.respond(reader, make, asked), deadline_s)
 
     def respond(self, reader: IndexReader, make: Make, asked: BaseModel | str) -> Response:
         """The same in this thread."""

@@ -115,6 +115,15 @@ class Gate:
         self._check_budget(key)
         return Access(key=key, visibility=key.visibility)
 
+    def readmit(self, access: Access) -> None:
+        """Between the items of long work: the key is still in force, and has tokens left. Raises Problem."""
+        if self._keys is None or access.key is None:
+            return
+        key = self._keys.with_id(access.key.key_id)
+        if key is None or not key.in_force(time.time()):
+            raise Problem("unauthorized", "the key is no longer in force")
+        self._check_budget(key)
+
     def _check_rate(self, name: str, per_minute: int | None) -> None:
         rate = self._limits.requests_per_minute if per_minute is None else per_minute
         burst = min(self._limits.request_burst, max(1, rate))

@@ -51,6 +51,8 @@ class HttpEdge:
         self._metrics.in_flight.inc()
         try:
             await self._answer(exchange, scope, receive)
+        except _GoneError:
+            exchange.status = None
         finally:
             self._metrics.in_flight.dec()
             self._finish(exchange, scope)
@@ -64,6 +66,8 @@ class HttpEdge:
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 receive = await self._whole_body(exchange.headers, receive)
             await self._app(inner, receive, exchange.send)
+        except _GoneError:
+            raise
         except Problem as problem:
             await problem_response(problem)(scope, receive, exchange.send)
         except Exception:  # noqa: BLE001 – the edge of the server: nothing above would answer
@@ -111,7 +115,7 @@ class HttpEdge:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise Problem("body-timeout", "the client left before its body was whole")
+                raise _GoneError
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > self._limits.body_bytes:
@@ -138,6 +142,10 @@ class HttpEdge:
         _requests.info(json.dumps(line, ensure_ascii=True))
 
 
+class _GoneError(Exception):
+    """The client left: nobody is there to be answered."""
+
+
 class _Exchange:
     """One request and its answer: what is seen of them on the way out."""
 
@@ -160,4 +168,7 @@ class _Exchange:
             self.num_bytes += len(message.get("body", b""))
             if self._head:
                 message = {**message, "body": b""}
-        await self._send(message)
+        try:
+            await self._send(message)
+        except Exception as error:  # whatever it is that the server raises where nobody is there any more
+            raise _GoneError from error

@@ -113,6 +113,10 @@ class KeyFile:
         found = hashlib.sha256(token.encode("utf-8", "backslashreplace")).hexdigest()
         return key if hmac.compare_digest(found, key.sha256 if key is not None else "0" * 64) else None
 
+    def with_id(self, key_id: str) -> Key | None:
+        """A key as it is now. Raises DamageError."""
+        return self._current().get(key_id)
+
     def _current(self) -> dict[str, Key]:
         try:
             status = self._path.stat()

@@ -14,10 +14,15 @@ from train_hooks.export_format.errors import QueryError
 __all__ = [
     "BatchGetRequest",
     "CountRequest",
+    "DocumentQuery",
+    "ExplainQuery",
     "HitsRequest",
     "JobRequest",
     "Message",
+    "SearchRequest",
     "SelectionFields",
+    "StepFields",
+    "StepsQuery",
     "TraceBatchRequest",
     "TraceItem",
     "TraceRequest",
@@ -27,26 +32,29 @@ EXAMPLE_TEXT = "Desire and expectation rolled into one."
 Number = Annotated[int, Field(ge=0, le=2**53)]
 Text = Annotated[str, Field(max_length=REQUEST.text_characters)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**53, strict=True)]], Field(max_length=REQUEST.token_ids)]
+Cursor = Annotated[
+    str | None, Field(max_length=2000, description="`next_cursor` of the page before; everything else the same.")
+]
 RunId = Annotated[
     str | None, Field(max_length=100, description="Run id; may be left out where the key may ask one run alone.")
 ]
 
 
 def _example(**fields: Any) -> ConfigDict:
-    return ConfigDict(extra="forbid", json_schema_extra={"examples": [fields]})
+    return ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [fields]})
 
 
 class Message(BaseModel):
     """A chat message."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     role: Annotated[str, Field(max_length=100)] = "user"
     content: Text
 
 
-class SelectionFields(BaseModel):
-    """Which rows count. The default is every exposure: applied steps on the canonical lineage."""
+class StepFields(BaseModel):
+    """Which steps count. The default is every exposure: applied steps on the canonical lineage."""
 
     before_step: Annotated[
         Number | None,
@@ -56,17 +64,23 @@ class SelectionFields(BaseModel):
     last_step: Annotated[Number | None, Field(description="Included.")] = None
     attempt: Annotated[Number | None, Field(description="This attempt alone, superseded or not.")] = None
     dp_rank: Number | None = None
-    source: Annotated[
-        str | None, Field(max_length=1000, description="Hits that begin in a document of this source.")
-    ] = None
-    document_id: Annotated[str | None, Field(max_length=10_000, description="Hits that begin in this document.")] = None
     lineage: Annotated[
         Literal["canonical", "all"], Field(description="`all` takes superseded and skipped steps as well.")
     ] = "canonical"
 
     def selection(self, visibility: Visibility) -> Selection:
         """The same for `indexer`, of what may be seen. Raises QueryError for steps that fall."""
-        return Selection(visibility=visibility, **{name: getattr(self, name) for name in SelectionFields.model_fields})
+        names = (StepFields.model_fields | SelectionFields.model_fields).keys() & type(self).model_fields.keys()
+        return Selection(visibility=visibility, **{name: getattr(self, name) for name in names})
+
+
+class SelectionFields(StepFields):
+    """Which rows count: steps as above, and documents."""
+
+    source: Annotated[
+        str | None, Field(max_length=1000, description="Hits that begin in a document of this source.")
+    ] = None
+    document_id: Annotated[str | None, Field(max_length=10_000, description="Hits that begin in this document.")] = None
 
 
 class TraceItem(SelectionFields):
@@ -154,3 +168,53 @@ class BatchGetRequest(BaseModel):
     addresses: Annotated[
         list[Annotated[str, Field(max_length=300)]], Field(min_length=1, max_length=REQUEST.batch_sequences)
     ]
+
+
+class SearchRequest(SelectionFields):
+    """What to search for, in the language of docs/query_language.md."""
+
+    model_config = _example(query="desire AND expectation", facets=True)
+
+    run: RunId = None
+    query: Annotated[str, Field(max_length=REQUEST.query_characters)]
+    limit: Annotated[int, Field(ge=0, le=REQUEST.hits)] = 10
+    sort: Literal["relevance", "step", "step_desc"] = "relevance"
+    facets: Annotated[bool, Field(description="Count by source, rank and steps as well.")] = False
+    cursor: Cursor = None
+
+
+class StepsQuery(BaseModel):
+    """Which steps: canonical ones, or those of an attempt, or all."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run: RunId = None
+    first_step: Number | None = None
+    last_step: Annotated[Number | None, Field(description="Included.")] = None
+    attempt: Number | None = None
+    all_steps: Annotated[bool, Field(description="Superseded and skipped steps as well.")] = False
+    only_spikes: bool = False
+    limit: Annotated[int, Field(ge=1, le=REQUEST.page_rows)] = 1000
+    cursor: Cursor = None
+
+
+class ExplainQuery(BaseModel):
+    """How to explain a step."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run: RunId = None
+    attempt: Number | None = None
+    window: Annotated[int, Field(ge=1, le=1000, description="Steps before it that it is compared with.")] = 50
+    limit: Annotated[int, Field(ge=1, le=100, description="Rows, n-grams and documents that are listed.")] = 10
+
+
+class DocumentQuery(StepFields):
+    """Which exposures of the document."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run: RunId = None
+    limit: Annotated[int, Field(ge=0, le=REQUEST.page_rows)] = 100
+    with_text: bool = True
+    cursor: Cursor = None

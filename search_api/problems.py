@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from indexer.deadline import DeadlineError
 from train_hooks.export_format.errors import (
     DamageError,
     IncompleteError,
@@ -46,6 +47,7 @@ PROBLEMS: Mapping[str, ProblemKind] = {
     "forbidden": ProblemKind(403, "The key does not allow this", "ask for a key with that action"),
     "not-found": ProblemKind(404, "Nothing here", "look at `/openapi.json` for the paths there are"),
     "run": ProblemKind(404, "No such run", "take one of `GET /v1/runs`"),
+    "document": ProblemKind(404, "No such document", "take one of a hit; the detail names similar ones"),
     "sequence": ProblemKind(404, "No such sequence", "take an address from a hit; a generation holds committed steps alone"),
     "job": ProblemKind(404, "No such job", "jobs belong to the key that made them, and expire"),
     "method": ProblemKind(405, "The path has other methods", "use one of the header `Allow`"),
@@ -64,6 +66,7 @@ PROBLEMS: Mapping[str, ProblemKind] = {
     "deadline": ProblemKind(504, "The answer took too long", "ask for less: a shorter text, fewer hits, fewer steps"),
 }  # fmt: skip
 _OF_ERRORS: tuple[tuple[type[KisekiError], str], ...] = (
+    (DeadlineError, "deadline"),
     (QueryError, "query"),
     (RunError, "run"),
     (InputError, "input"),
@@ -94,7 +97,7 @@ class Problem(Exception):
     def of(cls, error: KisekiError) -> "Problem":
         """The problem that an error of ours is. What only the operator should read goes to the log."""
         kind = next((name for of, name in _OF_ERRORS if isinstance(error, of)), "failed")
-        if PROBLEMS[kind].status >= 500 or kind == "run":
+        if kind in ("run", "incomplete", "damage", "failed"):
             _log.error("%s: %s", kind, error)
             return cls(kind, PROBLEMS[kind].title)
         return cls(kind, str(error))
@@ -114,12 +117,13 @@ def install(app: FastAPI) -> None:
     """Answer every error of `app` with a problem."""
 
     @app.exception_handler(Problem)
-    async def own(_: Request, error: Problem) -> JSONResponse:
-        return problem_response(error)
+    async def own(request: Request, error: Problem) -> JSONResponse:
+        return problem_response(error, None, **_for_peers(request, error))
 
     @app.exception_handler(KisekiError)
-    async def meant(_: Request, error: KisekiError) -> JSONResponse:
-        return problem_response(Problem.of(error))
+    async def meant(request: Request, error: KisekiError) -> JSONResponse:
+        problem = Problem.of(error)
+        return problem_response(problem, None, **_for_peers(request, problem))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -135,3 +139,8 @@ def install(app: FastAPI) -> None:
         kind = _OF_STATUS.get(error.status_code, "input")
         detail = f"{request.method} {request.url.path[:200]}: {error.detail}"
         return problem_response(Problem(kind, detail), error.headers)
+
+
+def _for_peers(request: Request, problem: Problem) -> dict[str, str]:
+    """infini-gram's clients look for `error`."""
+    return {"error": problem.detail} if request.url.path.startswith("/compat/") else {}

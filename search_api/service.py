@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from search_api.cursors import CursorSigner
+from search_api.finds import Finds
 from search_api.gate import Gate
 from search_api.jobs import JobStore
 from search_api.keys import KeyFile
@@ -28,6 +29,7 @@ class Service:
     gate: Gate
     read_log: ReadLog
     jobs: JobStore
+    finds: Finds
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -38,7 +40,7 @@ class Service:
         gate.check()
         return cls(
             settings=settings, runs=runs, workers=workers, metrics=Metrics(runs, workers), cursors=CursorSigner(),
-            gate=gate, read_log=read_log, jobs=JobStore(limits),
+            gate=gate, read_log=read_log, jobs=JobStore(limits), finds=Finds(),
         )  # fmt: skip
 
     def close(self) -> None:

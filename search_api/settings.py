@@ -28,6 +28,7 @@ class RequestLimits:
     messages: int = _limit(1000, "chat messages of a trace")
     min_length: int = _limit(10_000, "largest `min_length` of a trace, in tokens")
     spans: int = _limit(10_000, "largest `max_spans` of a trace")
+    query_characters: int = _limit(10_000, "characters of a search query")
     hits: int = _limit(100, "hits listed for a span of a trace")
     context_tokens: int = _limit(512, "tokens of context on either side of a hit")
     page_rows: int = _limit(1000, "rows of a page; go on with `cursor`")
@@ -43,6 +44,7 @@ class Limits:
     body_bytes: int = _limit(1 << 20, "bytes of a request's body; more is 413 `body-too-large`")
     body_timeout_s: float = _limit(10.0, "seconds for a body to arrive; then 408 `body-timeout`")
     deadline_s: float = _limit(2.0, "seconds for one answer; then 504 `deadline`")
+    explain_deadline_s: float = _limit(10.0, "seconds for the explanation of a step; then 504 `deadline`")
     searches_at_once: int = _limit(4, "searches that run side by side")
     searches_waiting: int = _limit(64, "searches that wait for their turn; more are 503 `busy`")
     requests_per_minute: int = _limit(6000, "requests a minute of one key, or of one address without keys; then 429")
@@ -57,6 +59,7 @@ class Limits:
     generation_keep_s: float = _limit(300.0, "seconds that cursors of a replaced generation go on; then 410")
     jobs_kept: int = _limit(64, "jobs known at a time, running and finished; more are 503 `busy`")
     job_result_bytes: int = _limit(64 << 20, "bytes of all results of jobs in memory; beyond, a job fails")
+    job_item_s: float = _limit(30.0, "seconds for one item of a job; then it is a problem in its line")
     job_keep_s: float = _limit(3600.0, "seconds that a finished job's result is kept; then 404")
 
 

@@ -1,7 +1,7 @@
 """Where searches run: a few threads, a bounded queue before them, and a deadline that the client can rely on.
 
-1. A search that did not finish by its deadline is answered with `deadline`; its thread goes on to its end, and its place
-   is free only then, so that never more than `searches_at_once` run.
+1. A search that did not finish by its deadline is answered with `deadline`. Its own thread looks at the clock as well
+   (`indexer.deadline`) and gives up soon after; its place is free only then, so that never more than `searches_at_once` run.
 2. A search that is still waiting at its deadline is taken out of the queue.
 3. A full queue is `busy`, at once.
 """
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from indexer.deadline import deadline
 from search_api.problems import Problem
 from search_api.settings import Limits
 
@@ -40,7 +41,7 @@ class Workers:
             )
         with self._lock:
             self.pending += 1
-        future = self._pool.submit(function)
+        future = self._pool.submit(_bounded, function, limit_s)
         future.add_done_callback(lambda _: self._finished())
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), limit_s)
@@ -54,3 +55,8 @@ class Workers:
     def close(self) -> None:
         """Start no more searches."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _bounded(function: Callable[[], T], seconds: float) -> T:
+    with deadline(seconds):
+        return function()

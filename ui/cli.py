@@ -10,6 +10,7 @@ from train_hooks.export_format.errors import KisekiError
 from ui.demo import run_demo
 from ui.document_command import document_command
 from ui.export_commands import export_app
+from ui.import_command import import_app
 from ui.index_commands import index_command
 from ui.query_commands import count_command, sequence_command, trace_command
 from ui.render import safe
@@ -40,6 +41,7 @@ def demo_command(
 
 
 app.add_typer(export_app, name="export")
+app.add_typer(import_app, name="import")
 app.command("index")(index_command)
 app.command("trace")(trace_command)
 app.command("count")(count_command)

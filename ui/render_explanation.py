@@ -26,6 +26,10 @@ def print_explanation(console: Console, found: StepExplanation) -> None:
         f"{found.window_num_sequences:,} sequences",
         style="bold",
     )
+    if found.num_sequences_hidden:
+        console.print(
+            f"{found.num_sequences_hidden:,} sequences of the step are hidden, in part at least, and left out"
+        )
     for spike in found.spikes:
         console.print(
             f"{spike.metric} {spike.value:.4g} is {spike.deviations:.0f} robust deviations above the expected "

@@ -22,6 +22,7 @@ from indexer.explain.reading import Rows, Subject, read_rows, read_segments, sub
 from indexer.explain.records import Feature, Reason, StepExplanation, UnusualRow
 from indexer.explain.scoring import FEATURES, feature_of, reasons_of
 from indexer.index_reader import IndexReader
+from indexer.visibility import EVERYTHING, Visibility
 from train_hooks.export_format.errors import QueryError
 
 __all__ = ["explain_step"]
@@ -32,24 +33,33 @@ TWIN = 16
 
 
 def explain_step(
-    reader: IndexReader, global_step: int, *, window: int = 50, attempt: int | None = None, limit: int = 10
+    reader: IndexReader,
+    global_step: int,
+    *,
+    window: int = 50,
+    attempt: int | None = None,
+    limit: int = 10,
+    visibility: Visibility = EVERYTHING,
 ) -> StepExplanation:
     """Compare a step with the `window` steps before it on its lineage; `limit` rows, documents and n-grams are listed.
 
-    Without `attempt` the canonical step of that number is taken, or where there is none the newest superseded one. Raises
+    Without `attempt` the canonical step of that number is taken, or where there is none the newest superseded one. Rows of
+    which something is hidden are as if they were not there; `seen_share`, which knows hidden steps, is left out then. Raises
     QueryError for a step that is not indexed, has no rows, or is the first.
     """
     started = time.monotonic()
     if not 1 <= window <= MAX_WINDOW or limit < 1:
         raise QueryError(f"expected a window of 1 … {MAX_WINDOW} steps and a limit ≥ 1, found {window} and {limit}")
     subject = subject_of(reader, global_step, window, attempt)
-    step, before = read_rows(reader, subject)
+    visible = reader.visible_under(visibility)
+    step, before = read_rows(reader, subject, visible)
     segments, in_step = _segments(reader, subject, step, before)
     again = again_tokens(segments)
     features = _features(step, before, segments, in_step, again)
-    reasons = [reasons_of(measure, *features[measure.name]) for measure in FEATURES]
+    measures = [measure for measure in FEATURES if visible == EVERYTHING or measure.name != "seen_share"]
+    reasons = [reasons_of(measure, *features[measure.name]) for measure in measures]
     window_steps = before.table.column("global_step").to_numpy()
-    means = [feature_of(measure, *features[measure.name], window_steps) for measure in FEATURES]
+    means = [feature_of(measure, *features[measure.name], window_steps) for measure in measures]
     sources, source_g2, source_rank = source_mixture(segments, in_step, segments.column("global_step").to_numpy())
     decode = reader.tokenizer.decode if reader.info.tokenizer_file is not None else None
     return StepExplanation(
@@ -66,6 +76,7 @@ def explain_step(
         window_last_step=subject.window[-1][1],
         window_num_steps=len(subject.window),
         num_sequences=step.table.num_rows,
+        num_sequences_hidden=subject.step.num_sequences - step.table.num_rows,
         num_sequences_read=len(step.read),
         window_num_sequences=before.table.num_rows,
         window_num_sequences_read=len(before.read),

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from indexer.index_reader import IndexReader
 from indexer.shard import Shard
 from indexer.steps import Step, read_steps
+from indexer.visibility import EVERYTHING, Visibility
 from train_hooks.export_format.errors import QueryError
 from train_hooks.export_format.lineage import lineage
 
@@ -45,8 +46,9 @@ class Rows:
     starts: npt.NDArray[np.int64]
 
     def column(self, name: str) -> npt.NDArray[np.float64]:
-        """A column of numbers, f64, NaN for null."""
-        return np.asarray(self.table.column(name).cast(pa.float64()).to_numpy())
+        """A column of numbers, f64: NaN for null, infinity for what is no number."""
+        column = self.table.column(name).cast(pa.float64())
+        return np.asarray(pc.if_else(pc.is_nan(column), float("inf"), column).to_numpy())
 
 
 def subject_of(reader: IndexReader, global_step: int, window: int, attempt: int | None) -> Subject:
@@ -75,18 +77,42 @@ def subject_of(reader: IndexReader, global_step: int, window: int, attempt: int 
     return Subject(step=step, window=tuple(sorted(places, key=lambda place: place[::-1])))
 
 
-def read_rows(reader: IndexReader, subject: Subject) -> tuple[Rows, Rows]:
-    """(sequences of the step, sequences of the window).
+def read_rows(reader: IndexReader, subject: Subject, visibility: Visibility) -> tuple[Rows, Rows]:
+    """(sequences of the step, sequences of the window); those of which something is hidden are left out.
 
     Where the step has too many tokens, those of every n-th of its rows are read, and of the window's rows alike, so that
-    both have the same number of neighbours; of the window whole steps are left out then, evenly.
+    both have the same number of neighbours; of the window whole steps are left out then, evenly. `visibility` is as
+    `IndexReader.visible_under` gives it. Raises QueryError where nothing is left.
     """
-    step = _query(reader, "sequences", [(subject.step.attempt, subject.step.global_step)], _ORDER)
-    window = _query(reader, "sequences", subject.window, _ORDER)
+    places = [(subject.step.attempt, subject.step.global_step)]
+    step, window = (
+        _placed(reader, _query(reader, "sequences", of_these, _ORDER), visibility)
+        for of_these in (places, subject.window)
+    )
+    for table, what in ((step, f"step {subject.step.global_step}"), (window, "the steps before")):
+        if not table.num_rows:
+            raise QueryError(f"{what}: no sequence that may be seen")
     row_stride = _stride(_num_tokens(step), MAX_STEP_TOKENS)
     step_stride = _stride(_num_tokens(window) // row_stride, MAX_WINDOW_TOKENS)
     kept = set(subject.window[::-1][::step_stride])
     return _read(reader, step, row_stride, None), _read(reader, window, row_stride, kept)
+
+
+def _placed(reader: IndexReader, table: pa.Table, visibility: Visibility) -> pa.Table:
+    """The rows that are wholly visible, with `ordinal`, their place in a shard; -1 where no shard that opens has them."""
+    ordinals = np.full(table.num_rows, -1, np.int64)
+    visible = np.full(table.num_rows, visibility == EVERYTHING)
+    for place, begin, end in _steps_of(table):
+        shard = _shard_of(reader, place)
+        if shard is not None:
+            first = int(np.searchsorted(shard.steps, place[1]))  # a step's rows stand there as in the table
+            ordinals[begin:end] = np.arange(first, first + end - begin)
+            stretches = reader.visible_shard(shard, visibility)
+            starts = shard.spans.sequence_starts[first : first + end - begin + 1]
+            visible[begin:end] = stretches is None or np.logical_and.reduceat(
+                stretches.mask(int(starts[0]), int(starts[-1])), starts[:-1] - starts[0]
+            )
+    return table.append_column("ordinal", pa.array(ordinals)).filter(pa.array(visible))
 
 
 def _num_tokens(table: pa.Table) -> int:
@@ -101,12 +127,12 @@ def _read(reader: IndexReader, table: pa.Table, row_stride: int, kept: Set[Place
     """Read every row_stride-th row of each step, of the `kept` steps alone if they are given."""
     pieces: list[npt.NDArray[np.unsignedinteger]] = []
     read: list[int] = []
+    ordinals = table.column("ordinal").to_pylist()
     for place, begin, end in _steps_of(table):
-        shard = next((shard for shard in reader.shards if _holds(shard, place)), None)
+        shard = _shard_of(reader, place)
         if shard is not None and (kept is None or place in kept):
-            first = int(np.searchsorted(shard.steps, place[1]))  # a step's rows stand there as in the table
             rows = range(begin, end, row_stride)
-            pieces += [shard.tokens(first + row - begin) for row in rows]
+            pieces += [shard.tokens(ordinals[row]) for row in rows]
             read += rows
     starts = np.zeros(len(pieces) + 1, np.int64)
     np.cumsum([len(piece) for piece in pieces], out=starts[1:])
@@ -115,10 +141,10 @@ def _read(reader: IndexReader, table: pa.Table, row_stride: int, kept: Set[Place
 
 
 def read_segments(reader: IndexReader, places: Sequence[Place], rows: pa.Table, first_row: int) -> pa.Table:
-    """The segments of some steps; `row` is the place of their sequence in `rows`, counted from `first_row`."""
+    """The segments of the sequences in `rows`; `row` is the place of theirs, counted from `first_row`."""
     table = _query(reader, "segments", places, f"{_ORDER}, segment")
     of_rows = pc.index_in(table.column("address"), value_set=rows.column("address"))
-    return table.append_column("row", pc.add(of_rows.cast(pa.int64()), first_row))
+    return table.append_column("row", pc.add(of_rows.cast(pa.int64()), first_row)).filter(pc.is_valid(of_rows))
 
 
 def _steps_of(table: pa.Table) -> Iterator[tuple[Place, int, int]]:
@@ -130,8 +156,12 @@ def _steps_of(table: pa.Table) -> Iterator[tuple[Place, int, int]]:
             yield (int(attempts[begin]), int(steps[begin])), begin, end
 
 
-def _holds(shard: Shard, place: Place) -> bool:
-    return shard.info.attempt == place[0] and shard.info.first_step <= place[1] <= shard.info.last_step
+def _shard_of(reader: IndexReader, place: Place) -> Shard | None:
+    attempt, step = place
+    for shard in reader.shards:
+        if shard.info.attempt == attempt and shard.info.first_step <= step <= shard.info.last_step:
+            return shard
+    return None
 
 
 def _query(reader: IndexReader, view: str, places: Sequence[Place], order: str) -> pa.Table:

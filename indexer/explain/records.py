@@ -94,9 +94,11 @@ class UnusualRow:
 class StepExplanation:
     """What distinguishes the sequences of a step from those of the steps before it on its lineage.
 
-    num_sequences_read, window_num_sequences_read: rows whose tokens were read, evenly taken where all would be too many.
-    source_g2: G² of the sources of the step's segments against the window's; source_rank: share of the window's steps that
-    differ from the others at least as much. features: the most different first. rows: the most unusual first.
+    num_sequences_hidden: rows of the step that were left out, because something of them may not be seen; so were such rows
+    of the window. num_sequences_read, window_num_sequences_read: rows whose tokens were read, evenly taken where all would
+    be too many. source_g2: G² of the sources of the step's segments against the window's; source_rank: share of the
+    window's steps that differ from the others at least as much. features: the most different first. rows: the most unusual
+    first.
     """
 
     run_id: str
@@ -112,6 +114,7 @@ class StepExplanation:
     window_last_step: int
     window_num_steps: int
     num_sequences: int
+    num_sequences_hidden: int
     num_sequences_read: int
     window_num_sequences: int
     window_num_sequences_read: int

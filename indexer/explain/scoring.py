@@ -34,7 +34,7 @@ def _percent(what: str) -> Callable[[float], str]:
 
 
 FEATURES: tuple[Measure, ...] = (
-    Measure(name="loss", floor=0.1, low=False, text=lambda value: f"loss {value:.3f}"),
+    Measure(name="loss", floor=0.1, low=False, text=lambda value: f"loss {value:.3f}" if value < np.inf else "no finite loss"),
     Measure(name="surprisal", floor=0.1, low=True, text=lambda value: f"{value:.1f} bits a token, by the window's tokens"),
     Measure(name="new_pair_share", floor=0.02, low=False, text=_percent("of its token pairs are in no row of the window")),
     Measure(name="twin_share", floor=0.05, low=False, text=_percent("of its tokens stand in another row of the step too")),

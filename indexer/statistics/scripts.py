@@ -4,19 +4,19 @@ Each token id stands for some bytes; the bytes of a sequence are walked as UTF-8
 character is looked up in a table of classes. Special tokens count for nothing, broken UTF-8 counts as a symbol.
 """
 
-import json
 import unicodedata
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from indexer.spans.jit import jit
+from indexer.token_bytes import token_bytes
 
-__all__ = ["CLASSES", "TokenBytes", "script_shares", "token_bytes"]
+__all__ = ["CLASSES", "TokenBytes", "bytes_of_tokens", "script_shares"]
 
 CLASSES = ("latin", "han", "kana", "hangul", "cyrillic", "other_letter", "digit", "symbol")
 _OTHER, _DIGIT, _SYMBOL, _SPACE = 5, 6, 7, 255
@@ -40,19 +40,21 @@ class TokenBytes:
     starts: NDArray[np.int64]
 
 
-def token_bytes(tokenizer_json: str, vocab_size: int) -> TokenBytes:
-    """The bytes that each token id stands for, by the vocabulary of a tokenizers file. Special tokens have none."""
-    document = json.loads(tokenizer_json)
-    vocabulary = document["model"].get("vocab", {})
-    pieces = vocabulary.items() if isinstance(vocabulary, Mapping) else _numbered(vocabulary)
-    byte_level = '"ByteLevel"' in json.dumps(document.get("decoder")) + json.dumps(document.get("pre_tokenizer"))
-    found = [b""] * vocab_size
-    for piece, token_id in pieces:
-        if token_id < vocab_size:
-            found[token_id] = _bytes_of(piece, byte_level=byte_level)
-    for added in document.get("added_tokens", ()):
-        if added["id"] < vocab_size:
-            found[added["id"]] = b"" if added["special"] else added["content"].encode()
+def bytes_of_tokens(tokenizer: Tokenizer, vocab_size: int) -> TokenBytes:
+    """The bytes that each token id stands for. Special tokens have none.
+
+    Exact for byte-level tokenizers. Of others the pieces of the vocabulary are taken, which write ▁ for a space, ## before
+    the rest of a word and <0xE3> for a byte: good enough to know a script by.
+    """
+    found = token_bytes(tokenizer, vocab_size)
+    if found is None:
+        found = np.full(vocab_size, b"", object)
+        for piece, token_id in tokenizer.get_vocab(with_added_tokens=True).items():
+            if token_id < vocab_size:
+                found[token_id] = _bytes_of(piece)
+    for token_id, added in tokenizer.get_added_tokens_decoder().items():
+        if added.special and token_id < vocab_size:
+            found[token_id] = b""
     starts = np.zeros(vocab_size + 1, np.int64)
     np.cumsum([len(piece) for piece in found], out=starts[1:])
     return TokenBytes(data=np.frombuffer(b"".join(found), np.uint8), starts=starts)
@@ -69,26 +71,10 @@ def script_shares(tokens: NDArray[Any], starts: NDArray[np.int64], bytes_of: Tok
     return np.asarray(counts / np.maximum(1, counts.sum(axis=1, keepdims=True)), np.float32)
 
 
-def _numbered(pieces: list[list[Any]]) -> list[tuple[str, int]]:
-    return [(piece, token_id) for token_id, (piece, _) in enumerate(pieces)]
-
-
-def _bytes_of(piece: str, *, byte_level: bool) -> bytes:
-    """Byte-level vocabularies write each byte as one character; others write ▁ for a space and <0xE3> for a byte."""
-    if byte_level:
-        table = _byte_of_character()
-        return bytes(table[character] for character in piece) if set(piece) <= table.keys() else piece.encode()
+def _bytes_of(piece: str) -> bytes:
     if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
         return bytes.fromhex(piece[3:5])
     return piece.removeprefix("##").replace("▁", " ").encode("utf-8", "replace")
-
-
-@cache
-def _byte_of_character() -> dict[str, int]:
-    """The table of GPT-2's encoder: printable bytes stand for themselves, the others for U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
 
 
 @cache

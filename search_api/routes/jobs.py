@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 from fastapi.responses import StreamingResponse
 
+from indexer.deadline import deadline
 from search_api.answers import JobAnswer
 from search_api.asks import Ask, asks
 from search_api.jobs import Item, Job
@@ -29,7 +30,11 @@ async def post_job(body: JobRequest, ask: AsksForJobs) -> Response:
     reader = ask.service.runs.current(ask.run_id(body.run))
 
     def item(index: int, of: TraceItem) -> Item:
-        return lambda: trace_line(ask, reader, index, of)
+        def traced() -> tuple[bytes, bool]:
+            with deadline(ask.service.settings.limits.job_item_s):
+                return trace_line(ask, reader, index, of)
+
+        return traced
 
     job = ask.service.jobs.start(ask.access.who, [item(index, of) for index, of in enumerate(body.items)])
     return _described(ask, job, 202, {"Location": f"/v1/jobs/{job.job}"})

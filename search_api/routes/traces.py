@@ -64,8 +64,10 @@ def trace_of(ask: Ask, reader: IndexReader, item: TraceItem) -> Answer:
 def trace_line(ask: Ask, reader: IndexReader, index: int, item: TraceItem) -> tuple[bytes, bool]:
     """One line of a batch or a job, and whether it is a problem."""
     try:
+        ask.service.gate.readmit(ask.access)
         answer = with_sound_shards(reader, lambda reader: trace_of(ask, reader, item))
-    except KisekiError as error:
-        return json_bytes({"index": index, "problem": Problem.of(error).to_json()}) + b"\n", True
+    except (KisekiError, Problem) as error:
+        problem = error if isinstance(error, Problem) else Problem.of(error)
+        return json_bytes({"index": index, "problem": problem.to_json()}) + b"\n", True
     ask.charge(reader.info.run_id, item, answer.num_tokens)
     return json_bytes({"index": index, "trace": {**answer.fields, **ask.envelope(reader, answer)}}) + b"\n", False

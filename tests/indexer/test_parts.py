@@ -1,5 +1,6 @@
 """A run that is indexed step by step has the catalog of one that is indexed at its end, in few parts."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,15 @@ def open_exporter(run_dir: Path) -> Exporter:
     return Exporter(writer, run, attempt, 0, RunReader(run_dir).secret(), ExporterOptions(group_interval_s=0.0))
 
 
+def check_nan(reader: IndexReader) -> None:
+    """Statistics of row groups hide none of them."""
+    (found,) = reader.sql("SELECT count(*) AS num, max(global_step) AS last FROM sequences WHERE isnan(loss)")
+    assert (found["num"], found["last"]) == (STEPS, STEPS)
+    top = reader.sql("SELECT loss FROM sequences ORDER BY loss DESC LIMIT 20")
+    assert [math.isnan(row["loss"]) for row in top] == [True] * STEPS + [False] * (20 - STEPS)
+    assert len(reader.sql("SELECT * FROM step_metrics WHERE isnan(value)")) == STEPS
+
+
 def test_step_by_step_is_as_at_once(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     chunks = rng.integers(0, 1000, (6, 60))
@@ -44,7 +54,7 @@ def test_step_by_step_is_as_at_once(tmp_path: Path) -> None:
             (Segment(start=0, length=LENGTH, source="s", document_id=f"d{step % 3}", document_token_offset=0),)
         ] * 2
         exporter.stage(StagedMicrobatch(tokens=rows, segments=segments, loss=[step / 10, float("nan")]))
-        exporter.commit(step, metrics={"loss": 1 / step, "grad_norm": float("inf")})
+        exporter.commit(step, metrics={"loss": 1 / step, "grad_norm": float("inf"), "bad": float("nan")})
         exporter.checkpoint_barrier(step)
         assert update_index(followed, options).published
         if step == 5:
@@ -53,10 +63,12 @@ def test_step_by_step_is_as_at_once(tmp_path: Path) -> None:
     update_index(followed, options)
     reader = IndexReader.open(followed)
     assert len(reader.generation.parts) <= FANOUT + 1 < STEPS
+    check_nan(reader)
     step_by_step = contents(followed)
     (followed / "index").rename(tmp_path / "index-before")
     update_index(followed, options)
     assert len(IndexReader.open(followed).generation.parts) <= 2
+    check_nan(IndexReader.open(followed))
     at_once = contents(followed)
     assert repr(step_by_step) == repr(at_once)  # NaN is not equal to itself
     shares = [row["seen_share"] for row in at_once["sequences"]]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -307,7 +308,6 @@ def test_lock_and_kernel_hold_without_the_look_at_the_statement(text_run: TextRu
         connection.execute("CREATE TABLE runs AS SELECT 'x' AS run_id")
         connection.execute(f"CREATE VIEW sequences AS SELECT * FROM read_parquet('{parquet}')")
     found |= {"CATALOG": str(catalog), "SHARD": str(parquet)}
-    before = tree(tmp_path)
     settings = {
         "catalog": str(catalog),
         "index": str(tmp_path),
@@ -317,9 +317,16 @@ def test_lock_and_kernel_hold_without_the_look_at_the_statement(text_run: TextRu
         "max_bytes": 9999,
     }
     ours, theirs = socket.socketpair()
-    command = [sys.executable, "-c", UNCHECKED, str(theirs.fileno()), json.dumps(settings)]
+    command = [sys.executable, "-c", UNCHECKED, str(theirs.fileno())]
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    before = tree(tmp_path)
     root = str(Path(__file__).parents[2])
-    with subprocess.Popen(command, pass_fds=[theirs.fileno()], env={"PYTHONPATH": root}, cwd=tmp_path) as worker:
+    with (
+        (tmp_path / "settings.json").open() as file,
+        subprocess.Popen(
+            command, stdin=file, pass_fds=[theirs.fileno()], env={"PYTHONPATH": root}, cwd=tmp_path
+        ) as worker,
+    ):
         theirs.close()
         ours.settimeout(20)
         ready = receive_frame(ours)
@@ -399,13 +406,26 @@ def test_errors_keep_the_message_and_point_at_the_place(patient: SqlSandbox) -> 
         patient.run("FROM read_text('x')")
 
 
+def test_moved_run_and_a_message_without_its_place(text_run: TextRun, tmp_path: Path) -> None:
+    shutil.copytree(text_run.run_dir, tmp_path / "moved", symlinks=True)
+    reader = IndexReader.open(tmp_path / "moved")
+    with SqlSandbox(reader, SqlLimits(deadline_s=30)) as sandbox:
+        rows = sandbox.run("SELECT count(*) AS n FROM sequences").table.to_pylist()
+        assert rows == reader.sql("SELECT count(*) AS n FROM sequences")
+        for path in catalog_files(reader.paths, reader.generation.parts):
+            path.unlink()
+        with pytest.raises(SqlError, match="index/parts/") as error:
+            sandbox.run("SELECT max(loss) FROM sequences")
+        assert str(tmp_path) not in str(error.value)
+
+
 def test_many_threads_share_few_workers(reader: IndexReader) -> None:
     with SqlSandbox(reader, SqlLimits(deadline_s=20), num_workers=2) as sandbox, ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda i: sandbox.run(f"SELECT {i} AS x").table["x"][0].as_py(), range(60)))
     assert answers == list(range(60))
 
 
-def test_busy_and_closed(reader: IndexReader) -> None:
+def test_busy_closed_and_unusable(reader: IndexReader, tmp_path: Path) -> None:
     before = set(resident_bytes())
     with SqlSandbox(reader, SqlLimits(deadline_s=1.0)) as sandbox, ThreadPoolExecutor(2) as threads:
         settle(sandbox)
@@ -415,6 +435,11 @@ def test_busy_and_closed(reader: IndexReader) -> None:
         assert "deadline" in {error.limit for error in errors if isinstance(error, SqlLimitError)}
     assert set(resident_bytes()) <= before
     assert run_untrusted(reader, "SELECT 1 AS x", SqlLimits(deadline_s=20)).table.to_pylist() == [{"x": 1}]
+    (tmp_path / "a*b").symlink_to(reader.paths.run_dir)
+    shutil.copytree(reader.paths.run_dir, tmp_path / "a[b]", symlinks=True)
+    assert run_untrusted(IndexReader.open(tmp_path / "a*b"), "FROM runs", SqlLimits(deadline_s=20)).table.num_rows == 1
+    with pytest.raises(InputError, match="without"):
+        SqlSandbox(IndexReader.open(tmp_path / "a[b]"))
     with pytest.raises(InputError, match="limits > 0"):
         SqlLimits(max_rows=0)
 

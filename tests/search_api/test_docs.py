@@ -49,7 +49,7 @@ def test_examples_run(text_run: TextRun) -> None:
         for path, operations in document["paths"].items():
             for method, operation in operations.items():
                 for example in examples(document, operation):
-                    response = client.request(method, path, json=here(example))
+                    response = client.request(method, path.replace("{index}", "text"), json=here(example))
                     assert response.status_code in (200, 202), (path, response.text)
                     num += 1
         assert num >= 6

@@ -40,6 +40,12 @@ REQUESTS: dict[str, tuple[str, str, Json | None, Action]] = {
     "sequence": ("GET", f"/v1/sequences/{ADDRESS}", None, Action.SEQUENCES),
     "sequences": ("POST", "/v1/sequences:batchGet", {"addresses": [ADDRESS]}, Action.SEQUENCES),
     "job": ("POST", "/v1/jobs", {}, Action.JOBS),
+    "search": ("POST", "/v1/search", {"query": "the", "facets": True, "limit": 100}, Action.SEARCH),
+    "steps": ("GET", "/v1/steps", None, Action.STEPS),
+    "explain": ("GET", "/v1/steps/3:explain", None, Action.STEPS),
+    "document": ("GET", f"/v1/documents/{OPEN}/{OPEN}-5-1", None, Action.DOCUMENTS),
+    "compat": ("POST", "/compat/infinigram", {"query_type": "count", "query": "the"}, Action.HITS),
+    "attribution": ("POST", "/compat/infinigram/packed/attribution", {"response": "the end"}, Action.TRACE),
     "metrics": ("GET", "/metrics", None, Action.METRICS),
 }  # fmt: skip
 
@@ -54,8 +60,12 @@ class Served:
 
     def ask(self, name: str, token: str, **more: Any) -> Any:
         method, path, body, _ = REQUESTS[name]
-        if body is not None and name in ("batch", "job"):
+        if name == "search":
+            body = {**(body or {}), **more}
+        elif body is not None and name in ("batch", "job"):
             body = {"items": [more or {"text": "the"}]}
+        elif name in ("compat", "attribution"):
+            body = {**(body or {}), **more}
         elif body is not None and name != "sequences":
             body = {"text": "the", **body, **more}
         return self.client.request(method, path, json=body, headers={"Authorization": f"Bearer {token}"})
@@ -126,7 +136,14 @@ def poorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def test_every_endpoint_is_in_the_matrix(whole: Served) -> None:
     paths = whole.client.get("/openapi.json").json()["paths"]
-    asked = {path.replace(ADDRESS, "{address}").replace("packed", "{run_id}") for _, path, _, _ in REQUESTS.values()}
+    asked = {
+        path.replace(ADDRESS, "{address}")
+        .replace("runs/packed", "runs/{run_id}")
+        .replace("packed", "{index}")
+        .replace("/3:", "/{global_step}:")
+        .replace(f"{OPEN}/{OPEN}-5-1", "{source}/{document_id}")
+        for _, path, _, _ in REQUESTS.values()
+    }
     free = {"/healthz", "/readyz"}
     assert asked | free | {path for path in paths if path.startswith("/v1/jobs/")} == set(paths)
 
@@ -145,12 +162,21 @@ def test_actions(whole: Served, allowed: Action) -> None:
         if name == "runs":
             assert other.json() == {"runs": []}
         elif name not in ("metrics",):
-            assert other.json()["type"] == f"urn:kiseki:problem:{'query' if action in NAMELESS else 'run'}", name
+            kind = "query" if action in NAMELESS and name != "attribution" else "run"
+            assert other.json()["type"] == f"urn:kiseki:problem:{kind}", name
             assert "packed" not in other.json()["detail"].replace("'packed'", "")
         check_problem(whole.ask(name, "kiseki_0_x"), 401, "unauthorized")
 
 
-NAMELESS = (Action.TRACE, Action.COUNT, Action.HITS, Action.JOBS)  # the run is left out in these requests
+NAMELESS = (
+    Action.TRACE,
+    Action.COUNT,
+    Action.HITS,
+    Action.JOBS,
+    Action.SEARCH,
+    Action.STEPS,
+    Action.DOCUMENTS,
+)  # fmt: skip – the run is left out in these requests
 
 
 def test_jobs_belong_to_their_key(whole: Served) -> None:
@@ -182,6 +208,16 @@ def test_restricted_sources_leak_nowhere(whole: Served, poorer: Served, scope: J
             answers = [served.ask(name, token, text=text) for served, token in ((whole, restricted), (poorer, free))]
             found, expected = (plain(answer.json()) for answer in answers)
             assert found == expected, (name, text)
+        for name, more in (
+            ("compat", {"query": text}),
+            (
+                "attribution",
+                {"response": text, "minimumSpanLength": 2, "maximumFrequency": 1000, "maximumSpanDensity": 1.0},
+            ),
+        ):
+            answers = [served.ask(name, token, **more) for served, token in ((whole, restricted), (poorer, free))]
+            found, expected = ({**answer.json(), "latency": 0} for answer in answers)
+            assert found == expected, (name, text)
         shown = json.dumps([span["hits"] for span in whole.ask("trace", restricted, text=text).json()["spans"]])
         assert CLOSED not in shown
     assert any(whole.ask("trace", restricted, text=text).json()["spans"] for text in whole.texts["seam"])
@@ -210,6 +246,32 @@ def test_restricted_sources_leak_nowhere(whole: Served, poorer: Served, scope: J
             response = whole.client.get(place + "/results", headers=headers)
         line = json.loads(response.text)
         assert line["trace"]["spans"] and CLOSED not in response.text
+
+
+WORDS = ["the", "of AND a", '"of the"', "の", "の OR the", f"source:{CLOSED}", f"source:{OPEN}"]
+
+
+@pytest.mark.parametrize("scope", SCOPES, ids=str)
+def test_searches_and_documents_leak_nothing(whole: Served, poorer: Served, scope: Json) -> None:
+    _, restricted = whole.keys.create("restricted", **scope)
+    _, free = poorer.keys.create("free", sources=(OPEN,))
+    for query in WORDS:
+        answers = [served.ask("search", token, query=query) for served, token in ((whole, restricted), (poorer, free))]
+        found, expected = (plain(answer.json()) for answer in answers)
+        assert found == expected, query
+        assert all(hit["score"] is None for hit in found["hits"]), "scores know the lengths of all segments"
+        assert not any(hit["source"] == CLOSED for hit in found.get("hits", ()))
+    assert whole.ask("search", free_of(whole), query="の").json()["count"] > 0
+    found, expected = (
+        plain(served.ask("document", token).json()) for served, token in ((whole, restricted), (poorer, free))
+    )
+    assert found == expected and found["num_exposures"] == 1
+    headers = {"Authorization": f"Bearer {restricted}"}
+    response = whole.client.get(f"/v1/documents/{CLOSED}/{CLOSED}-5-0", headers=headers)
+    detail = check_problem(response, 404, "document")
+    assert detail == f"there is no source '{CLOSED}'; near: '{OPEN}'", "not even that it is there"
+    for name in ("steps", "explain"):
+        assert CLOSED not in whole.ask(name, restricted).text
 
 
 def free_of(served: Served) -> str:

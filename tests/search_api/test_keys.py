@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from search_api import Limits, Settings, create_app
 from search_api.gate import RateLimiter
 from search_api.keys import KeyFile
+from search_api.problems import Problem
 from tests.conftest import TextRun
 from tests.search_api.test_api import check_problem
 from train_hooks.export_format.errors import DamageError, InputError
@@ -130,6 +131,20 @@ def test_a_key_has_its_rate_and_budget(client: TestClient, keys: KeyFile, tmp_pa
     lines = [json.loads(line) for line in (tmp_path / "reads.jsonl").read_text().splitlines()]
     shown = [line["num_tokens"] for line in lines if line["key"] == poor_key.key_id]
     assert shown == [64, 64]
+
+
+def test_long_work_ends_with_its_budget_and_its_key(client: TestClient, keys: KeyFile, text_run: TextRun) -> None:
+    items = [{"text": next(iter(text_run.documents.values()))[:100], "min_length": 3}] * 3
+    _, poor = keys.create("poor", tokens_per_day=1)
+    lines = client.post("/v1/trace:batch", json={"items": items}, headers=bearer(poor)).text.splitlines()
+    found = [json.loads(line) for line in lines]
+    assert "trace" in found[0] and [line["problem"]["status"] for line in found[1:]] == [429, 429]
+    key, token = keys.create("soon revoked")
+    access = client.app.state.service.gate.admit(f"Bearer {token}", "trace", "test")  # type: ignore[attr-defined]
+    client.app.state.service.gate.readmit(access)  # type: ignore[attr-defined]
+    keys.revoke(key.key_id)
+    with pytest.raises(Problem, match="no longer in force"):
+        client.app.state.service.gate.readmit(access)  # type: ignore[attr-defined]
 
 
 def test_the_read_log_says_who_asked_what(client: TestClient, keys: KeyFile, tmp_path: Path) -> None:

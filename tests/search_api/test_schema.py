@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode, checks
 from schemathesis.specs.openapi import checks as openapi_checks
 
-from search_api import Settings, create_app
+from search_api import Limits, Settings, create_app
 from tests.conftest import TextRun
 from tests.search_api.live_server import live_server
 
@@ -36,7 +36,9 @@ OPERATIONS = {
     ("POST", "/v1/trace:batch"): 3, ("POST", "/v1/count"): 3, ("POST", "/v1/hits"): 3,
     ("GET", "/v1/sequences/{address}"): 1, ("POST", "/v1/sequences:batchGet"): 3, ("POST", "/v1/jobs"): 3,
     ("GET", "/v1/jobs/{job}"): 1, ("GET", "/v1/jobs/{job}/results"): 1, ("GET", "/v1/jobs/{job}/events"): 1,
-    ("DELETE", "/v1/jobs/{job}"): 1,
+    ("POST", "/v1/search"): 3, ("GET", "/v1/steps"): 1, ("GET", "/v1/steps/{global_step}:explain"): 1,
+    ("GET", "/v1/documents/{source}/{document_id}"): 1, ("DELETE", "/v1/jobs/{job}"): 1,
+    ("POST", "/compat/infinigram"): 1, ("POST", "/compat/infinigram/{index}/attribution"): 1,
 }  # fmt: skip
 
 
@@ -51,27 +53,50 @@ class Described:
 
 @pytest.fixture(scope="module")
 def server(text_run: TextRun) -> Iterator[Described]:
-    with live_server(Settings(run_dirs=(text_run.run_dir,))) as url:
+    limits = Limits(deadline_s=30, jobs_kept=100_000, requests_per_minute=10_000_000, request_burst=1_000_000)
+    with live_server(Settings(run_dirs=(text_run.run_dir,), limits=limits)) as url:
         document = requests.get(f"{url}/openapi.json", timeout=10).json()
         passage = next(iter(text_run.documents.values()))[:60]
         job = requests.post(f"{url}/v1/jobs", json={"items": [{"text": passage}]}, timeout=10).json()["job"]
-        yield Described(url=url, document=document, narrowed=narrowed(document, passage, job))
+        yield Described(url=url, document=document, narrowed=narrowed(document, text_run, job))
 
 
-def narrowed(document: dict[str, Any], passage: str, job: str) -> dict[str, Any]:
+def narrowed(document: dict[str, Any], text_run: TextRun, job: str) -> dict[str, Any]:
     """The description with names, addresses and texts of the run."""
-    document = copy.deepcopy(document)
-    names = {"run_id": ["text", "other"], "address": ["text/a1/s1/r0/m0/q0", "text/a1/s999/r0/m0/q0"], "job": [job]}
+    (source, document_id), passage = next(iter(text_run.documents.items()))
+    document, passage = copy.deepcopy(document), passage[:60]
+    names = {
+        "run_id": ["text", "other"],
+        "index": ["text"],
+        "global_step": [60],
+        "source": [source],
+        "document_id": [document_id],
+        "address": ["text/a1/s1/r0/m0/q0", "text/a1/s999/r0/m0/q0"],
+        "job": [job],
+    }
+    queried = {
+        "run": ["text"],
+        "cursor": [None],
+        "attempt": [1],
+        "before_step": [50],
+        "first_step": [1],
+        "last_step": [60],
+    }
     fields = {
         "run": {"enum": [None, "text"]},
         "text": {"enum": [passage, passage[:9]]},
         "cursor": {"enum": [None]},
+        "index": {"enum": [None, "text"]},
+        "query_type": {"enum": ["count", "find"]},
+        "query": {"enum": ["the", "desire AND expectation"]},
+        "query_ids": {"enum": [None]},
         "addresses": {"type": "array", "items": {"enum": names["address"]}, "minItems": 1, "maxItems": 3},
     }
     for operations in document["paths"].values():
         for operation in operations.values():
             for parameter in operation.get("parameters", ()):
-                parameter["schema"] = {"enum": names[parameter["name"]]}
+                known = names.get(parameter["name"]) or queried.get(parameter["name"])
+                parameter["schema"] = {"enum": known} if known else parameter["schema"]
     for name, schema in document["components"]["schemas"].items():
         if name.endswith(("Request", "Item")):
             for field in fields.keys() & schema["properties"].keys():

@@ -12,11 +12,14 @@ import pytest
 from indexer.build import IndexOptions, update_index
 from indexer.explain import StepExplanation, explain_step, reading
 from indexer.index_reader import IndexReader
+from indexer.visibility import EVERYTHING, Visibility
 from tests.conftest import LENGTH as PACKED
 from tests.conftest import byte_level_bpe, pack, read_documents
 from tests.export_maker import MadeStep, make_attempt
 from train_hooks import Segment
 from train_hooks.attempts import ResumeToken, RunSpec
+from train_hooks.export_format.errors import QueryError
+from train_hooks.export_format.records import SequenceAddress
 
 STEPS, WRITERS, SLOTS, VOCABULARY = 40, 2, 4, 2000
 GARBAGE, REPEAT, FOREIGN = 30, 34, 37
@@ -147,7 +150,7 @@ def test_of_large_steps_some_rows_are_read(
     monkeypatch.setattr(reading, "MAX_STEP_TOKENS", PACKED * 3)  # 8 rows: every third is read, 3 of 8
     monkeypatch.setattr(reading, "MAX_WINDOW_TOKENS", PACKED * 20)
     subject = reading.subject_of(reader, GARBAGE, 12, None)
-    step, window = reading.read_rows(reader, subject)
+    step, window = reading.read_rows(reader, subject, EVERYTHING)
     assert step.read.tolist() == [0, 3, 6] and window.table.num_rows == 96
     steps = window.table.column("global_step").to_numpy()[window.read]
     assert sorted(set(steps.tolist())) == [19, 21, 23, 25, 27, 29] and len(window.read) == 6 * 3
@@ -158,6 +161,27 @@ def test_of_large_steps_some_rows_are_read(
     found = explain_step(reader, GARBAGE, window=12)
     assert (found.num_sequences_read, found.window_num_sequences_read) == (3, 18)
     assert any(reason.feature == "loss" for row in found.rows for reason in row.reasons), "not of tokens: of every row"
+
+
+def test_rows_with_something_hidden_are_not_there(planted: tuple[IndexReader, dict[int, set[str]]]) -> None:
+    reader, faulty = planted
+    japanese = Visibility(hidden_sources=frozenset({"tatoeba-ja"}))
+    found = explain_step(reader, FOREIGN, visibility=japanese, limit=50)
+    assert (found.num_sequences, found.num_sequences_hidden, found.window_num_sequences) == (6, 2, 36 * 8)
+    assert not {row.address for row in found.rows} & faulty[FOREIGN]
+    assert "tatoeba-ja" not in json.dumps(found.to_json()) and "kana_share" not in {
+        r.feature for row in found.rows for r in row.reasons
+    }
+    assert "seen_share" not in {feature.name for feature in found.features}
+    noisy = SequenceAddress.parse(min(faulty[GARBAGE]))
+    hidden = Visibility(hidden_spans=frozenset({(noisy, 5, 6)}))
+    later = explain_step(reader, GARBAGE + 1, window=1, visibility=hidden)
+    assert later.window_num_sequences == 7
+    tokens = set(reader.sequence(noisy).tokens.tolist())
+    _, window = reading.read_rows(reader, reading.subject_of(reader, GARBAGE + 1, 1, None), hidden)
+    assert len(window.read) == 7 and not tokens <= set(window.tokens.tolist())
+    with pytest.raises(QueryError, match="no sequence that may be seen"):
+        explain_step(reader, 2, visibility=Visibility(sources=frozenset()))
 
 
 def ngram_counts(rows: Sequence[Sequence[int]], wanted: Sequence[int]) -> tuple[int, int]:
@@ -231,14 +255,29 @@ def test_a_run_without_tokenizer_documents_and_losses_and_a_superseded_step(tmp_
     assert (older.attempt, older.canonical) == (1, False)
 
 
+def test_a_loss_that_is_no_number_is_news(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).integers(0, 50, (12, 4, 32))
+    losses = np.full((12, 4), 3.0)
+    losses[11, 1], losses[11, 2], losses[5, 0] = np.nan, np.inf, np.nan
+    steps = [
+        MadeStep(microbatches={0: [row]}, losses={0: [loss]}) for row, loss in zip(rows, losses.tolist(), strict=True)
+    ]
+    make_attempt(tmp_path / "run", RunSpec(sequence_length=32, vocab_size=50, run_id="n", config={}), steps)
+    update_index(tmp_path / "run")
+    found = explain_step(IndexReader.open(tmp_path / "run"), 12)
+    assert first_rows(found, 2) == {"n/a1/s12/r0/m0/q1", "n/a1/s12/r0/m0/q2"}
+    assert all(row.reasons[0].text.startswith("no finite loss; more than in all 43 rows") for row in found.rows[:2])
+    json.dumps(found.to_json(), allow_nan=False)
+
+
 def test_steps_that_cannot_be_explained(tmp_path: Path) -> None:
     reader = noise_run(tmp_path / "run", lambda _, rows: rows)
-    for arguments, message in (
-        ({"global_step": 1}, "no step before it"),
-        ({"global_step": 21}, "indexed step up to 20, found 21"),
-        ({"global_step": 5, "attempt": 2}, "found 5"),
-        ({"global_step": 5, "attempt": 7}, r"attempt of \[1, 2\]"),
-        ({"global_step": 5, "window": 0}, "window of 1"),
+    for step, window, attempt, message in (
+        (1, 50, None, "no step before it"),
+        (21, 50, None, "indexed step up to 20, found 21"),
+        (5, 50, 2, "found 5"),
+        (5, 50, 7, r"attempt of \[1, 2\]"),
+        (5, 0, None, "window of 1"),
     ):
-        with pytest.raises(Exception, match=message):
-            explain_step(reader, **arguments)
+        with pytest.raises(QueryError, match=message):
+            explain_step(reader, step, window=window, attempt=attempt)

@@ -1,18 +1,17 @@
 """Statistics of one sequence against brute force, the standard library's Unicode tables and zlib."""
 
-import json
 import unicodedata
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
 
 from indexer.statistics.repetition import repeated_shares
-from indexer.statistics.scripts import CLASSES, script_shares, token_bytes
+from indexer.statistics.scripts import CLASSES, bytes_of_tokens, script_shares
 from indexer.statistics.sequences import SCRIPT_COLUMNS, sequence_statistics
 from tests.conftest import byte_level_bpe
 
@@ -57,10 +56,9 @@ def class_by_name(character: str) -> str | None:
     return next((kind for prefix, kind in prefixes.items() if name.startswith(prefix)), None)
 
 
-def test_every_letter_is_of_the_script_that_its_name_says(tmp_path: Path) -> None:
+def test_every_letter_is_of_the_script_that_its_name_says() -> None:
     tokenizer = byte_level_bpe(["words of no matter"], 300)
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    bytes_of = token_bytes((tmp_path / "tokenizer.json").read_text(), 300)
+    bytes_of = bytes_of_tokens(tokenizer, 300)
     letters = [(chr(code), kind) for code in range(0x10000) if (kind := class_by_name(chr(code))) is not None]
     assert len(letters) > 30_000
     sequences = [tokenizer.encode(character).ids for character, _ in letters]
@@ -73,11 +71,10 @@ def test_every_letter_is_of_the_script_that_its_name_says(tmp_path: Path) -> Non
     assert wrong == []
 
 
-def test_shares_of_a_mixed_text(tmp_path: Path) -> None:
+def test_shares_of_a_mixed_text() -> None:
     text = "Hello, world! 42\n全文検索は かんたん です。한국어 Привет αβγ <|endoftext|>"
     tokenizer = byte_level_bpe([text * 3], 400)
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    bytes_of = token_bytes((tmp_path / "tokenizer.json").read_text(), 400)
+    bytes_of = bytes_of_tokens(tokenizer, 400)
     visible = text.replace("<|endoftext|>", "")  # a special token stands for no text
     visible = "".join(visible.split())
     expected = {
@@ -92,15 +89,13 @@ def test_shares_of_a_mixed_text(tmp_path: Path) -> None:
 
 
 def test_vocabularies_that_are_not_byte_level() -> None:
-    document = {
-        "model": {"vocab": {"▁the": 0, "<0xE3>": 1, "<0x81>": 2, "<0x82>": 3, "##ing": 4, "x9": 9}},
-        "decoder": None,
-        "pre_tokenizer": None,
-        "added_tokens": [{"id": 5, "content": "<s>", "special": True}, {"id": 6, "content": "né", "special": False}],
-    }
-    bytes_of = token_bytes(json.dumps(document), 8)
+    vocabulary = {"▁the": 0, "<0xE3>": 1, "<0x81>": 2, "<0x82>": 3, "##ing": 4, "x9": 9, "<unk>": 7}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.add_special_tokens(["<unk>"])
+    tokenizer.add_tokens(["né"])
+    bytes_of = bytes_of_tokens(tokenizer, 11)
     pieces = [bytes(bytes_of.data[a:b]) for a, b in zip(bytes_of.starts, bytes_of.starts[1:], strict=False)]
-    assert pieces == [b" the", b"\xe3", b"\x81", b"\x82", b"ing", b"", "né".encode(), b""]
+    assert pieces == [b" the", b"\xe3", b"\x81", b"\x82", b"ing", b"", b"", b"", "né".encode(), b"x9", b""]
     (shares,) = script_shares(*flat([[1, 2, 3, 0, 4, 5]]), bytes_of).tolist()
     assert shares[CLASSES.index("kana")] == pytest.approx(1 / 7)
     (broken,) = script_shares(*flat([[1, 2, 0]]), bytes_of).tolist()
