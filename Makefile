@@ -4,7 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_RUN ?= demo-run
 
-.PHONY: demo test lint bench env clean
+# Each framework in an environment of its own, a gigabyte or two; not part of `test`.
+ADAPTERS ?= hf lightning deepspeed
+
+.PHONY: demo test test-adapters lint bench env clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("kiseki needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -28,8 +31,17 @@ lint: env
 test: lint
 	$(BIN)/python -m pytest
 
+.venv-adapters/%/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
+	$(@D)/bin/pip install --quiet -c constraints.txt -e '.[$*]' pytest pytest-timeout
+	touch $@
+
+test-adapters: $(ADAPTERS:%=.venv-adapters/%/.installed)
+	for name in $(ADAPTERS); do .venv-adapters/$$name/bin/python -m pytest tests/adapters/test_$$name.py || exit 1; done
+
 bench: env
 	@ls bench/*.py | sed 's/^/  $(subst /,\/,$(BIN))\/python /'
 
 clean:
-	rm -rf $(VENV) $(DEMO_RUN) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-adapters $(DEMO_RUN) .mypy_cache .ruff_cache .pytest_cache .hypothesis

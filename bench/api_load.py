@@ -113,7 +113,7 @@ def _wait(url: str) -> None:
 
 
 def questions(reader: IndexReader, num: int) -> list[Question]:
-    """(kind, method, path, body): texts of about 45 tokens for traces, n-grams of 3, pages of 20 hits, addresses."""
+    """(kind, method, path, body): texts of about 45 tokens for traces, n-grams of 3, two words, pages of 20 hits, addresses."""
     chance, decode = np.random.default_rng(1), reader.tokenizer.decode
     found: list[Question] = []
     for index in range(num):
@@ -128,10 +128,18 @@ def questions(reader: IndexReader, num: int) -> list[Question]:
         elif kind < 6:
             found.append(("count", "POST", "/v1/count", {"token_ids": gram}))
         elif kind < 7:
+            found.append(("search", "POST", "/v1/search", {"query": _words(decode(rows[0]))}))
+        elif kind < 8:
             found.append(("hits", "POST", "/v1/hits", {"token_ids": gram, "limit": 20}))
         else:
             found.append(("sequence", "GET", f"/v1/sequences/{shard.address(int(ordinals[0]))}", None))
     return found
+
+
+def _words(text: str) -> str:
+    """Two words of a text, both wanted."""
+    words = re.findall(r"[a-zA-Z]{3,12}", text)
+    return " AND ".join(f'"{word}"' for word in words[:2]) or '"the"'
 
 
 async def load(url: str, pid: int, asked: list[Question], rate: float) -> None:

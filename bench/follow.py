@@ -22,9 +22,9 @@ sys.path.insert(0, str(ROOT))
 
 from indexer.generations import published  # noqa: E402
 from indexer.index_reader import IndexReader  # noqa: E402
+from indexer.ngrams import count_of_ngram  # noqa: E402
 from indexer.paths import IndexPaths  # noqa: E402
 from indexer.selection import Selection  # noqa: E402
-from indexer.trace import count_ngram  # noqa: E402
 from train_hooks.export_format.errors import KisekiError  # noqa: E402
 from train_hooks.export_format.reader import RunReader  # noqa: E402
 
@@ -103,7 +103,7 @@ def main() -> None:
         if training.wait() != 0 or len(lags) < options.steps:
             raise SystemExit(f"only {len(lags)} of {options.steps} steps were published")
         reader = IndexReader.open(followed)
-        if count_ngram(reader, reader.shards[-1].tokens(0)[:8].tolist(), Selection()) < 1:
+        if count_of_ngram(reader, reader.shards[-1].tokens(0)[:8].tolist(), Selection()).count < 1:
             raise SystemExit("the last steps are not found")
         print(f"{options.steps} steps, {reader.generation.number} generations, {len(reader.shards)} shards")
         print(f"lag of a step, s: median {statistics.median(lags):.1f}, max {max(lags):.1f}")

@@ -31,7 +31,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.real_tokens import CACHE, ROOT, TOKENIZER, real_tokens
-from bench.trace import LENGTH, SLOTS, WRITERS, export_tokens
+from bench.whole_trace import LENGTH, SLOTS, WRITERS, export_tokens
 from indexer.analysis import spaced_terms, terms_of
 from indexer.build import IndexOptions, update_index
 from indexer.fulltext import FullTextUnit, build_full_text
@@ -92,16 +92,15 @@ def japanese(num: int) -> np.ndarray:
     return np.concatenate(pieces)[:num]
 
 
-def corpus(name: str, directory: Path, tokens: np.ndarray, tokenizer: Path) -> Corpus:
-    """Export and index a run of these tokens; prints what the whole `kiseki index` took."""
-    run_dir = directory / name
-    if not (run_dir / "export").exists():
-        export_tokens(run_dir, tokens, tokenizer)
+def corpus(name: str, run_dir: Path) -> Corpus:
+    """What a run holds, indexed; prints what the whole `kiseki index` took."""
     started = cpu_s()
     report = update_index(run_dir)
     if report.published:
         rate = report.num_tokens / (cpu_s() - started) / 1e6
         print(f"{name}: whole `kiseki index`: {rate:.2f} million tokens a CPU-second", flush=True)
+    shards = IndexReader.open(run_dir).shards
+    tokens = np.concatenate([shard.tokens(row) for shard in shards for row in range(shard.info.num_sequences)])
     segments = [tokens[start : start + SEGMENT] for start in range(0, len(tokens), SEGMENT)]
     texts = RunTokenizer(RunReader(run_dir)).decode_many(segments)
     return Corpus(name=name, run_dir=run_dir, tokens=tokens, segments=segments, texts=texts)
@@ -276,8 +275,12 @@ def main() -> None:
             num = int(millions * 1e6) // step * step
             if num == 0:
                 continue
-            tokens = real_tokens(num, 400_000)[0] if name == "english" else japanese(num)
-            made = corpus(name, directory, tokens, TOKENIZER if name == "english" else JAPANESE)
+            run_dir = directory / name
+            if not (run_dir / "export").exists() and name == "english":
+                export_tokens(run_dir, real_tokens(num, 400_000)[0], TOKENIZER)
+            elif not (run_dir / "export").exists():
+                export_tokens(run_dir, japanese(num), JAPANESE)
+            made = corpus(name, run_dir)
             build_rates(made, Path(scratch))
             latencies(made, Path(scratch), arguments.queries)
             if name == "english":

@@ -12,7 +12,9 @@ The engine aborts by a panic where its files are damaged; that becomes FullTextD
 """
 
 import contextlib
+import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,10 +119,12 @@ class FullTextIndex:
 
     def __init__(self, directory: Path) -> None:
         """Raises FullTextDamage where the files are none that the engine reads."""
-        with _engine(directory):
-            index = tantivy.Index.open(str(directory))
+        self._directory = directory
+        with _engine(directory), _lockable(directory) as path:
+            index = tantivy.Index.open(str(path))
+            index.config_reader("manual")  # nothing here ever changes
             _register(index)
-            self._directory, self.schema, self._searcher = directory, index.schema, index.searcher()
+            self.schema, self._searcher = index.schema, index.searcher()
 
     @property
     def num_documents(self) -> int:
@@ -165,6 +169,21 @@ class FullTextIndex:
 
 
 @contextlib.contextmanager
+def _lockable(directory: Path) -> Iterator[Path]:
+    """The directory, or links to its files in another one: the engine makes a lock file where it opens an index.
+
+    It maps the files when it opens them, so the links may go.
+    """
+    if os.access(directory, os.W_OK):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="kiseki-") as scratch:
+        for file in (file for file in directory.iterdir() if file.suffix != ".lock"):
+            (Path(scratch) / file.name).symlink_to(file.resolve())
+        yield Path(scratch)
+
+
+@contextlib.contextmanager
 def _engine(directory: Path) -> Iterator[None]:
     """A panic of the engine is no Exception; it becomes one. So does what it cannot read."""
     try:
@@ -180,4 +199,4 @@ def _engine(directory: Path) -> Iterator[None]:
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise FullTextDamage(f"{directory}: the full text does not read: {error}") from None
+        raise FullTextDamage(f"{directory}: the full text does not read: {error}") from error

@@ -50,16 +50,20 @@ class PackedSequence:
 class IndexReader:
     """One generation of one run's index. Safe to share between threads."""
 
-    def __init__(self, run: RunReader, paths: IndexPaths, generation: Generation) -> None:
+    def __init__(
+        self, run: RunReader, paths: IndexPaths, generation: Generation, before: "IndexReader | None" = None
+    ) -> None:
+        """`before`: a reader of an earlier generation, whose shards serve where they are the same."""
         self.run, self.paths, self.generation = run, paths, generation
         self.shards: list[Shard] = []
         self.failed: list[str] = []
         self._tombstones = TombstoneFile(paths)
         self._visible: Recent[tuple[str, Visibility], VisibleShard | None] = Recent(NUM_VISIBLE)
         self._frequencies: Recent[Visibility, npt.NDArray[np.float64]] = Recent(NUM_FREQUENCIES)
+        known = {} if before is None else before.shards_by_manifest()
         for name, manifest in generation.shards.items():
             try:
-                self.shards.append(Shard(paths.shard_dir(name), manifest))
+                self.shards.append(known.get((name, manifest)) or Shard(paths.shard_dir(name), manifest))
             except OldShard as error:
                 raise IncompleteError(
                     f"{paths.index} was built by another version of kiseki; run `kiseki index {paths.run_dir}` to build it "
@@ -70,6 +74,10 @@ class IndexReader:
         self._opened = tuple(self.shards)
         if not self.shards:
             raise DamageError(f"no shard of {paths.index} can be opened: {'; '.join(self.failed)}")
+
+    def shards_by_manifest(self) -> dict[tuple[str, str], Shard]:
+        """The shards that answer, by name and SHA-256 of their manifest."""
+        return {(shard.info.name, self.generation.shards[shard.info.name]): shard for shard in self.shards}
 
     def fail(self, damage: ShardDamage) -> None:
         """Ask a damaged shard no more; answers say that it is missing. Raises `damage` where it was the last one."""

@@ -1,8 +1,8 @@
 """What a search asks the engine in each shard: the question and the selection as one query.
 
 A step range, a rank, a source or a document is a clause beside the question, so rows of others are never looked at. Terms
-are counted in every shard first, also in those that the selection leaves out: scores depend on
-no selection, but on what is hidden: how many hidden segments hold a term must not show.
+are counted in every shard first, also in those that the selection leaves out: scores depend on no selection, and on what
+may be seen alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

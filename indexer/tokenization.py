@@ -96,7 +96,7 @@ def text_of_ids(path: Path, token_ids: Sequence[int]) -> str:
 def _open(path: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:
+    except Exception as error:  # `tokenizers` raises nothing more precise, whatever is wrong with the file
         raise RunError(f"{path}: expected a tokenizer.json of the tokenizers library: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -23,7 +23,6 @@ import numpy.typing as npt
 
 from indexer.deadline import check_deadline
 from indexer.index_reader import IndexReader
-from indexer.ngrams import count_of_ngram
 from indexer.selection import SelectedShard, Selection
 from indexer.shard import ShardDamage
 from indexer.tokenization import Encoded
@@ -34,7 +33,7 @@ from indexer.trace_records import Hit, Span, Trace
 from indexer.trace_spans import FoundSpan, find_spans, log_probability, rarest
 from train_hooks.export_format.errors import QueryError
 
-__all__ = ["MIN_LENGTH_DEFAULT", "TraceOptions", "count_ngram", "trace"]
+__all__ = ["MIN_LENGTH_DEFAULT", "TraceOptions", "trace"]
 
 MIN_LENGTH_DEFAULT = 8
 MIN_SELECTED = 5
@@ -188,8 +187,3 @@ def _covered(encoded: Encoded, spans: Sequence[Span]) -> int:
         else:
             covered |= (encoded.char_starts >= span.char_start) & (encoded.char_ends <= span.char_end)
     return int(covered.sum())
-
-
-def count_ngram(reader: IndexReader, token_ids: Sequence[int], selection: Selection) -> int:
-    """How often a token n-gram occurs in the selected rows."""
-    return count_of_ngram(reader, token_ids, selection).count

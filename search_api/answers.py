@@ -23,6 +23,7 @@ __all__ = [
     "SearchAnswer",
     "SequenceAnswer",
     "SequencesAnswer",
+    "SqlAnswer",
     "StepsAnswer",
     "TraceAnswer",
 ]
@@ -375,4 +376,12 @@ class DocumentAnswer(Envelope):
     ranges: list[list[int]]
     times_seen: list[list[int]]
     exposures: list[Exposure]
+    next_cursor: str | None
+
+
+class SqlAnswer(Envelope):
+    """Rows of a query. Times are ISO 8601, bytes hexadecimal, numbers that are none texts."""
+
+    rows: list[dict[str, Any]]
+    columns: list[str]
     next_cursor: str | None

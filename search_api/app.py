@@ -24,6 +24,7 @@ from search_api.routes import (
     runs,
     searches,
     sequences,
+    sql,
     steps,
     traces,
 )
@@ -42,6 +43,7 @@ _ROUTERS = (
     sequences.router,
     steps.router,
     documents.router,
+    sql.router,
     jobs.router,
     infinigram.router,
 )

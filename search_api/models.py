@@ -21,6 +21,7 @@ __all__ = [
     "Message",
     "SearchRequest",
     "SelectionFields",
+    "SqlRequest",
     "StepFields",
     "StepsQuery",
     "TraceBatchRequest",
@@ -181,6 +182,15 @@ class SearchRequest(SelectionFields):
     sort: Literal["relevance", "step", "step_desc"] = "relevance"
     facets: Annotated[bool, Field(description="Count by source, rank and steps as well.")] = False
     cursor: Cursor = None
+
+
+class SqlRequest(BaseModel):
+    """One SELECT over the views of docs/catalog.md."""
+
+    model_config = _example(sql="SELECT global_step, loss FROM steps ORDER BY loss DESC LIMIT 5")
+
+    run: RunId = None
+    sql: Annotated[str, Field(min_length=1, max_length=32_768)]
 
 
 class StepsQuery(BaseModel):

@@ -43,11 +43,15 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
-    """Rows of an answer. `name` is their field in JSON, `schema` their columns; `more` are further fields of the JSON."""
+    """Rows of an answer. `name` is their field in JSON, `schema` their columns; `more` are further fields of the JSON.
+
+    table: the same rows, where they come from one.
+    """
 
     name: str
     rows: Sequence[Row]
     schema: pa.Schema
+    table: pa.Table | None = None
     next_cursor: str | None = None
     more: Row = field(default_factory=dict)
 
@@ -66,7 +70,9 @@ class Rows:
             return b"".join(json_bytes(row) + b"\n" for row in self.rows)
         if media_type == CSV:
             return _csv(self.rows, self.schema.names)
-        table = pa.Table.from_pylist([dict(row) for row in self.rows], schema=self.schema)
+        table = self.table
+        if table is None:
+            table = pa.Table.from_pylist([dict(row) for row in self.rows], schema=self.schema)
         sink = io.BytesIO()
         if media_type == PARQUET:
             pq.write_table(table, sink, compression="zstd", write_page_checksum=True)

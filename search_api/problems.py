@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from indexer.deadline import DeadlineError
+from indexer.sql_sandbox import SqlLimitError
 from train_hooks.export_format.errors import (
     DamageError,
     IncompleteError,
@@ -97,6 +98,8 @@ class Problem(Exception):
     def of(cls, error: KisekiError) -> "Problem":
         """The problem that an error of ours is. What only the operator should read goes to the log."""
         kind = next((name for of, name in _OF_ERRORS if isinstance(error, of)), "failed")
+        if isinstance(error, SqlLimitError) and error.limit in ("deadline", "busy"):
+            kind = error.limit
         if kind in ("run", "incomplete", "damage", "failed"):
             _log.error("%s: %s", kind, error)
             return cls(kind, PROBLEMS[kind].title)

@@ -13,6 +13,9 @@ from pathlib import Path
 
 from indexer.generations import published
 from indexer.index_reader import IndexReader
+from indexer.ngrams import count_of_ngram, hits_of_ngram
+from indexer.search import SearchOptions, search
+from indexer.selection import Selection
 from indexer.trace import trace
 from search_api.problems import Problem
 from search_api.settings import Limits
@@ -89,7 +92,7 @@ class Runs:
         old, now = run.current, time.monotonic()
         generation = published(old.paths)
         if generation is not None and generation.number != old.generation.number:
-            reader = IndexReader(old.run, old.paths, generation)
+            reader = IndexReader(old.run, old.paths, generation, before=old)
             _warm_up(reader)
             replaced = {**run.replaced, old.generation.number: (now, old)}
             run.replaced, run.current = replaced, reader
@@ -101,5 +104,14 @@ class Runs:
 
 
 def _warm_up(reader: IndexReader) -> None:
-    """Trace a stretch of the data."""
-    trace(reader, token_ids=reader.shards[0].tokens(0)[:64].tolist())
+    """Ask a little of everything: metadata of every shard, and each kernel that answers a question."""
+    for shard in reader.shards:
+        reader.describe(reader.sequence_at(shard, 0))
+    token_ids = reader.shards[0].tokens(0)[:64].tolist()
+    trace(reader, token_ids=token_ids)
+    count_of_ngram(reader, token_ids[:2], Selection())
+    count_of_ngram(reader, token_ids[:2], Selection(lineage="all", dp_rank=0))
+    first = hits_of_ngram(reader, token_ids[:1], Selection(), limit=1)
+    hits_of_ngram(reader, token_ids[:1], Selection(), after=first.last, limit=1)
+    if reader.info.tokenizer_file is not None:
+        search(reader, "a", SearchOptions(limit=1))

@@ -11,6 +11,7 @@ from search_api.keys import KeyFile
 from search_api.metrics import Metrics
 from search_api.read_log import ReadLog
 from search_api.runs import Runs
+from search_api.sandboxes import Sandboxes
 from search_api.settings import Settings
 from search_api.workers import Workers
 
@@ -30,6 +31,7 @@ class Service:
     read_log: ReadLog
     jobs: JobStore
     finds: Finds
+    sandboxes: Sandboxes
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -40,11 +42,12 @@ class Service:
         gate.check()
         return cls(
             settings=settings, runs=runs, workers=workers, metrics=Metrics(runs, workers), cursors=CursorSigner(),
-            gate=gate, read_log=read_log, jobs=JobStore(limits), finds=Finds(),
+            gate=gate, read_log=read_log, jobs=JobStore(limits), finds=Finds(), sandboxes=Sandboxes(),
         )  # fmt: skip
 
     def close(self) -> None:
         """Start nothing more, and give files back."""
         self.workers.close()
         self.jobs.close()
+        self.sandboxes.close()
         self.read_log.close()

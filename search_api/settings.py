@@ -68,7 +68,7 @@ REQUEST = RequestLimits()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """run_dirs: the runs to serve. keys_file: who may ask what; None serves everybody everything.
+    """run_dirs: the runs to serve. keys_file: who may ask what; None serves everybody everything. sql: answer `/v1/sql`.
 
     read_log: file that every answered question is appended to. log: JSON lines about requests on standard error.
     """
@@ -78,6 +78,7 @@ class Settings:
     keys_file: Path | None = None
     read_log: Path | None = None
     log: bool = False
+    sql: bool = False
 
 
 def limit_rows(kind: type[Limits] | type[RequestLimits]) -> Iterator[tuple[str, str, str]]:

@@ -117,6 +117,12 @@ class Consumption:
                 self._take(snapshot)
             return chosen
 
+    def forget_pending(self) -> None:
+        """Fetched micro-batches that are not consumed yet never will be."""
+        with self._lock:
+            self._pending.clear()
+            self._pending_bytes = 0
+
     def end_step(self, global_step: int, *, trained: bool) -> LateMicrobatch | None:
         """The step is over: raises ExportStopped where its rows cannot be all. Gives back what else is to be staged."""
         with self._lock:

@@ -18,7 +18,6 @@ SIGTERM: see `termination`. It needs an `attach` on the main thread.
 """
 
 import contextlib
-import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -123,6 +122,11 @@ class ExportHook:
         """The newest step whose rows are durable on this rank."""
         return self._committed_step if self._exporter is None else self._exporter.acknowledged_step
 
+    @property
+    def committed_step(self) -> int:
+        """The newest step that is over; the resume step before the first."""
+        return self._committed_step
+
     def listen(self, model: nn.Module | None) -> None:
         """Listen to another outermost callable from now on, or to none."""
         if self._handle is not None:
@@ -140,7 +144,7 @@ class ExportHook:
         their first dimension is num_slots. The keys `segments` (a list of `Segment` for each slot) and `sample_index`
         (an integer for each slot) are the hook's own: they are taken out of the dicts that the trainer gets.
         """
-        return tagged(loader, functools.partial(self._tag, tokens))
+        return tagged(loader, lambda batch: self.tag(batch, tokens))
 
     def commit(
         self,
@@ -179,6 +183,11 @@ class ExportHook:
         if self._exporter is not None:
             for snapshot in self._consumption.oldest(num_microbatches):
                 self._exporter.stage(snapshot)
+
+    def forget_fetched(self) -> None:
+        """What was fetched and not consumed never will be: the trainer threw it away."""
+        if self._exporter is not None:
+            self._consumption.forget_pending()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -237,8 +246,8 @@ class ExportHook:
         if self._exporter is not None:
             self._exporter.checkpoint_barrier(self._exporter.committed_step)
 
-    def _tag(self, tokens: TokensSelector, batch: Any) -> Any:
-        """Remember a fetched micro-batch; give back what the trainer shall see of it."""
+    def tag(self, batch: Any, tokens: TokensSelector = "input_ids") -> Any:
+        """Remember a fetched micro-batch, as `wrap` does with each; gives back what the trainer shall see of it."""
         if self._exporter is None or self._paused:
             return without_metadata(batch)
         named = name_tensors(batch, tokens)

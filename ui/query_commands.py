@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from indexer.index_reader import IndexReader
+from indexer.ngrams import count_of_ngram
 from indexer.tokenization import text_of_ids
-from indexer.trace import MIN_LENGTH_DEFAULT, TraceOptions, count_ngram, trace
+from indexer.trace import MIN_LENGTH_DEFAULT, TraceOptions, trace
 from train_hooks.export_format.errors import InputError, QueryError
 from ui import console
 from ui.arguments import (
@@ -126,7 +127,7 @@ def count_command(
         ids = reader.tokenizer.encode(input_text(text, file).removesuffix("\n")).token_ids.tolist()
     if not ids:
         raise InputError("expected text or token ids to count, found none")
-    count = count_ngram(reader, ids, chosen)
+    count = count_of_ngram(reader, ids, chosen).count
     if as_json:
         console.print_json(
             {"count": count, "count_relation": "eq", "token_ids": ids, "generation": reader.generation.number}

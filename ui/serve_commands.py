@@ -32,12 +32,13 @@ def serve_command(
         bool, typer.Option("--insecure-no-keys", help="Serve strangers: listen beyond loopback without keys.")
     ] = False,
     limit: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of a limit in docs/api.md; repeat it.")] = None,
+    sql: Annotated[bool, typer.Option("--sql", help="Answer /v1/sql, for keys without restricted sources.")] = False,
     log: Annotated[bool, typer.Option("--log", help="A JSON line a request on standard error.")] = False,
 ) -> None:
     """Serve the pages and the API of runs."""
     options = ServeOptions(
         host=host, port=port, pages=not api_only, keys=keys, read_log=read_log, insecure_no_keys=insecure_no_keys,
-        limits=limit or (), log=log,
+        limits=limit or (), sql=sql, log=log,
     )  # fmt: skip
     serve_runs(run, options)
 

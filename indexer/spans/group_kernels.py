@@ -164,6 +164,35 @@ def reaching_back(
 
 
 @jit
+def first_reaching(
+    rows: I64, filters: I64, query: Tokens, places: tuple[int, int, int, int], gram: int, grams: I64, barren: I64,
+    found: I64, work: I64,
+) -> tuple[int, int]:  # fmt: skip
+    """The shard whose match reaches back furthest to `reach`, of those the longest; -1, and h as above, if none has one.
+
+    `places` is (start, at, reach, probe); grams i64 [shards, 2] are the ranks of the gram at `probe`, if it has GRAM
+    tokens. The matches are in found i64 [shards, 5], of length 0 where a shard has none or was not asked further back.
+    """
+    start, at, reach, probe = places
+    best, longest, lead, nearest = at + 1, 0, -1, reach
+    for i in range(len(rows)):
+        lo, hi = grams[i, 0], grams[i, 1]
+        if gram < GRAM:
+            lo, hi = starting_ranks(opened(rows[i], query), query, probe, gram, work)
+        found[i, LENGTH] = 0
+        if lo >= hi:
+            nearest = min(nearest, probe)
+            continue
+        asked = (start, min(at, best), reach, probe)
+        absent = reaching_back(rows[i], filters[i], query, asked, lo, hi, gram, barren[i], found[i], work)
+        if absent >= 0:
+            nearest = min(nearest, absent)
+        elif found[i, START] < best or found[i, LENGTH] > longest:
+            best, longest, lead = found[i, START], found[i, LENGTH], i
+    return lead, nearest
+
+
+@jit
 def ranks_of_span(
     row: I64, filter_row: I64, query: Tokens, found: I64, num: int, ranks: I64, work: I64
 ) -> None:  # fmt: skip
@@ -251,25 +280,12 @@ def maximal_spans(
                     start = probe + 1
                     continue
                 width = 1
-            best, longest, lead, nearest = at + 1, 0, -1, reach
-            for i in range(num_shards):
-                if gram == GRAM:
-                    lo, hi = grams[slot, i, 0], grams[slot, i, 1]
-                else:
-                    lo, hi = starting_ranks(opened(rows[i], query), piece, probe, gram, work)
-                found[i, LENGTH] = 0
-                if lo >= hi:
-                    nearest = min(nearest, probe)
-                    continue
-                places = (start, min(at, best), reach, probe)
-                absent = reaching_back(rows[i], filters[i], piece, places, lo, hi, gram, barren[i], found[i], work)
-                if absent >= 0:
-                    nearest = min(nearest, absent)
-                elif found[i, START] < best or found[i, LENGTH] > longest:
-                    best, longest, lead = found[i, START], found[i, LENGTH], i
+            places = (start, at, reach, probe)
+            lead, nearest = first_reaching(rows, filters, piece, places, gram, grams[slot], barren, found, work)
             if lead < 0:
                 start = nearest + 1
                 continue
+            best, longest = found[lead, START], found[lead, LENGTH]
             ranks[num_spans] = 0
             spans[num_spans, 0], spans[num_spans, 1] = best, best + longest
             start, last_end = best + 1, best + longest

@@ -19,8 +19,8 @@ import numpy as np
 
 from indexer.build import IndexOptions, update_index
 from indexer.index_reader import IndexReader
+from indexer.ngrams import count_of_ngram
 from indexer.selection import Selection
-from indexer.trace import count_ngram
 from tests.export_maker import MadeStep, all_rows, make_attempt
 from train_hooks.attempts import ResumeToken, RunSpec
 from train_hooks.export_format.errors import IncompleteError, RunError
@@ -72,7 +72,7 @@ class Readers:
             with self._lock:
                 rows, grams = self._rows, self._grams
             for gram in chance.sample(grams, min(5, len(grams))):
-                found = count_ngram(reader, gram, Selection(lineage="all"))
+                found = count_of_ngram(reader, gram, Selection(lineage="all")).count
                 expected = scan(rows, gram, reader.generation.covered)
                 self.num_answers += 1
                 if found != expected or reader.failed:
@@ -96,7 +96,7 @@ def play(run_dir: Path, kills: int, seed: int) -> tuple[int, int, list[str]]:
     """(kills that hit a living indexer, answers, what was wrong)."""
     chance, numbers = random.Random(seed), np.random.default_rng(seed)
     spec = RunSpec(sequence_length=LENGTH, vocab_size=50, config={})
-    readers, last, hit = Readers(run_dir), 0, 0
+    readers, last, hit, longest_s = Readers(run_dir), 0, 0, 1.5
     try:
         for number in range(kills):
             steps = [MadeStep(microbatches={0: [numbers.integers(0, 50, (2, LENGTH))]}) for _ in range(STEPS)]
@@ -105,12 +105,16 @@ def play(run_dir: Path, kills: int, seed: int) -> tuple[int, int, list[str]]:
             last += STEPS
             rows = all_rows(run_dir)
             readers.know(rows, [row.tokens[:2].tolist() for row in chance.sample(rows, 8)])
-            hit += _kill_one(run_dir, chance.uniform(0.0, 1.5))
+            ended_s = _kill_one(run_dir, chance.uniform(0.0, longest_s))
+            hit += ended_s is None
+            longest_s = longest_s if ended_s is None else ended_s  # one that was too late says how long indexing takes
         update_index(run_dir, IndexOptions(shard_tokens=SHARD_TOKENS))
         reader = IndexReader.open(run_dir)
         for row in chance.sample(rows, 20):
             gram = row.tokens[:3].tolist()
-            if count_ngram(reader, gram, Selection(lineage="all")) != scan(rows, gram, reader.generation.covered):
+            if count_of_ngram(reader, gram, Selection(lineage="all")).count != scan(
+                rows, gram, reader.generation.covered
+            ):
                 readers.wrong.append("the completed index differs from a scan")
         if max(reader.generation.covered.values()) != last:
             readers.wrong.append(f"the completed index ends at {reader.generation.covered}, the export at {last}")
@@ -119,15 +123,18 @@ def play(run_dir: Path, kills: int, seed: int) -> tuple[int, int, list[str]]:
     return hit, readers.num_answers, readers.wrong
 
 
-def _kill_one(run_dir: Path, after_s: float) -> bool:
-    """Start an indexer, kill it `after_s` after its imports; whether it still lived."""
+def _kill_one(run_dir: Path, after_s: float) -> float | None:
+    """Start an indexer, kill it `after_s` after its imports. None if it still lived, else when it had ended, in seconds."""
     with subprocess.Popen([sys.executable, "-c", INDEX, run_dir], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        time.sleep(after_s)
-        alive = process.poll() is None
-        process.kill()
-    return alive
+        started = time.monotonic()
+        try:
+            process.wait(after_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return None
+        return time.monotonic() - started
 
 
 def main() -> int:

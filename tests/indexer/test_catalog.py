@@ -14,11 +14,18 @@ import pytest
 
 from indexer.build import IndexOptions, update_index
 from indexer.catalog import catalog_files
+from indexer.explain import explain_step
 from indexer.index_reader import IndexReader
 from indexer.parts import PART_SCHEMAS
 from tests.conftest import TextRun
-from tests.example_exports import write_export
+from tests.example_exports import begin_attempt, begin_run, committed_step, write_export
 from tests.export_maker import all_rows
+from train_hooks.export_format.errors import QueryError
+from train_hooks.export_format.filesystem import OsFileSystem
+from train_hooks.export_format.paths import ExportPaths
+from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.writer import RankWriter
+from train_hooks.row_builder import RowBuilder, gap_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "catalog.md"
 VIEWS = ("runs", "attempts", "steps", "step_metrics", "sequences", "segments", "documents", "shards", "gaps")
@@ -158,6 +165,32 @@ def test_damaged_parts_are_made_again(tmp_path: Path) -> None:
     generation = run_dir / "index" / "generations" / "000003" / "generation.json"
     named = json.loads(generation.read_text())["parts"]
     assert set(named) == {entry.name for entry in parts.iterdir()}
+
+
+def test_gaps(tmp_path: Path) -> None:
+    """Step 3 was dropped on both ranks, step 4 on one: the catalog says so, and the steps around can be explained."""
+    run = begin_run(tmp_path / "run")
+    attempt = begin_attempt(tmp_path / "run", run, num_writers=2)
+    for dp_rank in range(2):
+        directory = ExportPaths(tmp_path / "run").attempt_dir(1)
+        writer = RankWriter(OsFileSystem(), directory, run, attempt, dp_rank)
+        builder = RowBuilder(run, attempt, dp_rank, RunReader(tmp_path / "run").secret())
+        for number in range(1, 7):
+            step = committed_step(number, dp_rank)
+            dropped = number == 3 or (number, dp_rank) == (4, 1)
+            writer.append([builder.frame(gap_of(step, "the disk was full") if dropped else step)])
+        writer.close()
+    update_index(tmp_path / "run")
+    found = contents(tmp_path / "run")
+    gaps = [(row["global_step"], row["dp_rank"], row["num_rows"], row["reason"]) for row in found["gaps"]]
+    assert gaps == [(3, 0, 4, "the disk was full"), (3, 1, 4, "the disk was full"), (4, 1, 4, "the disk was full")]
+    steps = {row["global_step"]: (row["num_sequences"], row["num_tokens"], row["loss"]) for row in found["steps"]}
+    assert steps[3] == (0, 0, 1 / 3) and steps[4][:2] == (4, 64) and steps[5][:2] == (8, 128)
+    reader = IndexReader.open(tmp_path / "run")
+    with pytest.raises(QueryError, match="step 3 of attempt 1 has no sequences"):
+        explain_step(reader, 3)
+    explained = explain_step(reader, 5, window=3)
+    assert (explained.window_first_step, explained.window_num_steps, explained.window_num_sequences) == (1, 3, 20)
 
 
 def test_numbers_that_json_lacks_reach_the_catalog(text_run: TextRun) -> None:

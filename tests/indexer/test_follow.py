@@ -10,9 +10,9 @@ from indexer.build import IndexOptions, IndexReport, update_index
 from indexer.follow import follow
 from indexer.index_reader import IndexReader
 from indexer.ingest import StepRange
+from indexer.ngrams import count_of_ngram
 from indexer.planning import FANOUT, merged
 from indexer.selection import Selection
-from indexer.trace import count_ngram
 from train_hooks.attempts import RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.filesystem import OsFileSystem
 from train_hooks.export_format.paths import ExportPaths
@@ -52,7 +52,7 @@ def test_new_steps_are_published_while_training_runs(tmp_path: Path) -> None:
             exporter.commit(step, metrics={"loss": float(step)})
             exporter.checkpoint_barrier(step)
             _wait_until_covered(run_dir, step)
-            assert count_ngram(IndexReader.open(run_dir), tokens[1].tolist(), Selection()) == 1
+            assert count_of_ngram(IndexReader.open(run_dir), tokens[1].tolist(), Selection()).count == 1
         exporter.record(2, {"late": 7.0})
         exporter.close()
     finally:

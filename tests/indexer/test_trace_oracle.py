@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from indexer.build import IndexOptions, update_index
 from indexer.index_reader import IndexReader
+from indexer.ngrams import count_of_ngram
 from indexer.selection import Selection
-from indexer.trace import TraceOptions, count_ngram, trace
+from indexer.trace import TraceOptions, trace
 from indexer.trace_records import Trace
 from tests.export_maker import MadeStep, all_rows, brute_force_spans, make_attempt
 from train_hooks import StepStatus
@@ -80,7 +81,7 @@ def test_trace_equals_brute_force(job: tuple[int, int, list[list[list[int]]]], d
             hits = [(hit.address, hit.offset) for hit in span.hits]
             assert hits == sorted((row.address, offset) for row, offset in places)[:100]
         gram = query[: data.draw(st.integers(1, 5))]
-        assert count_ngram(reader, gram, Selection(before_step=before)) == sum(
+        assert count_of_ngram(reader, gram, Selection(before_step=before)).count == sum(
             row.tokens.tolist()[at : at + len(gram)] == gram for row in seen for at in range(LENGTH)
         )
 
@@ -100,7 +101,7 @@ def test_rollback_supersedes_and_lineage_decides(tmp_path: Path) -> None:
 
     def counts(step: MadeStep, **selection: object) -> int:
         gram = step.microbatches[0][0][0].tolist()
-        return count_ngram(reader, gram, Selection(**selection))  # type: ignore[arg-type]
+        return count_of_ngram(reader, gram, Selection(**selection)).count  # type: ignore[arg-type]
 
     assert [counts(step) for step in first] == [1, 1, 1, 1, 0, 0]
     assert [counts(step) for step in again] == [1, 1, 1]
@@ -129,5 +130,5 @@ def test_indexing_appends_and_is_idempotent(tmp_path: Path) -> None:
     more = update_index(run, IndexOptions(shard_tokens=100))
     assert (more.published, more.num_sequences, more.last_step) == (True, 28, 7)
     gram = steps[0].microbatches[0][0][1].tolist()
-    assert count_ngram(reader, gram, Selection()) == 1, "a reader keeps the generation it opened"
-    assert count_ngram(IndexReader.open(run), gram, Selection()) == 2
+    assert count_of_ngram(reader, gram, Selection()).count == 1, "a reader keeps the generation it opened"
+    assert count_of_ngram(IndexReader.open(run), gram, Selection()).count == 2

@@ -9,8 +9,9 @@ import pytest
 
 from indexer.build import IndexOptions, update_index
 from indexer.index_reader import IndexReader
+from indexer.ngrams import count_of_ngram
 from indexer.selection import Selection
-from indexer.trace import TraceOptions, count_ngram, trace
+from indexer.trace import TraceOptions, trace
 from tests.conftest import TextRun
 from tests.export_maker import all_rows
 from train_hooks.export_format.errors import DamageError, IncompleteError, KisekiError, QueryError, RunError
@@ -226,12 +227,14 @@ def test_source_and_document_choose_hits_by_where_they_begin(reader: IndexReader
         )
 
     for source in names:
-        assert count_ngram(reader, gram, Selection(source=source)) == scanned(source)
-        assert count_ngram(reader, gram, Selection(source=source, before_step=20)) == scanned(source, before=20)
+        assert count_of_ngram(reader, gram, Selection(source=source)).count == scanned(source)
+        assert count_of_ngram(reader, gram, Selection(source=source, before_step=20)).count == scanned(
+            source, before=20
+        )
     for source, document_id in documents[::5]:
         chosen = Selection(source=source, document_id=document_id)
-        assert count_ngram(reader, gram, chosen) == scanned(source, document_id)
-    assert count_ngram(reader, gram, Selection(source="no such source")) == 0
+        assert count_of_ngram(reader, gram, chosen).count == scanned(source, document_id)
+    assert count_of_ngram(reader, gram, Selection(source="no such source")).count == 0
     (source, document_id), text = list(text_run.documents.items())[4]
     found = trace(reader, text[:200], options=TraceOptions(selection=Selection(document_id=document_id)))
     assert {(s.source, s.document_id) for span in found.spans for hit in span.hits for s in hit.segments[:1]} == {

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from indexer.build import IndexOptions, update_index
 from indexer.index_reader import HIDDEN, IndexReader
-from indexer.ngrams import Place, hits_of_ngram
+from indexer.ngrams import Place, count_of_ngram, hits_of_ngram
 from indexer.paths import IndexPaths
 from indexer.selection import Selection
 from indexer.tombstones import TombstoneFile
-from indexer.trace import TraceOptions, count_ngram, trace
+from indexer.trace import TraceOptions, trace
 from indexer.visibility import Visibility
 from tests.conftest import TextRun
 from tests.export_maker import MadeStep, all_rows, brute_force_spans, make_attempt
@@ -129,7 +129,7 @@ def test_answers_equal_a_scan_without_the_hidden(data: st.DataObject, visibility
             for at in range(len(row.tokens))
             if row.tokens[at : at + len(gram)].tolist() == gram
         )
-        assert count_ngram(reader, gram, selection) == len(expected_places)
+        assert count_of_ngram(reader, gram, selection).count == len(expected_places)
         assert paged(reader, gram, selection) == expected_places
         counts = np.bincount([int(token) for row in visible for token in row.tokens], minlength=6)
         expected_logs = np.log(np.maximum(counts, 0.5) / max(1, counts.sum()))
@@ -188,7 +188,7 @@ def test_tombstones_hide_at_once_and_can_be_lifted(tmp_path: Path) -> None:
     reader, file = IndexReader.open(run), TombstoneFile(IndexPaths(run))
 
     def counts() -> list[int]:
-        return [count_ngram(reader, row.tolist(), Selection()) for row in rows]
+        return [count_of_ngram(reader, row.tolist(), Selection()).count for row in rows]
 
     assert counts() == [1] * 8 and file.read() == []
     document = file.add(reason="asked to", source="a", document_id="2")

@@ -43,7 +43,7 @@ def test_every_operation_says_what_it_answers(text_run: TextRun) -> None:
 
 
 def test_examples_run(text_run: TextRun) -> None:
-    with TestClient(create_app(Settings(run_dirs=(text_run.run_dir,)))) as client:
+    with TestClient(create_app(Settings(run_dirs=(text_run.run_dir,), sql=True))) as client:
         document = client.get("/openapi.json").json()
         num = 0
         for path, operations in document["paths"].items():

@@ -40,6 +40,7 @@ REQUESTS: dict[str, tuple[str, str, Json | None, Action]] = {
     "sequence": ("GET", f"/v1/sequences/{ADDRESS}", None, Action.SEQUENCES),
     "sequences": ("POST", "/v1/sequences:batchGet", {"addresses": [ADDRESS]}, Action.SEQUENCES),
     "job": ("POST", "/v1/jobs", {}, Action.JOBS),
+    "sql": ("POST", "/v1/sql", {"sql": "SELECT count(*) AS num FROM documents"}, Action.SQL),
     "search": ("POST", "/v1/search", {"query": "the", "facets": True, "limit": 100}, Action.SEARCH),
     "steps": ("GET", "/v1/steps", None, Action.STEPS),
     "explain": ("GET", "/v1/steps/3:explain", None, Action.STEPS),
@@ -60,7 +61,7 @@ class Served:
 
     def ask(self, name: str, token: str, **more: Any) -> Any:
         method, path, body, _ = REQUESTS[name]
-        if name == "search":
+        if name in ("search", "sql"):
             body = {**(body or {}), **more}
         elif body is not None and name in ("batch", "job"):
             body = {"items": [more or {"text": "the"}]}
@@ -119,7 +120,7 @@ def serve(directory: Path, *, with_closed: bool) -> Iterator[Served]:
     texts = make_run(directory, with_closed=with_closed)
     keys = KeyFile(directory / "keys.json")
     keys.create("any")
-    settings = Settings(run_dirs=(directory / "run",), keys_file=directory / "keys.json")
+    settings = Settings(run_dirs=(directory / "run",), keys_file=directory / "keys.json", sql=True)
     with TestClient(create_app(settings)) as client:
         yield Served(client=client, keys=keys, texts=texts)
 
@@ -174,6 +175,7 @@ NAMELESS = (
     Action.HITS,
     Action.JOBS,
     Action.SEARCH,
+    Action.SQL,
     Action.STEPS,
     Action.DOCUMENTS,
 )  # fmt: skip – the run is left out in these requests
@@ -270,6 +272,7 @@ def test_searches_and_documents_leak_nothing(whole: Served, poorer: Served, scop
     response = whole.client.get(f"/v1/documents/{CLOSED}/{CLOSED}-5-0", headers=headers)
     detail = check_problem(response, 404, "document")
     assert detail == f"there is no source '{CLOSED}'; near: '{OPEN}'", "not even that it is there"
+    check_problem(whole.ask("sql", restricted), 403, "forbidden")
     for name in ("steps", "explain"):
         assert CLOSED not in whole.ask(name, restricted).text
 

@@ -130,3 +130,29 @@ def test_documents(client: TestClient, reader: IndexReader, text_run: TextRun) -
     assert [row["address"] for row in pa.ipc.open_stream(table.content).read_all().to_pylist()]
     check_problem(client.get(f"/v1/documents/{source}/nothing"), 404, "document")
     check_problem(client.get(path, params={"source": "x"}), 422, "validation")
+
+
+def test_sql(text_run: TextRun, reader: IndexReader, client: TestClient) -> None:
+    statement = "SELECT global_step, loss, loss AS loss FROM steps ORDER BY global_step LIMIT 4"
+    check_problem(client.post("/v1/sql", json={"sql": statement}), 403, "forbidden")
+    with TestClient(create_app(Settings(run_dirs=(text_run.run_dir,), sql=True))) as open_client:
+        answer = open_client.post("/v1/sql", json={"sql": statement}).json()
+        expected = reader.sql("SELECT global_step, loss FROM steps ORDER BY global_step LIMIT 4")
+        assert answer["columns"] == ["global_step", "loss", "loss_2"] and not answer["truncated"]
+        assert answer["rows"] == [{**row, "loss_2": row["loss"]} for row in expected]
+        table = open_client.post("/v1/sql", json={"sql": statement}, headers={"Accept": ARROW})
+        assert pa.ipc.open_stream(table.content).read_all().to_pylist() == answer["rows"]
+        odd = "SELECT 'nan'::DOUBLE AS a, DATE '2026-01-02' AS b, '\\xAB'::BLOB AS c, 1.5::DECIMAL(3, 1) AS d, [1, NULL] AS e"
+        assert open_client.post("/v1/sql", json={"sql": odd}).json()["rows"] == [
+            {"a": "nan", "b": "2026-01-02", "c": "ab", "d": "1.5", "e": [1, None]}
+        ]
+        many = open_client.post("/v1/sql", json={"sql": "SELECT range AS a FROM range(20000)"}).json()
+        assert many["truncated"] and len(many["rows"]) == 10_000
+        for bad in (
+            "DROP TABLE runs",
+            "SELECT * FROM read_csv('/etc/passwd')",
+            "SELECT nothing",
+            "COPY runs TO 'x'",
+            "x",
+        ):
+            check_problem(open_client.post("/v1/sql", json={"sql": bad}), 400, "query")

@@ -36,7 +36,7 @@ OPERATIONS = {
     ("POST", "/v1/trace:batch"): 3, ("POST", "/v1/count"): 3, ("POST", "/v1/hits"): 3,
     ("GET", "/v1/sequences/{address}"): 1, ("POST", "/v1/sequences:batchGet"): 3, ("POST", "/v1/jobs"): 3,
     ("GET", "/v1/jobs/{job}"): 1, ("GET", "/v1/jobs/{job}/results"): 1, ("GET", "/v1/jobs/{job}/events"): 1,
-    ("POST", "/v1/search"): 3, ("GET", "/v1/steps"): 1, ("GET", "/v1/steps/{global_step}:explain"): 1,
+    ("POST", "/v1/search"): 3, ("POST", "/v1/sql"): 3, ("GET", "/v1/steps"): 1, ("GET", "/v1/steps/{global_step}:explain"): 1,
     ("GET", "/v1/documents/{source}/{document_id}"): 1, ("DELETE", "/v1/jobs/{job}"): 1,
     ("POST", "/compat/infinigram"): 1, ("POST", "/compat/infinigram/{index}/attribution"): 1,
 }  # fmt: skip
@@ -54,7 +54,7 @@ class Described:
 @pytest.fixture(scope="module")
 def server(text_run: TextRun) -> Iterator[Described]:
     limits = Limits(deadline_s=30, jobs_kept=100_000, requests_per_minute=10_000_000, request_burst=1_000_000)
-    with live_server(Settings(run_dirs=(text_run.run_dir,), limits=limits)) as url:
+    with live_server(Settings(run_dirs=(text_run.run_dir,), limits=limits, sql=True)) as url:
         document = requests.get(f"{url}/openapi.json", timeout=10).json()
         passage = next(iter(text_run.documents.values()))[:60]
         job = requests.post(f"{url}/v1/jobs", json={"items": [{"text": passage}]}, timeout=10).json()["job"]
@@ -87,6 +87,7 @@ def narrowed(document: dict[str, Any], text_run: TextRun, job: str) -> dict[str,
         "text": {"enum": [passage, passage[:9]]},
         "cursor": {"enum": [None]},
         "index": {"enum": [None, "text"]},
+        "sql": {"enum": ["SELECT 1 AS a", "SELECT * FROM steps LIMIT 3", "SELECT started FROM attempts"]},
         "query_type": {"enum": ["count", "find"]},
         "query": {"enum": ["the", "desire AND expectation"]},
         "query_ids": {"enum": [None]},

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 import subprocess
 import time
 
@@ -10,6 +11,7 @@ import httpx
 from search_api.client import Client
 from tests.conftest import TextRun
 from tests.ui.test_cli import PROGRAM
+from ui.serve import _listen
 
 
 def test_pages_and_api_in_one_process(text_run: TextRun) -> None:
@@ -43,3 +45,13 @@ def _wait(url: str) -> None:
         except httpx.TransportError:
             time.sleep(0.1)
     raise AssertionError("the server did not answer in 30 s")
+
+
+def test_answers_are_not_held_back_by_the_system() -> None:
+    """asyncio turns Nagle's algorithm off for sockets that say they are TCP; else each answer waits 40 ms."""
+    listener = _listen("127.0.0.1", 0)
+    client = socket.create_connection(listener.getsockname())
+    accepted, _ = listener.accept()
+    assert accepted.proto == socket.IPPROTO_TCP
+    for each in (accepted, client, listener):
+        each.close()

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -259,3 +260,18 @@ def test_a_shard_whose_full_text_is_gone_is_named(copied: Path) -> None:
     assert 0 < result.count < whole.count and len(result.hits) == result.count
     update_index(copied, IndexOptions(verify=True, shard_tokens=LENGTH * 60))
     assert search(IndexReader.open(copied), "the", SearchOptions(limit=0)).count == whole.count
+
+
+def test_an_index_that_cannot_be_written_is_searched(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a read-only file system: the engine's lock file would stand in the index."""
+    queries = ("the", '"of the"', "s*", "step:3..20")
+    expected = [search(IndexReader.open(copied), query, SearchOptions(limit=50)).hits for query in queries]
+    locks = list((copied / "index").rglob(".tantivy*.lock"))
+    for lock in locks:
+        lock.unlink()
+        lock.mkdir()  # it cannot be opened for writing, as one on a read-only file system
+    assert locks, "it makes none any more: the links are needless"
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    reader = IndexReader.open(copied)
+    assert [search(reader, query, SearchOptions(limit=50)).hits for query in queries] == expected
+    assert all(lock.is_dir() for lock in (copied / "index").rglob(".tantivy*.lock"))

@@ -1,6 +1,6 @@
 """What the statistics of sequences cost at index time, on the example corpus.
 
-    python bench/statistics.py [--length 4096] [--copies 4]
+    python bench/sequence_statistics.py [--length 4096] [--copies 4]
 
 CPU-seconds for a million tokens: of each statistic; of the seen share within a shard, and for each shard before that does
 not hold the text, and that holds all of it; beside the suffix array of the same tokens, which a shard is mostly made of.

@@ -1,6 +1,6 @@
 """The whole path on real tokens: export, index, and the trace of 512-token texts with documents and contexts.
 
-    python bench/trace.py [--tokens-millions 20] [--queries 60] [--run DIR]
+    python bench/whole_trace.py [--tokens-millions 20] [--queries 60] [--run DIR]
 
 The tokens are those of bench/real_tokens.py, written by the real exporter as two data-parallel ranks. With --run the run is
 kept, and taken as it is when it is there. Machines are noisy: look at ratios and medians.

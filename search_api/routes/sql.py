@@ -1,0 +1,70 @@
+"""SQL of people we do not know, over a run's catalog: off unless the operator turns it on, and for unrestricted keys alone."""
+
+import datetime
+import decimal
+import math
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Response
+
+from indexer.index_reader import IndexReader
+from indexer.visibility import EVERYTHING
+from search_api.answers import SqlAnswer
+from search_api.asks import Answer, Ask, asks
+from search_api.keys import Action
+from search_api.models import SqlRequest
+from search_api.negotiation import ROW_FORMATS, Rows
+from search_api.problems import Problem
+from search_api.routes.documented import rows
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1", tags=["sql"])
+
+DEADLINE_S = 6.0  # that of the sandbox, and a second for the answer
+
+
+@router.post("/sql", summary="One SELECT over the catalog, in a process of its own", **rows(SqlAnswer))
+async def post_sql(body: SqlRequest, ask: Annotated[Ask, asks(Action.SQL, ROW_FORMATS)]) -> Response:
+    if not ask.service.settings.sql:
+        raise Problem("forbidden", "SQL is off on this server; its operator turns it on with `kiseki serve --sql`")
+    if ask.access.visibility != EVERYTHING:
+        raise Problem("forbidden", "the catalog names every document: SQL is for keys without restricted sources")
+
+    def answer(reader: IndexReader) -> Answer:
+        result = ask.service.sandboxes.of(reader).run(body.sql)
+        table = result.table.rename_columns(_distinct(result.table.column_names))
+        listed = [{name: _plain(value) for name, value in row.items()} for row in table.to_pylist()]
+        found = Rows(name="rows", rows=listed, schema=table.schema, table=table, more={"columns": table.column_names})
+        return Answer(rows=found, truncated=result.truncated)
+
+    return await ask.answer(body.run, answer, body, deadline_s=DEADLINE_S)
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """The names, with a number behind those that stood before."""
+    found: list[str] = []
+    for name in names:
+        number, distinct = 1, name
+        while distinct in found:
+            number += 1
+            distinct = f"{name}_{number}"
+        found.append(distinct)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: numbers that are none as texts, times as ISO 8601, bytes as hexadecimal digits."""
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, (decimal.Decimal, datetime.timedelta)):
+        return str(value)
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

@@ -1,0 +1,160 @@
+"""An export against the log of the forwards."""
+
+import json
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.adapters.data import segments_of, tokens_of
+from tests.train_hooks.torch_fsdp.torchrun import ROOT, start
+from train_hooks.export_format.reader import RunReader
+from train_hooks.replay import ReplayDataset, ReplayMicrobatch
+
+Key = tuple[int, int, int, int]  # attempt, global_step, dp_rank, microbatch
+NUM_RANKS = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A job that is killed in step `killed_step` and resumes from the model checkpoint of step `resume_step`.
+
+    goes_on: whether the trainer, resumed, goes on with the data where the checkpoint was, rather than from the start.
+    """
+
+    script: Path
+    run: Path
+    last_step: int
+    killed_step: int
+    resume_step: int
+    rows_a_step: int
+    goes_on: bool = True
+    timeout_s: float = 200
+
+
+def crash_and_resume(job: Job, **variables: str) -> None:
+    """Start it twice: the first time all ranks kill themselves in a forward of `killed_step`."""
+    kill = f"{job.killed_step},1"
+    first = _run(job, KISEKI_TEST_KILL_AT=kill, **variables)
+    assert [code for code, _ in first] == [-9] * NUM_RANKS, first
+    second = _run(job, **variables)
+    assert [code for code, _ in second] == [0] * NUM_RANKS, "\n".join(output for _, output in second)
+
+
+def _run(job: Job, **variables: str) -> list[tuple[int, str]]:
+    processes = start(job.script, [job.run], num_ranks=NUM_RANKS, **variables)
+    deadline = time.monotonic() + job.timeout_s
+    ended = []
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=max(1.0, deadline - time.monotonic()))
+            ended.append((process.returncode, output))
+    finally:
+        for process in processes:
+            process.kill()
+    return ended
+
+
+def logged(directory: Path) -> dict[Key, dict[str, Tensor]]:
+    """Every forward of training that the models wrote down; attempts are counted from 1."""
+    found: dict[Key, dict[str, Tensor]] = {}
+    for rank in range(NUM_RANKS):
+        for text in (directory / f"rank{rank}.jsonl").read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            key = (line["life"] + 1, line["step"], rank, line["microbatch"])
+            assert key not in found
+            found[key] = {name: torch.tensor(values) for name, values in line["tensors"].items()}
+    return found
+
+
+def exported(run: Path) -> dict[Key, ReplayMicrobatch]:
+    """Every micro-batch of every attempt, superseded ones among them."""
+    found = {}
+    for attempt in RunReader(run).attempts():
+        number = attempt.info.attempt
+        for rank in range(NUM_RANKS):
+            for part in ReplayDataset(run, dp_rank=rank, attempt=number):
+                if part.addresses[0].attempt == number:
+                    found[number, part.global_step, rank, part.microbatch] = part
+    return found
+
+
+def check_export(job: Job, *, shuffled: bool = True) -> None:
+    """Row for row what the forwards got; each global batch complete and distinct; documents right; verify says fine."""
+    log, export = logged(job.run / "log"), exported(job.run)
+    _check_steps(job, log, export)
+    for key, part in export.items():
+        assert key in log, f"{key} was exported, no forward got it"
+        _check_tensors(key, log[key], part)
+    for (number, step, rank, _), part in ((key, part) for key, part in export.items()):
+        assert all(
+            (address.attempt, address.global_step, address.dp_rank) == (number, step, rank)
+            for address in part.addresses
+        )
+    _check_global_batches(job, export)
+    assert verify(job.run) == 0
+    if shuffled:
+        first = [part.sample_index for key, part in sorted(export.items()) if key[:3] == (1, 1, 0)]
+        assert sorted(first) != [tuple(range(len(first)))]
+
+
+def _check_steps(job: Job, log: Mapping[Key, Any], export: Mapping[Key, Any]) -> None:
+    """Attempt 1 has every step up to the checkpoint, and none that was not over; attempt 2 the rest, whole."""
+    last = max(step for attempt, step, _, _ in export if attempt == 1)
+    assert job.resume_step <= last < job.killed_step
+    whole = {key for key in log if (key[0] == 1 and key[1] <= last) or key[0] == 2}
+    assert set(export) == whole
+    assert {step for attempt, step, _, _ in export if attempt == 2} == set(
+        range(job.resume_step + 1, job.last_step + 1)
+    )
+    second = RunReader(job.run).attempt(2).info
+    assert (second.parent_attempt, second.resume_step) == (1, job.resume_step)
+
+
+def _check_tensors(key: Key, seen: Mapping[str, Tensor], part: ReplayMicrobatch) -> None:
+    for name, tensor in seen.items():
+        assert torch.equal(part.batch[name].to(tensor.dtype), tensor), (key, name)
+    assert part.sample_index
+    for slot, index in enumerate(part.sample_index):
+        assert index is not None
+        assert torch.equal(seen["input_ids"][slot], tokens_of(index)), key
+        if part.segments[slot]:
+            assert list(part.segments[slot]) == segments_of(index), key
+
+
+def _check_global_batches(job: Job, export: Mapping[Key, ReplayMicrobatch]) -> None:
+    batches: dict[tuple[int, int], list[int | None]] = defaultdict(list)
+    for (attempt, step, _, _), part in export.items():
+        batches[attempt, step].extend(part.sample_index)
+    for key, samples in batches.items():
+        assert len(samples) == len(set(samples)) == job.rows_a_step, key
+    again = [step for attempt, step in batches if attempt == 1 and step > job.resume_step]
+    for step in again if job.goes_on else []:  # the superseded steps are repeated with the same sequences
+        assert sorted(map(str, batches[1, step])) == sorted(map(str, batches[2, step]))
+    first = [sample for step in range(1, job.resume_step + 1) for sample in batches[1, step]]
+    second = [sample for step in range(job.resume_step + 1, job.last_step + 1) for sample in batches[2, step]]
+    assert len(first) == len(set(first)) and len(second) == len(set(second))
+    assert set(first).isdisjoint(second) == job.goes_on
+
+
+def verify(run: Path) -> int:
+    """Exit code of `kiseki export verify`."""
+    command = [sys.executable, "-c", "from ui.cli import main; main()", "export", "verify", str(run)]
+    return subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode
+
+
+def metrics_of(run: Path) -> dict[int, dict[str, float]]:
+    """global_step → the numbers recorded for it, of all attempts."""
+    found: dict[int, dict[str, float]] = defaultdict(dict)
+    for attempt in RunReader(run).attempts():
+        for _, record in attempt.step_records():
+            if record.kind == "metrics":
+                found[record.global_step].update(record.values)
+    return found

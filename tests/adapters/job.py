@@ -1,0 +1,29 @@
+"""What the job scripts share: their arguments, and sizes."""
+
+import os
+import sys
+from pathlib import Path
+
+STEPS, ACCUMULATION, MICRO_BATCH, WORKERS = 8, 2, 2, 2
+SAVE_EVERY, KILLED_STEP, RESUME_STEP = 3, 6, 3
+RANKS = 2
+SEQUENCES = STEPS * ACCUMULATION * MICRO_BATCH * RANKS + 8
+
+
+def run_dir() -> Path:
+    """Where the job writes: the export, its log, its checkpoints."""
+    return Path(sys.argv[1])
+
+
+def rank() -> int:
+    """As torchrun tells it."""
+    return int(os.environ["RANK"])
+
+
+def kill_at() -> tuple[int, int] | None:
+    """(step, micro-batch) in whose forward this process is to kill itself."""
+    text = os.environ.get("KISEKI_TEST_KILL_AT")
+    if not text:
+        return None
+    step, microbatch = text.split(",")
+    return int(step), int(microbatch)

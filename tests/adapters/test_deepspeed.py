@@ -1,0 +1,23 @@
+"""DeepSpeed, the real package."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.adapters import job
+from tests.adapters.checks import Job, check_export, crash_and_resume, metrics_of
+
+pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="make test-adapters has deepspeed")
+
+
+@pytest.mark.parametrize("stage", ["1", "3"])
+def test_engine(tmp_path: Path, stage: str) -> None:
+    trained = Job(
+        script=Path(__file__).parent / "deepspeed_job.py", run=tmp_path / "run", last_step=job.STEPS,
+        killed_step=job.KILLED_STEP, resume_step=job.RESUME_STEP,
+        rows_a_step=job.ACCUMULATION * job.MICRO_BATCH * job.RANKS,
+    )  # fmt: skip
+    crash_and_resume(trained, DS_ACCELERATOR="cpu", ZERO=stage)
+    check_export(trained)
+    assert set(metrics_of(trained.run)) == set(range(1, job.STEPS + 1))

@@ -1,0 +1,35 @@
+"""Hugging Face Trainer and Accelerate, the real packages."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.adapters import job
+from tests.adapters.checks import Job, check_export, crash_and_resume, metrics_of
+
+pytestmark = pytest.mark.skipif(find_spec("transformers") is None, reason="make test-adapters has transformers")
+HERE = Path(__file__).parent
+
+
+def job_of(script: str, run: Path) -> Job:
+    return Job(
+        script=HERE / script, run=run, last_step=job.STEPS, killed_step=job.KILLED_STEP, resume_step=job.RESUME_STEP,
+        rows_a_step=job.ACCUMULATION * job.MICRO_BATCH * job.RANKS,
+    )  # fmt: skip
+
+
+def test_trainer(tmp_path: Path) -> None:
+    trained = job_of("hf_job.py", tmp_path / "run")
+    crash_and_resume(trained)
+    check_export(trained)
+    metrics = metrics_of(trained.run)
+    assert set(metrics) == set(range(1, job.STEPS + 1))
+    assert all({"loss", "lr", "grad_norm"} <= set(values) for values in metrics.values())
+
+
+def test_accelerate(tmp_path: Path) -> None:
+    trained = job_of("accelerate_job.py", tmp_path / "run")
+    crash_and_resume(trained)
+    check_export(trained)
+    assert set(metrics_of(trained.run)) == set(range(1, job.STEPS + 1))
