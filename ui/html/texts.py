@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Protocol
 
+from ui.html.japanese import common, runs, sequence, trace
+
 __all__ = ["JAPANESE", "LANGUAGES", "Say", "say_in"]
 
 
@@ -29,4 +31,9 @@ def _say(words: Mapping[str, str], text: str, /, **values: object) -> str:
     return words.get(text, text).format(**values)
 
 
-JAPANESE: Mapping[str, str] = {}
+JAPANESE: Mapping[str, str] = {
+    **common.WORDS,
+    **trace.WORDS,
+    **sequence.WORDS,
+    **runs.WORDS,
+}
