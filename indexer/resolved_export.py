@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from indexer.new_export import new_export
 from train_hooks.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.acknowledgement import AckKind
 from train_hooks.export_format.boundaries import segments_by_eos, segments_by_lengths
 from train_hooks.export_format.chain import WriterLog
-from train_hooks.export_format.errors import InputError, RunError
+from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.filesystem import OsFileSystem
 from train_hooks.export_format.leaf import leaf_hash
 from train_hooks.export_format.origin import Origin, origin_of
@@ -78,8 +79,6 @@ def resolve_export(
 
     Raises RunError where `run_dir` holds an export, DamageError for a frame that is damaged.
     """
-    if ExportPaths(run_dir).export.exists():
-        raise RunError(f"{run_dir} holds an export already; give the copy a directory of its own")
     spec = RunSpec(
         sequence_length=run.info.sequence_length,
         vocab_size=run.info.vocab_size,
@@ -87,8 +86,9 @@ def resolve_export(
         tokenizer=None if run.info.tokenizer_file is None else run.tokenizer_path(),
         config={**run.info.config, **_origin(run, boundaries).to_config()},
     )
-    copy = open_or_create_run(OsFileSystem(), run_dir, spec)
-    return _Copy(run, copy, run_dir, boundaries, progress).run()
+    with new_export(run_dir):
+        copy = open_or_create_run(OsFileSystem(), run_dir, spec)
+        return _Copy(run, copy, run_dir, boundaries, progress).run()
 
 
 def _origin(run: RunReader, boundaries: Boundaries) -> Origin:
