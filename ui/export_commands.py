@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from indexer.llm_jp.exporter import export_dump
+from indexer.resolved_export import Boundaries, resolve_export
 from train_hooks.export_format.compact import compact
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.findings import Severity
@@ -179,5 +180,28 @@ def llm_jp_command(
         return
     console.output.print(
         f"{directory}: {done.num_rows:,} sequences, {done.num_tokens:,} tokens in {done.num_files:,} files",
+        markup=False,
+    )
+
+
+@export_app.command("resolve")
+def resolve_command(
+    run: RunArgument,
+    copy: Annotated[Path, typer.Argument(help="Run directory to make; it must hold no run.", show_default=False)],
+    eos: Annotated[int | None, typer.Option(help="Token id behind each document.", min=0)] = None,
+    cu_seqlens: Annotated[
+        str | None, typer.Option(help="Name of the recorded tensor of cumulative lengths.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy an export, with boundaries in sequences that name no documents: identity unknown, but told apart."""
+    with console.progress("copying frames") as progress:
+        done = resolve_export(RunReader(run), copy, Boundaries(eos=eos, lengths=cu_seqlens), progress=progress)
+    if as_json:
+        console.print_json(dataclasses.asdict(done))
+        return
+    console.output.print(
+        f"{copy}: {done.num_resolved:,} of {done.num_rows:,} sequences had no documents and have {done.num_segments:,} "
+        "segments now, identity unknown",
         markup=False,
     )

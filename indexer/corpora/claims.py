@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from indexer.document_index import document_key
+from train_hooks.export_format.errors import DamageError
 from train_hooks.export_format.reader import AttemptReader, RunReader, StepFrame, WriterLog
 from train_hooks.export_format.records import Row
 
@@ -113,6 +114,10 @@ class Claims:
                     self.num_unnamed += 1
                     continue
                 part = tokens[start : start + length]
+                if not len(part):
+                    raise DamageError(
+                        f"a segment of {segment['document_id']} has no tokens; `kiseki export verify` says more"
+                    )
                 key = document_key(segment["source"], segment["document_id"])
                 offset = segment["document_token_offset"]
                 yield row, index, key, offset, length, int(part[0]), int(part[-1]), tokens_digest(part)

@@ -4,8 +4,7 @@
 2. A rank of the dump is a data-parallel rank. A fall of the iteration begins a new attempt, which resumes before it.
 3. Every step has a frame on every rank. What the dump lacks (iterations before its first, between two, lines that could not be
    read) is a gap with its reason, so `kiseki export verify` says of such an export that it is incomplete.
-4. Memory holds the lines of GROUP_ROWS rows. A run directory that holds a run already is refused; an import that died is to be
-   removed and begun again.
+4. Memory holds the lines of GROUP_ROWS rows.
 """
 
 import time
@@ -21,10 +20,11 @@ from indexer.corpora.files import Problems
 from indexer.llm_jp.dump import DumpStep, list_dump, steps_of
 from indexer.llm_jp.rows import row_of
 from indexer.llm_jp.scan import DumpScan, scan_dump
+from indexer.new_export import new_export
 from indexer.tokenization import RunTokenizer, highest_token_id
 from train_hooks.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.acknowledgement import AckKind
-from train_hooks.export_format.errors import InputError, RunError
+from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.filesystem import OsFileSystem
 from train_hooks.export_format.origin import Origin, OriginKind
 from train_hooks.export_format.paths import ExportPaths
@@ -70,8 +70,6 @@ def import_dump(
     eos: the token that ends documents. step_offset: added to every iteration. progress: (bytes, bytes in all), both passes.
     Raises InputError for a dump that cannot be one, RunError where the run directory holds a run.
     """
-    if ExportPaths(run_dir).export.exists():
-        raise RunError(f"{run_dir} holds an export already; import the dump into a directory of its own")
     ranks = list_dump(dump)
     total, done = 2 * sum(file.size_bytes for files in ranks.values() for file in files), 0
 
@@ -94,10 +92,11 @@ def import_dump(
         tokenizer=tokenizer,
         config=_origin(scan, step_offset, eos).to_config(),
     )
-    run = open_or_create_run(OsFileSystem(), run_dir, spec)
     problems = Problems()
-    streams = {rank: steps_of(files, problems, advance) for rank, files in ranks.items()}
-    return _Import(run, run_dir, scan, eos=eos, step_offset=step_offset, problems=problems).run(streams)
+    with new_export(run_dir):
+        run = open_or_create_run(OsFileSystem(), run_dir, spec)
+        importing = _Import(run, run_dir, scan, eos=eos, step_offset=step_offset, problems=problems)
+        return importing.run({rank: steps_of(files, problems, advance) for rank, files in ranks.items()})
 
 
 def _vocab_size(tokenizer: Path | None, given: int | None) -> int:

@@ -26,6 +26,7 @@ from train_hooks.export_format.reader import RunReader
 from train_hooks.export_format.records import Row
 from train_hooks.export_format.status import status
 from train_hooks.export_format.verify import verify
+from train_hooks.export_format.writer import RankWriter
 
 Line = dict[str, Any]
 LENGTH, EOS, RANKS, A_STEP = 65, 0, 2, 2
@@ -290,9 +291,18 @@ def test_dumps_that_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+def full_disk(_: RankWriter) -> None:
+    raise OSError("the disk is full")
+
+
 def test_what_else_is_refused(dump: Path, tokenizer: Path, tmp_path: Path, text_run: TextRun) -> None:
     with pytest.raises(RunError, match="holds an export already"):
         import_dump(dump, text_run.run_dir, tokenizer=tokenizer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RankWriter, "close", full_disk)
+        with pytest.raises(OSError, match="the disk is full"):
+            import_dump(dump, tmp_path / "run", tokenizer=tokenizer)
+    assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match="expected --tokenizer"):
         import_dump(dump, tmp_path / "run")
     with pytest.raises(InputError, match="expected more than 1199"):

@@ -1,0 +1,211 @@
+"""An OLMo-core training's export, recomputed: what its saved order and configuration say that it must have consumed.
+
+Marked as recomputed. Nobody observed it: steps that were skipped, rolled back or run twice are not in it, nor a change of the
+batch size, nor of the number of ranks; it is one attempt from step 1 on.
+
+- `global_indices_dataset_size{N}_epoch{E}_seed{S}_v1.npy` (u32, no header) lists the sequences of an epoch. Step s of an epoch
+  takes the s-th group of `batch` indices; data-parallel rank r of R the r-th, r+R-th … of them. The rest is not used.
+- Index i is the i-th sequence of all token files, in the order of the configuration, each cut into whole sequences.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer.new_export import new_export
+from indexer.olmo_core.config import OlmoData, read_config
+from indexer.olmo_core.documents import FileDocuments, read_documents
+from train_hooks.attempts import RunSpec, claim_attempt, open_or_create_run
+from train_hooks.export_format.acknowledgement import AckKind
+from train_hooks.export_format.boundaries import segments_by_eos
+from train_hooks.export_format.errors import InputError
+from train_hooks.export_format.filesystem import OsFileSystem
+from train_hooks.export_format.leaf import leaf_hash
+from train_hooks.export_format.origin import Origin, OriginKind
+from train_hooks.export_format.paths import ExportPaths
+from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.records import Row, Segment, SequenceAddress, StepStatus
+from train_hooks.export_format.writer import Frame, RankWriter
+
+__all__ = ["Reconstructed", "reconstruct_olmo_core"]
+
+GROUP_ROWS = 1024
+_NAME = re.compile(r"global_indices_dataset_size(\d+)(?:_epoch(\d+))?(?:_seed(\d+))?_v1\.npy")
+WHAT = "OLMo-core's global_indices and configuration: recomputed, not observed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reconstructed:
+    """What was written. num_without_documents: sequences whose token file has no `.csv.gz` beside it."""
+
+    run_id: str
+    num_steps: int
+    num_rows: int
+    num_tokens: int
+    num_without_documents: int
+
+
+def reconstruct_olmo_core(
+    config: Path,
+    run_dir: Path,
+    indices: Sequence[Path],
+    *,
+    num_ranks: int = 1,
+    last_step: int | None = None,
+    tokenizer: Path | None = None,
+    data_dir: Path | None = None,
+    run_id: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Reconstructed:
+    """Write the export of a past training into a run directory that holds none.
+
+    indices: one file an epoch, whose names say which. last_step: where the training ended, else that of the last epoch.
+    Raises InputError for files that do not fit one another, RunError where `run_dir` holds an export.
+    """
+    data = read_config(config, data_dir)
+    if num_ranks < 1 or data.batch % num_ranks:
+        raise InputError(
+            f"--ranks: expected a divisor of {data.batch}, the sequences of a global batch, found {num_ranks}"
+        )
+    order = _order(indices, data)
+    num_steps = len(order) if last_step is None else last_step
+    if not 1 <= num_steps <= len(order):
+        raise InputError(f"--last-step: expected 1 to {len(order)}, the steps of the epochs given, found {num_steps}")
+    files = [{"name": path.name, "sha256": _sha256(path)} for path in (config, *indices)]
+    details = {"files": files, "token_files": [[path.name, path.stat().st_size] for path in data.paths]}
+    spec = RunSpec(
+        sequence_length=data.sequence_length,
+        vocab_size=data.vocab_size,
+        run_id=run_id,
+        tokenizer=tokenizer,
+        config=Origin(kind=OriginKind.RECOMPUTED, what=WHAT, details=details).to_config(),
+    )
+    with new_export(run_dir):
+        open_or_create_run(OsFileSystem(), run_dir, spec)
+        return _Reconstruction(run_dir, data, order[:num_steps], num_ranks, progress).run()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _order(indices: Sequence[Path], data: OlmoData) -> npt.NDArray[np.uint32]:
+    """The indices of each step, u32 [num_steps, batch]. Raises InputError for an order of other data."""
+    num_instances = sum(data.num_instances())
+    epochs = []
+    for path in indices:
+        match = _NAME.fullmatch(path.name)
+        if match is None or not path.is_file():
+            raise InputError(f"{path}: expected a file global_indices_dataset_size…_epoch…_seed…_v1.npy of OLMo-core")
+        found = np.memmap(path, np.uint32, mode="r") if path.stat().st_size else np.zeros(0, np.uint32)
+        if int(match[1]) != num_instances or len(found) != num_instances:
+            raise InputError(
+                f"{path}: it orders {match[1]} sequences and holds {len(found)}, the token files have {num_instances}: is it "
+                "of other data, or of another sequence length?"
+            )
+        if int(found.max(initial=0)) >= num_instances:
+            raise InputError(f"{path}: expected indices below {num_instances}, found {int(found.max())}")
+        used = len(found) - len(found) % data.batch
+        epochs.append((int(match[2] or 0), match[3], np.asarray(found[:used]).reshape(-1, data.batch)))
+    epochs.sort(key=lambda item: item[0])
+    numbers = [number for number, _, _ in epochs]
+    if (
+        not epochs
+        or numbers != list(range(numbers[0], numbers[0] + len(numbers)))
+        or len({s for _, s, _ in epochs}) > 1
+    ):
+        raise InputError(
+            f"--indices: expected one file an epoch, one behind the other and of one seed, found epochs {numbers}"
+        )
+    return np.concatenate([steps for _, _, steps in epochs])
+
+
+class _Reconstruction:
+    def __init__(
+        self,
+        run_dir: Path,
+        data: OlmoData,
+        order: npt.NDArray[np.uint32],
+        num_ranks: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self._run_dir, self._data, self._order, self._num_ranks = run_dir, data, order, num_ranks
+        self._progress = progress
+        self._reader = RunReader(run_dir)
+        self._secret = self._reader.secret()
+        self._begins = np.cumsum([0, *data.num_instances()])
+        self._tokens = [
+            np.memmap(path, data.dtype, mode="r") if path.stat().st_size else np.zeros(0, data.dtype)
+            for path in data.paths
+        ]
+        self._documents: dict[int, FileDocuments | None] = {}
+        self._num_without = 0
+
+    def run(self) -> Reconstructed:
+        info = self._reader.info
+        attempt = claim_attempt(
+            OsFileSystem(), self._run_dir, info, num_writers=self._num_ranks, resume=None, config={}
+        )
+        directory = ExportPaths(self._run_dir).attempt_dir(attempt.attempt)
+        for rank in range(self._num_ranks):
+            writer = RankWriter(OsFileSystem(), directory, info, attempt, rank)
+            group: list[Frame] = []
+            for frame in self._frames(rank):
+                group.append(frame)
+                if sum(len(item.rows) for item in group) >= GROUP_ROWS:
+                    writer.append(group)
+                    group = []
+            writer.append(group)
+            writer.close()
+        num_rows = self._order.size
+        return Reconstructed(
+            run_id=info.run_id,
+            num_steps=len(self._order),
+            num_rows=num_rows,
+            num_tokens=num_rows * self._data.sequence_length,
+            num_without_documents=self._num_without,
+        )
+
+    def _frames(self, rank: int) -> Iterator[Frame]:
+        for number, indices in enumerate(self._order, 1):
+            mine = indices[rank :: self._num_ranks].tolist()
+            rows = tuple(self._row(number, rank, slot, index) for slot, index in enumerate(mine))
+            yield Frame(kind=AckKind.STEP, global_step=number, status=StepStatus.APPLIED, rows=rows, records=())
+            if self._progress is not None:
+                self._progress(rank * len(self._order) + number, self._num_ranks * len(self._order))
+
+    def _row(self, step: int, rank: int, slot: int, index: int) -> Row:
+        info, length = self._reader.info, self._data.sequence_length
+        file = int(np.searchsorted(self._begins, index, side="right")) - 1
+        first = (index - int(self._begins[file])) * length
+        tokens = np.array(self._tokens[file][first : first + length]).astype(info.token_dtype)
+        if int(tokens.max(initial=0)) >= info.vocab_size:
+            path = self._data.paths[file]
+            raise InputError(
+                f"{path}: expected token ids below {info.vocab_size}, found {int(tokens.max())}; is dtype right?"
+            )
+        address = SequenceAddress(
+            run_id=info.run_id, attempt=1, global_step=step, dp_rank=rank, microbatch=0, slot=slot
+        )
+        segments = self._segments(file, first, tokens)
+        sample_index = (step - 1) * self._data.batch + slot * self._num_ranks + rank
+        return Row(
+            address=address, tokens=tokens, segments=segments, tensors=(), sample_index=sample_index,
+            status=StepStatus.APPLIED, loss=None,
+            leaf=leaf_hash(self._secret, str(address), sample_index, tokens, segments, ()),
+        )  # fmt: skip
+
+    def _segments(self, file: int, first: int, tokens: npt.NDArray[np.unsignedinteger]) -> tuple[Segment, ...]:
+        if file not in self._documents:
+            self._documents[file] = read_documents(self._data.paths[file])
+        documents = self._documents[file]
+        if documents is None:
+            self._num_without += 1
+            return () if self._data.eos is None else segments_by_eos(tokens, self._data.eos)
+        return documents.segments(first, len(tokens))
