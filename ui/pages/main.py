@@ -50,6 +50,7 @@ def _top(pages: dict[str, Any], name: str, lang: str) -> None:
     say = say_in(lang)
     params = st.query_params.to_dict()
     kept: dict[str, str | Iterable[str]] = {key: params[key] for key in ("run", "lang") if key in params}
+    st.html("<style>.stMainBlockContainer { padding-top: 3.2rem; }</style>")
     with st.container(horizontal=True, gap="small", key="top"):
         for page in pages:
             label = f"**{say(TITLES[page])}**" if page == name else say(TITLES[page])
