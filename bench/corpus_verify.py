@@ -3,7 +3,7 @@
     python bench/corpus_verify.py [--copies 4]
 
 Makes a corpus of the example corpus's texts, `--copies` times under other ids, and an export in which each document is packed
-once (sequences of 2,048 tokens, separators between), then measures in a process of its own each: reading the export's claims and
+once (sequences of 2,048 tokens, separators between), then measures in a process of its own each: reading the claims and
 comparing them with the corpus, and, as the peer, reading and tokenizing the same corpus.
 """
 
