@@ -6,6 +6,7 @@ makes a difference to. Behind a document one special token may follow, the separ
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,11 +19,16 @@ from train_hooks.export_format.errors import RunError
 __all__ = ["SourceTokenizer"]
 
 Ids = npt.NDArray[np.int64]
+_CONTROL, _BYTE = re.compile(r"<[^<>\s]+>|\[[A-Z]+\]"), re.compile(r"<0x[0-9A-Fa-f]{2}>")
 PLAIN, SPELLED, AROUND = "as it is", "special tokens spelled out in it as text", "with special tokens around it"
 
 
 class SourceTokenizer:
-    """A `tokenizers` file. sha256: of the file. specials: its special and added tokens."""
+    """A `tokenizers` file.
+
+    sha256: of the file. specials: what may separate documents: added tokens, and those of the vocabulary named like control
+    tokens (`</s>`, `[SEP]`), without those that stand for bytes.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises RunError where `path` is no tokenizer.json."""
@@ -37,7 +43,11 @@ class SourceTokenizer:
         self._spelled.encode_special_tokens = True
         self.sha256 = hashlib.sha256(data).hexdigest()
         added = self._plain.get_added_tokens_decoder()
-        self.specials = frozenset(added)
+        self.specials = frozenset(
+            token_id
+            for token, token_id in self._plain.get_vocab(with_added_tokens=True).items()
+            if (token_id in added or _CONTROL.fullmatch(token)) and not _BYTE.fullmatch(token)
+        )
         self._names = tuple(token.content for token in added.values())
 
     def plain(self, texts: Sequence[str]) -> list[Ids]:

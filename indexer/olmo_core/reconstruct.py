@@ -17,24 +17,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from indexer.new_export import new_export
 from indexer.olmo_core.config import OlmoData, read_config
 from indexer.olmo_core.documents import FileDocuments, read_documents
-from train_hooks.attempts import RunSpec, claim_attempt, open_or_create_run
-from train_hooks.export_format.acknowledgement import AckKind
+from indexer.recomputed_export import RecomputedRow, write_recomputed
+from train_hooks.attempts import RunSpec
 from train_hooks.export_format.boundaries import segments_by_eos
 from train_hooks.export_format.errors import InputError
-from train_hooks.export_format.filesystem import OsFileSystem
-from train_hooks.export_format.leaf import leaf_hash
 from train_hooks.export_format.origin import Origin, OriginKind
-from train_hooks.export_format.paths import ExportPaths
-from train_hooks.export_format.reader import RunReader
-from train_hooks.export_format.records import Row, Segment, SequenceAddress, StepStatus
-from train_hooks.export_format.writer import Frame, RankWriter
+from train_hooks.export_format.records import Segment
 
 __all__ = ["Reconstructed", "reconstruct_olmo_core"]
 
-GROUP_ROWS = 1024
 _NAME = re.compile(r"global_indices_dataset_size(\d+)(?:_epoch(\d+))?(?:_seed(\d+))?_v1\.npy")
 WHAT = "OLMo-core's global_indices and configuration: recomputed, not observed"
 
@@ -85,9 +78,15 @@ def reconstruct_olmo_core(
         tokenizer=tokenizer,
         config=Origin(kind=OriginKind.RECOMPUTED, what=WHAT, details=details).to_config(),
     )
-    with new_export(run_dir):
-        open_or_create_run(OsFileSystem(), run_dir, spec)
-        return _Reconstruction(run_dir, data, order[:num_steps], num_ranks, progress).run()
+    sequences = _Sequences(data, order, num_ranks)
+    run = write_recomputed(run_dir, spec, sequences.rows, num_ranks=num_ranks, num_steps=num_steps, progress=progress)
+    return Reconstructed(
+        run_id=run.run_id,
+        num_steps=num_steps,
+        num_rows=num_steps * data.batch,
+        num_tokens=num_steps * data.batch * data.sequence_length,
+        num_without_documents=sequences.num_without_documents,
+    )
 
 
 def _sha256(path: Path) -> str:
@@ -126,86 +125,38 @@ def _order(indices: Sequence[Path], data: OlmoData) -> npt.NDArray[np.uint32]:
     return np.concatenate([steps for _, _, steps in epochs])
 
 
-class _Reconstruction:
-    def __init__(
-        self,
-        run_dir: Path,
-        data: OlmoData,
-        order: npt.NDArray[np.uint32],
-        num_ranks: int,
-        progress: Callable[[int, int], None] | None,
-    ) -> None:
-        self._run_dir, self._data, self._order, self._num_ranks = run_dir, data, order, num_ranks
-        self._progress = progress
-        self._reader = RunReader(run_dir)
-        self._secret = self._reader.secret()
+class _Sequences:
+    def __init__(self, data: OlmoData, order: npt.NDArray[np.uint32], num_ranks: int) -> None:
+        self._data, self._order, self._num_ranks = data, order, num_ranks
         self._begins = np.cumsum([0, *data.num_instances()])
         self._tokens = [
             np.memmap(path, data.dtype, mode="r") if path.stat().st_size else np.zeros(0, data.dtype)
             for path in data.paths
         ]
         self._documents: dict[int, FileDocuments | None] = {}
-        self._num_without = 0
+        self.num_without_documents = 0
 
-    def run(self) -> Reconstructed:
-        info = self._reader.info
-        attempt = claim_attempt(
-            OsFileSystem(), self._run_dir, info, num_writers=self._num_ranks, resume=None, config={}
-        )
-        directory = ExportPaths(self._run_dir).attempt_dir(attempt.attempt)
-        for rank in range(self._num_ranks):
-            writer = RankWriter(OsFileSystem(), directory, info, attempt, rank)
-            group: list[Frame] = []
-            for frame in self._frames(rank):
-                group.append(frame)
-                if sum(len(item.rows) for item in group) >= GROUP_ROWS:
-                    writer.append(group)
-                    group = []
-            writer.append(group)
-            writer.close()
-        num_rows = self._order.size
-        return Reconstructed(
-            run_id=info.run_id,
-            num_steps=len(self._order),
-            num_rows=num_rows,
-            num_tokens=num_rows * self._data.sequence_length,
-            num_without_documents=self._num_without,
-        )
-
-    def _frames(self, rank: int) -> Iterator[Frame]:
-        for number, indices in enumerate(self._order, 1):
-            mine = indices[rank :: self._num_ranks].tolist()
-            rows = tuple(self._row(number, rank, slot, index) for slot, index in enumerate(mine))
-            yield Frame(kind=AckKind.STEP, global_step=number, status=StepStatus.APPLIED, rows=rows, records=())
-            if self._progress is not None:
-                self._progress(rank * len(self._order) + number, self._num_ranks * len(self._order))
-
-    def _row(self, step: int, rank: int, slot: int, index: int) -> Row:
-        info, length = self._reader.info, self._data.sequence_length
-        file = int(np.searchsorted(self._begins, index, side="right")) - 1
-        first = (index - int(self._begins[file])) * length
-        tokens = np.array(self._tokens[file][first : first + length]).astype(info.token_dtype)
-        if int(tokens.max(initial=0)) >= info.vocab_size:
-            path = self._data.paths[file]
-            raise InputError(
-                f"{path}: expected token ids below {info.vocab_size}, found {int(tokens.max())}; is dtype right?"
+    def rows(self, step: int, rank: int) -> Iterator[RecomputedRow]:
+        """The sequences of a step on a rank."""
+        length = self._data.sequence_length
+        for slot, index in enumerate(self._order[step - 1][rank :: self._num_ranks].tolist()):
+            file = int(np.searchsorted(self._begins, index, side="right")) - 1
+            first = (index - int(self._begins[file])) * length
+            tokens = np.array(self._tokens[file][first : first + length])
+            yield RecomputedRow(
+                where=f"{self._data.paths[file]}, token {first}",
+                microbatch=0,
+                slot=slot,
+                sample_index=(step - 1) * self._data.batch + slot * self._num_ranks + rank,
+                tokens=tokens,
+                segments=self._segments(file, first, tokens),
             )
-        address = SequenceAddress(
-            run_id=info.run_id, attempt=1, global_step=step, dp_rank=rank, microbatch=0, slot=slot
-        )
-        segments = self._segments(file, first, tokens)
-        sample_index = (step - 1) * self._data.batch + slot * self._num_ranks + rank
-        return Row(
-            address=address, tokens=tokens, segments=segments, tensors=(), sample_index=sample_index,
-            status=StepStatus.APPLIED, loss=None,
-            leaf=leaf_hash(self._secret, str(address), sample_index, tokens, segments, ()),
-        )  # fmt: skip
 
     def _segments(self, file: int, first: int, tokens: npt.NDArray[np.unsignedinteger]) -> tuple[Segment, ...]:
         if file not in self._documents:
             self._documents[file] = read_documents(self._data.paths[file])
         documents = self._documents[file]
         if documents is None:
-            self._num_without += 1
+            self.num_without_documents += 1
             return () if self._data.eos is None else segments_by_eos(tokens, self._data.eos)
         return documents.segments(first, len(tokens))

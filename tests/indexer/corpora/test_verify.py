@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from indexer.build import update_index
 from indexer.corpora.claims import Claims
@@ -176,6 +176,41 @@ def test_ways_of_tokenizing(tmp_path: Path) -> None:
         compare(tmp_path / "b/run", corpus)
     report = compare(tmp_path / "b/run", corpus, tokenizer)
     assert report.exit_code == 0 and report.run_tokenizer_sha256 is None
+
+
+def unigram(texts: list[str], path: Path) -> Path:
+    """A tokenizer of SentencePiece's kind: pieces with U+2581 for spaces, NFKC, unknown characters as bytes."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer.decoder = decoders.Sequence([decoders.Metaspace(prepend_scheme="always"), decoders.ByteFallback()])
+    special = ["<|endoftext|>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.UnigramTrainer(vocab_size=1400, special_tokens=special, unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator([text for text in texts if "<|" not in text], trainer)
+    tokenizer.save(str(path))
+    return path
+
+
+def test_a_tokenizer_of_sentencepiece_kind(tmp_path: Path) -> None:
+    """U+2581 in a text and in the vocabulary, and a text that the tokenizer normalizes: tokens and characters still belong."""
+    items = texts()
+    CORPORA["dolma"](tmp_path / "corpus", items)
+    documents = documents_of(tmp_path / "corpus")
+    export_documents(tmp_path / "run", documents, unigram(items, tmp_path / "tokenizer.json"))
+    report = compare(tmp_path / "run", tmp_path / "corpus")
+    assert report.exit_code == 0 and report.num_documents_equal == len(documents)
+    update_index(tmp_path / "run")
+    reader = IndexReader.open(tmp_path / "run")
+    for document in documents:
+        history = document_history(reader, document.source, document.document_id, limit=1000)
+        found = source_text(reader, tmp_path / "corpus", document.source, document.document_id, history.exposures)
+        assert "".join(part.text for part in found.parts) == document.text and found.num_different == 0
+    changed = [text.replace("\u2581", " ") for text in items]
+    CORPORA["dolma"](tmp_path / "changed", changed)
+    report = compare(tmp_path / "run", tmp_path / "changed")
+    assert [
+        text for text in items if "\u2581" in text
+    ] and report.exit_code == 0  # to this tokenizer they are the same text
 
 
 def test_offsets_that_the_export_does_not_know(dolma: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
