@@ -73,11 +73,15 @@ def views(url: str) -> Mapping[str, tuple[str, Callable[[Page], Locator]]]:
         first, second = (a_passage(client, run["run_id"], max(1, at)) for at in (step // 3, 2 * step // 3))
         text = f"{OWN_WORDS[0]}{first}{OWN_WORDS[1]}{second}"
         span = max(client.trace(text).spans, key=lambda span: int(span["count"]))
-        hits = client.trace(token_ids=span["token_ids"], min_length=span["num_tokens"], num_hits=20).spans[0]["hits"]
-        hit = max(hits, key=lambda hit: len(client.sequence(hit["address"])["segments"]))
+        early = client.sequences([f"{run['run_id']}/a1/s{at}/r0/m0/q0" for at in range(1, min(step, 50) + 1)])
+    varied = max(early, key=lambda row: len(row["segments"]))
     packed, name = pack({"text": text}), f"{span['start']}-{span['end']}"
-    at = f"{hit['offset']}-{hit['offset'] + span['num_tokens']}"
-    address = quote(hit["address"], safe="")
+    address = quote(varied["address"], safe="")
+    at = (
+        f"{varied['segments'][1]['start']}-{varied['segments'][1]['start'] + 12}"
+        if len(varied["segments"]) > 1
+        else "0-12"
+    )
     return {
         "trace": (f"/?z={packed}", lambda page: page.locator("a.m").first),
         "evidence": (

@@ -67,8 +67,11 @@ def unpack(packed: str) -> dict[str, str]:
     """What `pack` was given. Raises QueryError where a link was cut."""
     try:
         squeezed = base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4))
-        document = json.loads(zlib.decompressobj().decompress(squeezed, MAX_UNPACKED))
-    except (binascii.Error, zlib.error, ValueError) as error:
+        stream = zlib.decompressobj()
+        document = json.loads(stream.decompress(squeezed, MAX_UNPACKED))
+        if not stream.eof:
+            raise ValueError("its end is missing, or it is too long")
+    except (binascii.Error, zlib.error, ValueError, RecursionError) as error:
         raise QueryError("expected a whole link, found one that was cut; copy it again, with all of its end") from error
     if not isinstance(document, dict):
         raise QueryError("expected a link of these pages, found something else in its z; copy it again")
