@@ -18,6 +18,7 @@ ADAPTERS = Path(__file__).parents[2] / "train_hooks" / "adapters"
 OWN = {
     "hf": {"transformers"},
     "accelerate": {"accelerate"},
+    "composer": {"composer"},
     "lightning": {"lightning"},
     "deepspeed": {"deepspeed"},
 }
