@@ -1,14 +1,21 @@
 """Megatron-core, the real package: which documents its samples are made of, held against the texts they come from."""
 
 import warnings
+from collections import defaultdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from tests.adapters import job
+from tests.adapters.checks import Job, Key, crash_and_resume, exported, logged, verify
 from train_hooks.export_format.errors import InputError
+from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.records import StepStatus
+from train_hooks.replay import ReplayMicrobatch
 
 if find_spec("megatron") is None:
     pytest.skip("make test-adapters has megatron-core", allow_module_level=True)
@@ -27,7 +34,7 @@ with warnings.catch_warnings():
         train_dataset,
         with_builder,
     )
-
+    from tests.adapters.megatron_job import OVERFLOW_STEP, RERUN_STEP, SKIPPED_STEP
 from tests.train_hooks.torch_fsdp.torchrun import free_port
 from train_hooks.documents.megatron import MegatronDocuments
 from train_hooks.documents.megatron_preprocessing import name_documents
@@ -105,6 +112,71 @@ def test_a_dataset_alone_and_one_with_deferred_indices(blend: Any, prefixes: lis
     deferred = train_dataset(prefixes, 200, cache, defer_npy_index_mmap=True)
     for index in range(200):
         check_sample(deferred, MegatronDocuments(deferred), index)
+
+
+def test_training(tmp_path: Path) -> None:
+    """Ramp-up, a rerun, an overflow, a skipped iteration, workers, a crash, a resume."""
+    run = tmp_path / "run"
+    prepare(tmp_path / "data")
+    trained = Job(
+        script=Path(__file__).parent / "megatron_job.py", run=run, last_step=job.STEPS, killed_step=job.KILLED_STEP,
+        resume_step=job.RESUME_STEP, rows_a_step=0,
+    )  # fmt: skip
+    crash_and_resume(trained)
+    log, export = logged(run / "log"), exported(run)
+    last = max(step for attempt, step, _, _ in export if attempt == 1)
+    assert job.RESUME_STEP <= last < job.KILLED_STEP
+    once = {key: seen for key, seen in log.items() if key[0] == 2 or key[1] <= last}
+    num_rerun = {rank: max(key[3] for key in once if key[1:3] == (RERUN_STEP, rank)) + 1 for rank in range(2)}
+    once = {key: seen for key, seen in once.items() if key[1] != RERUN_STEP or key[3] < num_rerun[key[2]] // 2}
+    assert set(export) == set(once) and not any(key[1] == SKIPPED_STEP for key in export)
+    for key, part in export.items():
+        for name, seen in (("tokens", "input_ids"), ("labels", "labels"), ("position_ids", "position_ids")):
+            assert torch.equal(part.batch[name], once[key][seen]), (key, name)
+        check_documents(part)
+    check_positions(export)
+    assert statuses(run) == {
+        OVERFLOW_STEP: StepStatus.SKIPPED_UPDATE,
+        SKIPPED_STEP: StepStatus.SKIPPED_DATA,
+    }
+    assert verify(run) == 0
+
+
+def check_documents(part: ReplayMicrobatch) -> None:
+    """Every token of every row stands in the text of the document named, at the offset named."""
+    for tokens, segments in zip(part.batch["tokens"].tolist(), part.segments, strict=True):
+        assert sum(segment.length for segment in segments) == LENGTH
+        for segment in segments:
+            source = TOKENS[segment.source, segment.document_id][segment.document_token_offset :]
+            assert source[: segment.length] == tokens[segment.start : segment.start + segment.length]
+
+
+def check_positions(export: dict[Key, ReplayMicrobatch]) -> None:
+    """Each global batch is the next samples of the data, whole, whatever its size; superseded steps are the same."""
+    batches: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for (attempt, step, _, _), part in export.items():
+        batches[attempt, step].extend(index for index in part.sample_index if index is not None)
+    sizes = {len(batch) for batch in batches.values()}
+    assert sizes == {8, 12, 16}
+    position = 0
+    for step in range(1, job.STEPS + 1):
+        if step == SKIPPED_STEP:
+            position += 16
+            continue
+        batch = batches[1 if step <= job.RESUME_STEP else 2, step]
+        assert sorted(batch) == list(range(position, position + len(batch)))
+        position += len(batch)
+    for attempt, step in batches:
+        if attempt == 1 and step > job.RESUME_STEP:
+            assert sorted(batches[1, step]) == sorted(batches[2, step])
+
+
+def statuses(run: Path) -> dict[int, StepStatus]:
+    """global_step → its status in the newest attempt, where it is not applied."""
+    found = {}
+    for attempt in RunReader(run).attempts():
+        found.update(attempt.step_status())
+    return {step: status for step, status in found.items() if status != StepStatus.APPLIED}
 
 
 def test_indices_of_another_training_are_refused(blend: Any, prefixes: list[str], tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ OWN = {
     "composer": {"composer"},
     "lightning": {"lightning"},
     "deepspeed": {"deepspeed"},
+    "megatron": {"megatron"},
 }
 
 
@@ -46,6 +47,7 @@ def test_a_framework_is_imported_in_its_own_adapter_alone() -> None:
         "re",
         "importlib",
         "dataclasses",
+        "functools",
     }
     for path in ADAPTERS.glob("*.py"):
         own = OWN.get(path.stem, set())
