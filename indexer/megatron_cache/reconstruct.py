@@ -1,8 +1,10 @@
 """A Megatron training's export, recomputed from the index caches of its data: what it must have consumed.
 
 Marked as recomputed. Nobody observed it: batch-size ramp-up, skipped and repeated iterations are not in it; it is one attempt
-from step 1 on. Samples go to ranks as Megatron's sampler `single` deals them: of step s (from 1), micro-batch m and rank r of
-R, row q is sample (s - 1)·global batch + m·micro batch·R + r·micro batch + q. Rows have tokens and labels, no masks or positions.
+from step 1 on. Rows have tokens and labels, no masks or positions. Samples go to ranks as the sampler `single` deals them:
+of step s (from 1), micro-batch m and rank r of R, row q is sample
+
+    (s - 1) · global batch + m · micro batch · R + r · micro batch + q
 """
 
 import hashlib

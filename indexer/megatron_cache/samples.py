@@ -1,10 +1,9 @@
 """Sample n of a Megatron data set, by the index caches that it left beside its description.
 
 `<hash>-GPTDataset-<split>-description.txt` names the PREFIX and the sequence length; `document_index` lists sequences,
-`sample_index` where in that list each sample begins (entry, token), `shuffle_index` the order.
-`<hash>-BlendedDataset-<split>-description.txt` holds the descriptions of its data sets; `dataset_index` and
-`dataset_sample_index` say whose which sample n is. The arrays are read, never computed again. A sample has sequence_length + 1 tokens, the last one of
-which is a label only.
+`sample_index` where in that list each sample begins (entry, token), `shuffle_index` the order. The description of a
+`BlendedDataset` holds those of its data sets; `dataset_index` and `dataset_sample_index` say whose sample n is. The arrays
+are read, never computed again. A sample has sequence_length + 1 tokens, the last one of which is a label only.
 """
 
 import json
