@@ -61,6 +61,10 @@ class Client:
         """One run with its attempts."""
         return self._json(get(f"/v1/runs/{run_id}"))
 
+    def gaps(self, run_id: str) -> Found:
+        """What a run misses."""
+        return Found(self._json(get(f"/v1/runs/{run_id}/gaps")))
+
     def trace(self, text: str | None = None, **arguments: Unpack[TraceArguments]) -> Traced:
         """Trace a text, token ids or chat messages."""
         return Traced(self._json(Request(method="POST", path="/v1/trace", body=trace_body(text, arguments))))
@@ -76,9 +80,9 @@ class Client:
         """Every place of an n-gram; pages are fetched as they are needed."""
         return Hits(self, {**ngram_body(ngram, arguments), "context_tokens": context_tokens})
 
-    def sequence(self, address: str) -> Found:
-        """One packed sequence."""
-        return Found(self._json(get(sequence_path(address))))
+    def sequence(self, address: str, *, tokens: bool = False) -> Found:
+        """One packed sequence; tokens: with each token's text and the loss mask."""
+        return Found(self._json(get(sequence_path(address, tokens=tokens))))
 
     def sequences(self, addresses: Sequence[str]) -> Table:
         """Packed sequences of one run, in the order of their addresses, without those that the index does not hold."""

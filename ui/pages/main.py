@@ -1,63 +1,90 @@
-"""The trace page. It talks to the API through the client alone; its state stands in the URL."""
+"""The pages: which there are, the line at the top of each, and the run and language that all of them share."""
 
 import os
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 import streamlit as st
 
-from search_api.client import Client
-from train_hooks.export_format.errors import KisekiError
-from ui.pages.trace_view import show_trace
+from ui.html.places import Place
+from ui.html.texts import LANGUAGES, say_in
+from ui.pages import runs_page, sequence_page, trace_page
+from ui.pages.api import problems_in_words, run_of, runs
+from ui.pages.live import GO_PAGE
+from ui.pages.state import View, change_url, show_in_widget
 
 __all__: list[str] = []
 
-st.set_page_config(page_title="kiseki · trace", page_icon="軌", layout="wide")
+SHOWN = {
+    "trace": trace_page.show,
+    "sequence": sequence_page.show,
+    "runs": runs_page.show,
+}
+TITLES = {
+    "trace": "Trace", "search": "Search", "sequence": "Sequence", "steps": "Steps", "documents": "Documents",
+    "sql": "SQL", "runs": "Runs",
+}  # fmt: skip
 
 
-@st.cache_resource
-def _client() -> Client:
-    return Client(os.environ["KISEKI_API_URL"])
+def _main() -> None:
+    lang = st.query_params.get("lang", "en")
+    lang = lang if lang in LANGUAGES else "en"
+    say = say_in(lang)
+    pages = {
+        name: st.Page(partial(_show, name), title=say(TITLES[name]), url_path=name, default=name == "trace")
+        for name in SHOWN
+    }
+    current = st.navigation(list(pages.values()), position="hidden")
+    name = current.url_path or "trace"
+    st.set_page_config(page_title=f"{say(TITLES[name])} · kiseki", page_icon="軌", layout="wide")
+    moved = st.session_state.pop(GO_PAGE, None)
+    if moved is not None and moved[0] in pages:
+        st.switch_page(pages[moved[0]], query_params=moved[1])
+    _top(pages, name, lang)
+    current.run()
 
 
-def _page() -> None:
-    st.title("Trace")
-    st.caption(
-        "Where does a text occur in what the model was trained on? A trace shows where and when it was consumed; it does "
-        "not show why the model wrote it."
+def _top(pages: dict[str, Any], name: str, lang: str) -> None:
+    """The pages, and the other language, as links that keep the run."""
+    say = say_in(lang)
+    params = st.query_params.to_dict()
+    kept: dict[str, str | Iterable[str]] = {key: params[key] for key in ("run", "lang") if key in params}
+    st.html("<style>.stMainBlockContainer { padding-top: 3.2rem; }</style>")
+    with st.container(horizontal=True, gap="small", key="top"):
+        for page in pages:
+            label = f"**{say(TITLES[page])}**" if page == name else say(TITLES[page])
+            st.page_link(pages[page], label=label, query_params=kept)
+        other = "ja" if lang == "en" else "en"
+        switched = {**params, "lang": other} if other != "en" else {k: v for k, v in params.items() if k != "lang"}
+        st.page_link(pages[name], label=LANGUAGES[other], query_params=switched)
+
+
+def _show(name: str) -> None:
+    params = st.query_params.to_dict()
+    lang = params.get("lang", "en")
+    lang = lang if lang in LANGUAGES else "en"
+    say = say_in(lang)
+    with problems_in_words(name, say, lang):
+        run_ids = [run["run_id"] for run in runs()]
+        wanted = params.get("run") or _run_of_address(params.get("address", ""), run_ids) or run_ids[0]
+        run = run_of(wanted)
+        if len(run_ids) > 1:
+            _choose_run(run_ids, wanted, say("Run"))
+        SHOWN[name](View(Place(name, params), run, say, lang))
+
+
+def _run_of_address(address: str, run_ids: list[str]) -> str | None:
+    run_id = address.partition("/")[0]
+    return run_id if run_id in run_ids else None
+
+
+def _choose_run(run_ids: list[str], shown: str, label: str) -> None:
+    show_in_widget("in_run", shown)
+    st.selectbox(
+        label, run_ids, key="in_run", on_change=lambda: change_url({"run": st.session_state["in_run"]}), width=320
     )
-    client = _client()
-    try:
-        runs = client.runs()
-    except KisekiError as error:
-        st.error(str(error))
-        return
-    run = runs[0]
-    st.caption(
-        f"run **{run['run_id']}** · generation {run['generation']} · {run['num_sequences']:,} sequences · "
-        f"{run['num_tokens']:,} tokens · steps to {run['last_step']:,}"
-    )
-    text = st.text_area("Text", key="text", bind="query-params", height=160, placeholder="Paste what a model wrote")
-    left, middle, right = st.columns(3)
-    min_length = left.number_input(
-        "Shortest span, in tokens", min_value=1, max_value=1000, value=8, key="min_length", bind="query-params"
-    )
-    checkpoint = middle.slider(
-        "As the model checkpoint of this step had seen it", min_value=1, max_value=max(2, run["last_step"]),
-        value=max(2, run["last_step"]), key="checkpoint", bind="query-params",
-    )  # fmt: skip
-    hits = right.number_input(
-        "Hits listed for a span", min_value=1, max_value=100, value=5, key="hits", bind="query-params"
-    )
-    if not text.strip():
-        st.info("Paste a text above to see which parts of it occur in the training data.")
-        return
-    try:
-        found = client.trace(
-            text, run=run["run_id"], min_length=int(min_length), before_step=int(checkpoint) + 1, num_hits=int(hits)
-        )
-    except KisekiError as error:
-        st.error(str(error))
-        return
-    show_trace(found)
 
 
-_page()
+os.environ.setdefault("KISEKI_API_URL", "http://127.0.0.1:8700")
+_main()

@@ -1,0 +1,1 @@
+"""The Japanese of the pages' sentences, one module a page."""
