@@ -2,8 +2,10 @@
 
 `<hash>-GPTDataset-<split>-description.txt` names the PREFIX and the sequence length; `document_index` lists sequences,
 `sample_index` where in that list each sample begins (entry, token), `shuffle_index` the order. The description of a
-`BlendedDataset` holds those of its data sets; `dataset_index` and `dataset_sample_index` say whose sample n is. The arrays
-are read, never computed again. A sample has sequence_length + 1 tokens, the last one of which is a label only.
+`BlendedDataset` holds those of its data sets; `dataset_index` and `dataset_sample_index` say whose sample n is.
+
+The arrays are read, never computed again. A sample has sequence_length + 1 tokens, the last one of which is a label only.
+Documents have the names of the sidecar beside PREFIX.idx, where there is one.
 """
 
 import json
@@ -16,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.megatron_cache.indexed import IndexedTokens, open_indexed
+from train_hooks.documents.sidecar import Sidecar, sidecar_path
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.records import Segment
 
@@ -39,7 +42,9 @@ class _GptSamples:
     def __init__(self, description: Path, document: Mapping[str, Any], data_dir: Path | None) -> None:
         self.sequence_length = _number(description, document, "sequence_length")
         prefix = Path(str(document.get("dataset_path")))
-        self._indexed: IndexedTokens = open_indexed(prefix if data_dir is None else data_dir / prefix.name)
+        prefix = prefix if data_dir is None else data_dir / prefix.name
+        self._indexed: IndexedTokens = open_indexed(prefix)
+        self._names = Sidecar(prefix, Path(f"{prefix}.idx")) if sidecar_path(prefix).is_file() else None
         self._documents, self._samples, self._shuffle = (
             _load(description, name) for name in ("document_index", "sample_index", "shuffle_index")
         )
@@ -80,10 +85,10 @@ class _GptSamples:
 
     def _segment(self, start: int, length: int, sequence: int, offset: int) -> Segment:
         ordinal, before = self._indexed.document(sequence)
+        source, document_id = self._names.name(ordinal) if self._names else (self._indexed.name, str(ordinal))
         return Segment(
-            start=start, length=length, source=self._indexed.name, document_id=str(ordinal),
-            document_token_offset=before + offset,
-        )  # fmt: skip
+            start=start, length=length, source=source, document_id=document_id, document_token_offset=before + offset
+        )
 
 
 class _BlendSamples:
