@@ -19,6 +19,7 @@ __all__ = [
     "HitsRequest",
     "JobRequest",
     "Message",
+    "NamedDocumentQuery",
     "SearchRequest",
     "SelectionFields",
     "SqlRequest",
@@ -228,3 +229,10 @@ class DocumentQuery(StepFields):
     limit: Annotated[int, Field(ge=0, le=REQUEST.page_rows)] = 100
     with_text: bool = True
     cursor: Cursor = None
+
+
+class NamedDocumentQuery(DocumentQuery):
+    """A document by its names, and which of its exposures."""
+
+    source: Annotated[str, Field(max_length=1000)]
+    document_id: Annotated[str, Field(max_length=10_000)]
