@@ -68,7 +68,7 @@ class SearchArguments(SelectionArguments, total=False):
 
 
 class StepsArguments(TypedDict, total=False):
-    """Which steps, of which run. limit: steps on a page."""
+    """Which steps, of which run. limit: steps on a page. max_points: thinned out to so many, and their spikes."""
 
     run: str
     first_step: int
@@ -76,6 +76,7 @@ class StepsArguments(TypedDict, total=False):
     attempt: int
     all_steps: bool
     only_spikes: bool
+    max_points: int
     limit: int
 
 

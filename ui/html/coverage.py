@@ -51,7 +51,9 @@ def trace_head(say: Say, found: Json, checkpoint: int) -> str:
         (say("as of model checkpoint"), f"{checkpoint:,}"),
         (say("took"), f"{found['took_ms']:,.0f} ms"),
     ]
-    note = say("A list was cut: there are more spans, places or documents than are shown.") if found["truncated"] else ""
+    note = (
+        say("A list was cut: there are more spans, places or documents than are shown.") if found["truncated"] else ""
+    )
     return (
         failures_html(say, found)
         + facts_html(facts)

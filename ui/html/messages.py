@@ -47,7 +47,8 @@ def generation_html(say: Say, asked: int | None, now: int) -> str:
         say(
             "This link was made when the index was at generation {asked}; it is at {now} now, and numbers may have changed. "
             "The views of a generation are kept for a few minutes only.",
-            asked=asked, now=now,
+            asked=asked,
+            now=now,
         ),  # fmt: skip
         "warning",
     )

@@ -35,7 +35,9 @@ def read_upload(name: str, content: bytes) -> list[Output]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{name}: {_EXPECTED} in UTF-8, found other bytes at {error.start}; save it as UTF-8") from error
+        raise InputError(
+            f"{name}: {_EXPECTED} in UTF-8, found other bytes at {error.start}; save it as UTF-8"
+        ) from error
     try:
         found = read_outputs(text, is_json=name.lower().endswith((".json", ".jsonl", ".ndjson")))
     except InputError as error:

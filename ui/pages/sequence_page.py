@@ -1,2 +1,4 @@
 from ui.pages.state import View
+
+
 def show(view: View) -> None: ...

@@ -81,7 +81,9 @@ def _ask(view: View, output: Output) -> None:
             st.form_submit_button(say("Trace"), type="primary", on_click=_submit)
         with st.container(horizontal=True):
             file = st.file_uploader(
-                say("or a file: .txt, chat .json, .jsonl of an OpenAI-style API"), key="in_trace_file", max_upload_size=20
+                say("or a file: .txt, chat .json, .jsonl of an OpenAI-style API"),
+                key="in_trace_file",
+                max_upload_size=20,
             )
         if file is not None:
             _choose(view, file.name, file.getvalue())
@@ -170,7 +172,9 @@ def _take_along(view: View, found: Json) -> None:
     copy = (
         f'<p><button data-copy="link" data-done="{text_html(say("Copied"))}">{text_html(say("Copy link"))}</button></p>'
         if view.number_or_none("gen") == found["generation"]
-        else "<p>" + view.place.link(view.place.here(gen=found["generation"]), text_html(say("Link with generation"))) + "</p>"
+        else "<p>"
+        + view.place.link(view.place.here(gen=found["generation"]), text_html(say("Link with generation")))
+        + "</p>"
     )
     live(copy + _what_it_is_not(view), key="trace_foot", page="trace", lang=view.lang)
 
