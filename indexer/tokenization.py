@@ -1,5 +1,6 @@
 """The run's own tokenizer: text ⇄ token ids, with character offsets."""
 
+import codecs
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 
 from indexer.statistics.scripts import TokenBytes, bytes_of_tokens
 from indexer.token_bytes import token_bytes
@@ -65,6 +67,24 @@ class RunTokenizer:
             decoded = self._tokenizer.decode_batch([_as_list(ids) for ids in many], skip_special_tokens=False)
             return [str(text) for text in decoded]
         return [b"".join(table[ids].tolist()).decode("utf-8", "replace") for ids in many]
+
+    def pieces(self, token_ids: Sequence[int] | npt.NDArray[np.integer]) -> list[str]:
+        """What each token adds to the text: joined they are `decode`. A character of several tokens is the last one's.
+
+        Where a tokenizer falls back to bytes and they are no text, each token is decoded by itself.
+        """
+        table, ids = self._token_bytes, _as_list(token_ids)
+        if table is not None:
+            bytewise = codecs.getincrementaldecoder("utf-8")("replace")
+            return [bytewise.decode(table[token_id], at == len(ids) - 1) for at, token_id in enumerate(ids)]
+        stream = DecodeStream(skip_special_tokens=False)
+        try:
+            found = [stream.step(self._tokenizer, token_id) or "" for token_id in ids]
+        except Exception:  # noqa: BLE001  `tokenizers` raises nothing more precise
+            return [self.decode([token_id]) for token_id in ids]
+        if found:
+            found[-1] += self.decode(ids)[sum(map(len, found)) :]
+        return found
 
     def names(self, token_ids: Sequence[int]) -> list[str]:
         """Each token as the vocabulary spells it; "" for ids that it does not have."""

@@ -14,6 +14,7 @@ __all__ = [
     "DocumentAnswer",
     "Envelope",
     "ExplainAnswer",
+    "GapsAnswer",
     "HitsAnswer",
     "InfinigramAnswer",
     "JobAnswer",
@@ -200,7 +201,21 @@ class Sequence(Closed):
 
 
 class SequenceAnswer(Envelope, Sequence):
-    """One packed sequence."""
+    """One packed sequence and its row. before, after: its neighbours on the same rank, in the same attempt.
+
+    leaf: the hash that the export committed, hexadecimal; it was checked where the server has the run's secret. token_texts,
+    loss_mask, loss_mask_of: with `tokens=true`; the tensor that the mask was taken from, where the trainer gave one.
+    """
+
+    status: Literal["applied", "skipped_update", "skipped_data", "rerun"]
+    sample_index: int | None
+    loss: float | None
+    leaf: str
+    before: str | None
+    after: str | None
+    token_texts: list[str | None] | None
+    loss_mask: list[bool | None] | None
+    loss_mask_of: str | None
 
 
 class SequencesAnswer(Envelope):
@@ -257,6 +272,28 @@ class AttemptsAnswer(Envelope):
     """Attempts as rows."""
 
     attempts: list[Attempt]
+    next_cursor: str | None
+
+
+class Gap(Closed):
+    """Rows of a step that were not exported, and why."""
+
+    attempt: int
+    global_step: int
+    dp_rank: int
+    num_rows: int
+    reason: str | None
+
+
+class GapsAnswer(Envelope):
+    """What a run misses; the first 1,000 gaps. num_missing: canonical steps up to the last one of which nothing is indexed."""
+
+    gaps: list[Gap]
+    num_gaps: int
+    num_steps: int
+    num_missing: int
+    num_without_update: int
+    num_superseded: int
     next_cursor: str | None
 
 

@@ -66,6 +66,10 @@ class AsyncClient:
         """One run with its attempts."""
         return await self._json(get(f"/v1/runs/{run_id}"))
 
+    async def gaps(self, run_id: str) -> Found:
+        """What a run misses."""
+        return Found(await self._json(get(f"/v1/runs/{run_id}/gaps")))
+
     async def trace(self, text: str | None = None, **arguments: Unpack[TraceArguments]) -> Traced:
         """Trace a text, token ids or chat messages."""
         return Traced(await self._json(post("/v1/trace", trace_body(text, arguments))))
@@ -101,9 +105,9 @@ class AsyncClient:
         response = await self._sent(sql_request(sql, run))
         return Table(read_arrow(response), truncated=response.headers.get("kiseki-truncated") == "true")
 
-    async def sequence(self, address: str) -> Found:
-        """One packed sequence."""
-        return Found(await self._json(get(sequence_path(address))))
+    async def sequence(self, address: str, *, tokens: bool = False) -> Found:
+        """One packed sequence; tokens: with each token's text and the loss mask."""
+        return Found(await self._json(get(sequence_path(address, tokens=tokens))))
 
     async def sequences(self, addresses: Sequence[str]) -> Table:
         """Packed sequences of one run, in the order of their addresses, without those that the index does not hold."""

@@ -71,6 +71,10 @@ class Client:
         """One run with its attempts."""
         return self._json(get(f"/v1/runs/{run_id}"))
 
+    def gaps(self, run_id: str) -> Found:
+        """What a run misses."""
+        return Found(self._json(get(f"/v1/runs/{run_id}/gaps")))
+
     def trace(self, text: str | None = None, **arguments: Unpack[TraceArguments]) -> Traced:
         """Trace a text, token ids or chat messages."""
         return Traced(self._json(post("/v1/trace", trace_body(text, arguments))))
@@ -106,9 +110,9 @@ class Client:
         response = self._sent(sql_request(sql, run))
         return Table(read_arrow(response), truncated=response.headers.get("kiseki-truncated") == "true")
 
-    def sequence(self, address: str) -> Found:
-        """One packed sequence."""
-        return Found(self._json(get(sequence_path(address))))
+    def sequence(self, address: str, *, tokens: bool = False) -> Found:
+        """One packed sequence; tokens: with each token's text and the loss mask."""
+        return Found(self._json(get(sequence_path(address, tokens=tokens))))
 
     def sequences(self, addresses: Sequence[str]) -> Table:
         """Packed sequences of one run, in the order of their addresses, without those that the index does not hold."""

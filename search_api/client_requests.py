@@ -220,9 +220,9 @@ def ngram_body(ngram: str | Sequence[int], arguments: Mapping[str, Any]) -> Json
     return {**named, **_listed(arguments)}
 
 
-def sequence_path(address: str) -> str:
+def sequence_path(address: str, *, tokens: bool) -> str:
     """The path of a sequence."""
-    return f"/v1/sequences/{quote(address, safe='/')}"
+    return f"/v1/sequences/{quote(address, safe='/')}{'?tokens=true' if tokens else ''}"
 
 
 def _listed(arguments: Mapping[str, Any]) -> Json:

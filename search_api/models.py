@@ -23,6 +23,7 @@ __all__ = [
     "NamedDocumentQuery",
     "SearchRequest",
     "SelectionFields",
+    "SequenceQuery",
     "SqlRequest",
     "StepFields",
     "StepsQuery",
@@ -171,6 +172,14 @@ class BatchGetRequest(BaseModel):
     addresses: Annotated[
         list[Annotated[str, Field(max_length=300)]], Field(min_length=1, max_length=REQUEST.batch_sequences)
     ]
+
+
+class SequenceQuery(BaseModel):
+    """How much of a sequence."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tokens: Annotated[bool, Field(description="Each token's text and the loss mask as well.")] = False
 
 
 class SearchRequest(SelectionFields):

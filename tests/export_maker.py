@@ -22,13 +22,14 @@ Tokens = npt.NDArray[np.integer]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MadeStep:
-    """One step to export: by dp_rank the micro-batches, each tokens [num_slots, sequence_length], and losses of these."""
+    """One step to export: by dp_rank the micro-batches, each tokens [num_slots, sequence_length], with losses, tensors."""
 
     microbatches: Mapping[int, Sequence[Tokens]]
     segments: Mapping[int, Sequence[Sequence[Sequence[Segment]]]] | None = None
     status: StepStatus = StepStatus.APPLIED
     metrics: Mapping[str, float] | None = None
     losses: Mapping[int, Sequence[Sequence[float]]] | None = None
+    tensors: Mapping[int, Sequence[Mapping[str, npt.NDArray[np.generic]]]] | None = None
 
 
 def make_attempt(
@@ -52,7 +53,8 @@ def make_attempt(
             for index, tokens in enumerate(step.microbatches.get(dp_rank, ())):
                 segments = step.segments[dp_rank][index] if step.segments is not None else ()
                 loss = step.losses[dp_rank][index] if step.losses is not None else None
-                exporter.stage(StagedMicrobatch(tokens=tokens, segments=segments, loss=loss))
+                tensors = step.tensors[dp_rank][index] if step.tensors is not None else {}
+                exporter.stage(StagedMicrobatch(tokens=tokens, segments=segments, loss=loss, tensors=tensors))
             exporter.commit(number, status=step.status, metrics=step.metrics if dp_rank == 0 else None)
         exporter.checkpoint_barrier(attempt.resume_step + len(steps))
         if close:

@@ -1,13 +1,15 @@
 """Runs and their attempts."""
 
+import dataclasses
 from typing import Annotated, Any
 
 import pyarrow as pa
 from fastapi import APIRouter, Response
 from fastapi.responses import Response as PlainResponse
 
+from indexer.completeness import completeness
 from indexer.index_reader import IndexReader
-from search_api.answers import AttemptsAnswer, RunAnswer, RunsAnswer
+from search_api.answers import AttemptsAnswer, GapsAnswer, RunAnswer, RunsAnswer
 from search_api.asks import Answer, Ask, asks
 from search_api.keys import Action
 from search_api.negotiation import JSON, ROW_FORMATS, Rows, json_bytes
@@ -21,6 +23,7 @@ _COLUMNS = (
     "attempt, parent_attempt, resume_step, num_writers, started, first_step, last_step, canonical, "
     "canonical_first_step, canonical_last_step"
 )
+MAX_GAPS = 1000
 _INT = pa.int64()
 _SCHEMA = pa.schema(
     [
@@ -29,6 +32,10 @@ _SCHEMA = pa.schema(
         ("canonical_last_step", _INT),
     ]
 )  # fmt: skip
+
+_GAPS_SCHEMA = pa.schema(
+    [("attempt", _INT), ("global_step", _INT), ("dp_rank", _INT), ("num_rows", _INT), ("reason", pa.string())]
+)
 
 
 @router.get("", summary="The runs that the key may ask", **one(RunsAnswer))
@@ -54,6 +61,19 @@ async def get_run(run_id: str, ask: Annotated[Ask, asks(Action.RUNS)]) -> Respon
 async def list_attempts(run_id: str, ask: Annotated[Ask, asks(Action.RUNS, ROW_FORMATS)]) -> Response:
     def answer(reader: IndexReader) -> Answer:
         return Answer(rows=Rows(name="attempts", rows=_attempts(reader), schema=_SCHEMA))
+
+    return await ask.answer(run_id, answer, run_id)
+
+
+@router.get("/{run_id}/gaps", summary="What a run misses: rows that were not exported, and steps", **rows(GapsAnswer))
+async def list_gaps(run_id: str, ask: Annotated[Ask, asks(Action.RUNS, ROW_FORMATS)]) -> Response:
+    def answer(reader: IndexReader) -> Answer:
+        found = completeness(reader, MAX_GAPS)
+        more = {name: value for name, value in dataclasses.asdict(found).items() if name != "gaps"}
+        return Answer(
+            rows=Rows(name="gaps", rows=found.gaps, schema=_GAPS_SCHEMA, more=more),
+            truncated=len(found.gaps) < found.num_gaps,
+        )
 
     return await ask.answer(run_id, answer, run_id)
 

@@ -7,13 +7,14 @@ revalidated (`no-cache`): what is unchanged costs a 304 and no tokens.
 from typing import Annotated, Any
 
 import pyarrow as pa
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 
 from indexer.index_reader import IndexReader
+from indexer.sequence_details import describe_row, describe_tokens
 from search_api.answers import SequenceAnswer, SequencesAnswer
 from search_api.asks import Answer, Ask, asks
 from search_api.keys import Action
-from search_api.models import BatchGetRequest
+from search_api.models import BatchGetRequest, SequenceQuery
 from search_api.negotiation import ROW_FORMATS, Rows, etag_of, unchanged
 from search_api.problems import Problem
 from search_api.routes.documented import one, rows
@@ -25,6 +26,7 @@ __all__ = ["router"]
 router = APIRouter(prefix="/v1", tags=["sequences"])
 
 _INT, _TEXT = pa.int64(), pa.string()
+_NO_TOKENS = {"token_texts": None, "loss_mask": None, "loss_mask_of": None}
 _SEGMENT = pa.struct(
     [
         ("start", _INT), ("length", _INT), ("source", _TEXT), ("document_id", _TEXT), ("document_token_offset", _INT),
@@ -44,19 +46,25 @@ _SCHEMA = pa.schema(
     summary="One packed sequence by its address",
     **one(SequenceAnswer),
 )
-async def get_sequence(address: str, ask: Annotated[Ask, asks(Action.SEQUENCES)]) -> Response:
+async def get_sequence(
+    address: str, query: Annotated[SequenceQuery, Query()], ask: Annotated[Ask, asks(Action.SEQUENCES)]
+) -> Response:
     wanted = SequenceAddress.parse(address)
     run_id = ask.run_id(wanted.run_id)
     reader = ask.service.runs.current(run_id)
     visibility = reader.visible_under(ask.access.visibility)
-    etag = etag_of(str(wanted), reader.generation.number, len(reader.failed), hash(visibility))
+    etag = etag_of(str(wanted), query.tokens, reader.generation.number, len(reader.failed), hash(visibility))
     headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Authorization, Accept-Encoding"}
 
     def answer(reader: IndexReader) -> Answer:
         try:
-            fields = reader.describe(reader.sequence(wanted), ask.access.visibility)
+            sequence = reader.sequence(wanted)
         except QueryError as error:
             raise Problem("sequence", str(error)) from error
+        fields = {**_NO_TOKENS, **reader.describe(sequence, ask.access.visibility)}
+        fields |= describe_row(reader, sequence, ask.access.visibility)
+        if query.tokens:
+            fields |= describe_tokens(reader, sequence, ask.access.visibility)
         return Answer(fields=fields, num_tokens=_num_shown(fields), headers=headers)
 
     if unchanged(ask.request, etag):

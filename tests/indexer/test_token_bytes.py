@@ -60,3 +60,9 @@ def test_decode_many_is_decode(make: object, tmp_path: Path) -> None:
     expected = [tokenizer.decode(ids, skip_special_tokens=False) for ids in many]
     assert run.decode_many([np.array(ids, np.uint16) for ids in many]) == expected
     assert [run.decode(np.array(ids, np.uint16)) for ids in many] == expected
+    texts = [" the cat", "the re", "the é", "a b"] if make is not byte_level else expected
+    for ids in [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]:
+        assert "".join(run.pieces(ids)) == run.decode(ids)
+    for ids in many:
+        pieces = run.pieces(np.array(ids, np.uint16))
+        assert len(pieces) == len(ids) and (make is not byte_level or "".join(pieces) == run.decode(ids))

@@ -33,6 +33,7 @@ REQUESTS: dict[str, tuple[str, str, Json | None, Action]] = {
     "runs": ("GET", "/v1/runs", None, Action.RUNS),
     "run": ("GET", "/v1/runs/packed", None, Action.RUNS),
     "attempts": ("GET", "/v1/runs/packed/attempts", None, Action.RUNS),
+    "gaps": ("GET", "/v1/runs/packed/gaps", None, Action.RUNS),
     "trace": ("POST", "/v1/trace", {"min_length": 2, "num_hits": 100, "max_spans": 1000, "context_tokens": 40}, Action.TRACE),
     "batch": ("POST", "/v1/trace:batch", {}, Action.TRACE),
     "count": ("POST", "/v1/count", {}, Action.COUNT),
@@ -230,6 +231,12 @@ def test_restricted_sources_leak_nowhere(whole: Served, poorer: Served, scope: J
         assert whole.ask("count", restricted, text="a", source=wanted).json()["count"] == 0
     sequence = whole.ask("sequence", restricted).json()
     assert plain(sequence)["token_ids"] == poorer.ask("sequence", free).json()["token_ids"]
+    tokens, bare = (
+        served.client.get(f"/v1/sequences/{ADDRESS}?tokens=true", headers={"Authorization": f"Bearer {token}"}).json()
+        for served, token in ((whole, restricted), (poorer, free))
+    )
+    assert tokens["token_texts"] == bare["token_texts"] and tokens["loss"] is None
+    assert [text is None for text in tokens["token_texts"]] == [token is None for token in sequence["token_ids"]]
     batch = whole.ask("sequences", restricted)
     for response in (
         whole.ask("sequence", restricted),

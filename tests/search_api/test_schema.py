@@ -32,7 +32,8 @@ CHECKS = [
 # Method and path → how many cases must have been answered with 2xx, at least. (Equal cases are asked once.)
 OPERATIONS = {
     ("GET", "/healthz"): 1, ("GET", "/readyz"): 1, ("GET", "/metrics"): 1, ("GET", "/v1/runs"): 1,
-    ("GET", "/v1/runs/{run_id}"): 1, ("GET", "/v1/runs/{run_id}/attempts"): 1, ("POST", "/v1/trace"): 3,
+    ("GET", "/v1/runs/{run_id}"): 1, ("GET", "/v1/runs/{run_id}/attempts"): 1,
+    ("GET", "/v1/runs/{run_id}/gaps"): 1, ("POST", "/v1/trace"): 3,
     ("POST", "/v1/trace:batch"): 3, ("POST", "/v1/count"): 3, ("POST", "/v1/hits"): 3,
     ("GET", "/v1/sequences/{address}"): 1, ("POST", "/v1/sequences:batchGet"): 3, ("POST", "/v1/jobs"): 3,
     ("GET", "/v1/jobs/{job}"): 1, ("GET", "/v1/jobs/{job}/results"): 1, ("GET", "/v1/jobs/{job}/events"): 1,

@@ -19,7 +19,7 @@ from train_hooks.export_format.errors import DamageError, RunError
 from train_hooks.export_format.filesystem import FileSystem, OsFileSystem
 from train_hooks.export_format.json_files import read_attempt_info, read_run_info
 from train_hooks.export_format.paths import IN_PROGRESS, CompactionName, ExportPaths, SegmentFileName
-from train_hooks.export_format.records import AttemptInfo, Row, RunInfo, StepRecord, StepStatus
+from train_hooks.export_format.records import AttemptInfo, Row, RunInfo, SequenceAddress, StepRecord, StepStatus
 from train_hooks.export_format.schema import decode_frame, rows_of_batch
 
 __all__ = ["AttemptReader", "RunReader", "SegmentFile", "StepFrame", "WriterLog"]
@@ -104,9 +104,9 @@ class AttemptReader:
         self.directory = run.paths.attempt_dir(info.attempt)
         self._opened: dict[Path, CompactedFiles] = {}
 
-    def writers(self) -> dict[int, WriterLog]:
-        """The chain of each dp_rank that has written. Raises DamageError where a chain does not hold together."""
-        logs = self.writer_logs()
+    def writers(self, dp_rank: int | None = None) -> dict[int, WriterLog]:
+        """The chain of each dp_rank that has written, or of one. Raises DamageError where a chain does not hold together."""
+        logs = self.writer_logs(dp_rank)
         for log in logs.values():
             for number, file in enumerate(log.files):
                 if file.name.number != number:
@@ -117,14 +117,14 @@ class AttemptReader:
                     )
         return logs
 
-    def writer_logs(self) -> dict[int, WriterLog]:
+    def writer_logs(self, dp_rank: int | None = None) -> dict[int, WriterLog]:
         """As `writers`, with whatever is there: for verification, which names what is wrong."""
         entries = self.run.file_system.names(self.directory)
         compacted = self._compactions(entries)
         names = {parsed[0] for entry in entries if (parsed := SegmentFileName.parse(entry)) is not None}
         there = set(entries)
         files: dict[int, list[SegmentFile]] = {}
-        for name in sorted(names):
+        for name in sorted(name for name in names if dp_rank in (None, name.dp_rank)):
             self._add_file(files.setdefault(name.dp_rank, []), name, there, compacted.get(name))
         return {dp_rank: WriterLog(dp_rank=dp_rank, files=tuple(found)) for dp_rank, found in files.items()}
 
@@ -157,6 +157,16 @@ class AttemptReader:
         """The rows of a frame, by micro-batch and slot."""
         info = self.run.info
         return rows_of_batch(frame.batch, info.run_id, self.info.attempt, frame.dp_rank, info.token_dtype)
+
+    def row(self, address: SequenceAddress) -> Row | None:
+        """One row; None where it was not acknowledged. Reads all acknowledgements of its dp_rank. Raises DamageError."""
+        for log in self.writers(address.dp_rank).values():
+            for file, ack in log.steps():
+                rows = self.rows(self.frame(file, ack)) if ack.global_step == address.global_step else ()
+                for row in rows:
+                    if row.address == address:
+                        return row
+        return None
 
     def step_records(self, writers: dict[int, WriterLog] | None = None) -> Iterator[tuple[int, StepRecord]]:
         """(dp_rank, record) of every metric and gap that was written."""

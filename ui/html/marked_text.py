@@ -6,6 +6,7 @@ piece of each span is a stop of the Tab key, and the page's script marks all pie
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from ui.html.escape import attribute, text_html
@@ -40,7 +41,7 @@ def pieces(spans: Sequence[Json], num_characters: int) -> list[Piece]:
     edges = sorted({0, num_characters, *begins, *ends})
     active: set[int] = set()
     cut = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         active.difference_update(ends.get(start, ()))
         active.update(begins.get(start, ()))
         cut.append(Piece(start, end, tuple(sorted(active, key=order.__getitem__))))

@@ -49,6 +49,6 @@ def generation_html(say: Say, asked: int | None, now: int) -> str:
             "The views of a generation are kept for a few minutes only.",
             asked=asked,
             now=now,
-        ),  # fmt: skip
+        ),
         "warning",
     )

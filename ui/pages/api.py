@@ -1,4 +1,4 @@
-"""The pages' door to the API: one client, answers kept for a moment, and problems in words."""
+"""The pages' door to the API: one client, and problems in words."""
 
 import os
 from collections.abc import Iterator
@@ -14,9 +14,8 @@ from ui.html.texts import Say
 from ui.pages.live import live
 from ui.pages.state import View
 
-__all__ = ["client", "problems_in_words", "run_of", "runs", "trace"]
+__all__ = ["client", "gaps", "problems_in_words", "run_of", "runs", "sequence", "trace"]
 
-KEPT_S, KEPT_ANSWERS = 600, 40
 TIMEOUT_S = 20.0
 Json = dict[str, Any]
 
@@ -50,10 +49,15 @@ def run_of(run_id: str) -> Json:
 
 
 def trace(view: View, **asked: Any) -> Json:
-    """A trace of the view's run; asked again, it is not worked out again while the generation lasts."""
-    return _trace(view.run_id, view.run["generation"], **asked)
+    """A trace of the view's run. Nothing is kept: what is taken down must be gone from the next look on."""
+    return dict(client().trace(asked.pop("text", None), run=view.run_id, **asked))
 
 
-@st.cache_data(ttl=KEPT_S, max_entries=KEPT_ANSWERS, show_spinner=False)
-def _trace(run_id: str, generation: int, **asked: Any) -> Json:  # noqa: ARG001  the generation is a key of the cache
-    return dict(client().trace(asked.pop("text", None), run=run_id, **asked))
+def sequence(address: str) -> Json:
+    """A packed sequence, with each token's text."""
+    return dict(client().sequence(address, tokens=True))
+
+
+def gaps(view: View) -> Json:
+    """What the view's run misses."""
+    return dict(client().gaps(view.run_id))

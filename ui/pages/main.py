@@ -1,6 +1,7 @@
 """The pages: which there are, the line at the top of each, and the run and language that all of them share."""
 
 import os
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -48,7 +49,7 @@ def _top(pages: dict[str, Any], name: str, lang: str) -> None:
     """The pages, and the other language, as links that keep the run."""
     say = say_in(lang)
     params = st.query_params.to_dict()
-    kept = {key: params[key] for key in ("run", "lang") if key in params}
+    kept: dict[str, str | Iterable[str]] = {key: params[key] for key in ("run", "lang") if key in params}
     with st.container(horizontal=True, gap="small", key="top"):
         for page in pages:
             label = f"**{say(TITLES[page])}**" if page == name else say(TITLES[page])
