@@ -7,7 +7,7 @@ DEMO_RUN ?= demo-run
 # Each framework in an environment of its own, a gigabyte or two; not part of `test`.
 ADAPTERS ?= hf lightning deepspeed
 
-.PHONY: demo test test-adapters lint bench env clean
+.PHONY: demo test browser test-adapters lint bench env clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("kiseki needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -28,8 +28,14 @@ lint: env
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint
+test: lint browser
 	$(BIN)/python -m pytest
+
+# The browser of the tests of the pages: a Chromium of the system, which is installed where we may.
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && apt-get -qq install -y chromium; } || \
+	  echo "WARNING: no chromium and no google-chrome on PATH: the browser tests of the pages will be skipped" >&2
 
 .venv-adapters/%/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(@D)

@@ -109,7 +109,7 @@ def span_html(
     span = found["spans"][index]
     total, hits = (answer["spans"][0] if answer["spans"] else None for answer in (whole, seen))
     parts = [_walk(place, say, found["spans"], index)]
-    parts.append(f'<div class="quote" dir="auto">{text_html(span["text"])}</div>')
+    parts.append(f'<div class="quote" dir="auto" tabindex="0">{text_html(span["text"])}</div>')
     count = times_text(say, span["count"], span["count_relation"])
     if total is not None and checkpoint < last_step:
         seen_text = say(

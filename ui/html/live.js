@@ -45,7 +45,7 @@ export default function (component) {
     }
     const copy = event.target.closest("button[data-copy]");
     if (copy) {
-      const text = copy.dataset.copy === "link" ? window.location.href : root.querySelector(copy.dataset.copy).textContent;
+      const text = copy.dataset.copy === "link" ? linkHere(copy.dataset.gen) : root.querySelector(copy.dataset.copy).textContent;
       const done = () => { copy.textContent = copy.dataset.done; };
       const byHand = () => window.prompt(copy.textContent, text);
       navigator.clipboard ? navigator.clipboard.writeText(text).then(done, byHand) : byHand();
@@ -83,6 +83,13 @@ export default function (component) {
     window.addEventListener("pointermove", move);
     window.addEventListener("pointerup", up);
   };
+}
+
+// The URL, and the generation that it was looked at in.
+function linkHere(generation) {
+  const here = new URL(window.location.href);
+  if (generation) here.searchParams.set("gen", generation);
+  return here.href;
 }
 
 function choose(root, chosen, name) {

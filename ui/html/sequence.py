@@ -78,10 +78,13 @@ def row_html(place: Place, say: Say, sequence: Json) -> str:
         facts.append((say("position in the data order"), f"{sequence['sample_index']:,}"))
     if sequence["loss_mask"] is not None:
         counted = sum(value is True for value in sequence["loss_mask"])
-        text = say(
-            "{n} of {all} labels count (from the recorded {name}); the others are struck out below", n=f"{counted:,}",
-            all=f"{len(sequence['loss_mask']):,}", name=sequence["loss_mask_of"],
-        )  # fmt: skip
+        total, name = len(sequence["loss_mask"]), sequence["loss_mask_of"]
+        text = say("all {n} labels count (from the recorded {name})", n=f"{total:,}", name=name)
+        if counted < total:
+            text = say(
+                "{n} of {all} labels count (from the recorded {name}); the others are struck out below",
+                n=f"{counted:,}", all=f"{total:,}", name=name,
+            )  # fmt: skip
         facts.append((say("loss mask"), text_html(text)))
     facts.append((say("leaf hash"), f'<span class="mono">{text_html(sequence["leaf"])}</span>'))
     rows = "".join(f"<dt>{text_html(name)}</dt><dd>{value}</dd>" for name, value in facts)

@@ -78,7 +78,7 @@ def _ask(view: View, output: Output) -> None:
                 say("What a model wrote: text, or a chat as JSON"), key="in_trace_text", height=150,
                 placeholder=say("Paste here"),
             )  # fmt: skip
-            st.form_submit_button(say("Trace"), type="primary", on_click=_submit)
+            st.form_submit_button(say("Trace"), on_click=_submit)
         with st.container(horizontal=True):
             file = st.file_uploader(
                 say("or a file: .txt, chat .json, .jsonl of an OpenAI-style API"),
@@ -103,7 +103,7 @@ def _choose(view: View, name: str, content: bytes) -> None:
         label = view.say("Output, of {n} in the file", n=f"{len(outputs):,}")
         st.number_input(label, min_value=1, max_value=len(outputs), key="in_trace_number", width=260)
     number = int(st.session_state.get("in_trace_number", 1)) if len(outputs) > 1 else 1
-    st.button(view.say("Trace this output"), type="primary", on_click=_take, args=(outputs[number - 1],))
+    st.button(view.say("Trace this output"), on_click=_take, args=(outputs[number - 1],))
 
 
 def _submit() -> None:
@@ -170,11 +170,8 @@ def _take_along(view: View, found: Json) -> None:
         )  # fmt: skip
         st.download_button(say("Download CSV"), lambda: _csv(found), "trace.csv", "text/csv", on_click="ignore")
     copy = (
-        f'<p><button data-copy="link" data-done="{text_html(say("Copied"))}">{text_html(say("Copy link"))}</button></p>'
-        if view.number_or_none("gen") == found["generation"]
-        else "<p>"
-        + view.place.link(view.place.here(gen=found["generation"]), text_html(say("Link with generation")))
-        + "</p>"
+        f'<p><button data-copy="link" data-gen="{found["generation"]}" data-done="{text_html(say("Copied"))}">'
+        f"{text_html(say('Copy link'))}</button></p>"
     )
     live(copy + _what_it_is_not(view), key="trace_foot", page="trace", lang=view.lang)
 
