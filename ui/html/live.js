@@ -40,6 +40,7 @@ export default function (component) {
     const link = event.target.closest("a[data-go]");
     if (link) {
       event.preventDefault();
+      complete(link);
       go(link.getAttribute("href"));
       return;
     }
@@ -54,6 +55,9 @@ export default function (component) {
     const chart = event.target.closest("svg[data-pick]");
     if (chart) go(chart.dataset.pick.replaceAll("%7Bstep%7D", Math.round(stepAt(chart, event))));
   };
+
+  root.onpointerover = (event) => complete(event.target.closest("a[data-go]"));
+  if (!root.kisekiFocus) root.addEventListener("focusin", (root.kisekiFocus = root.onpointerover));
 
   root.onpointerdown = (event) => {
     const chart = event.target.closest("svg[data-brush]");
@@ -83,6 +87,15 @@ export default function (component) {
     window.addEventListener("pointermove", move);
     window.addEventListener("pointerup", up);
   };
+}
+
+// A link says z=* for the packed text of the page that it stands on; before it is used, it gets the text itself.
+function complete(link) {
+  if (!link) return;
+  const there = new URL(link.getAttribute("href"), window.location.href);
+  if (there.searchParams.get("z") !== "*") return;
+  there.searchParams.set("z", new URL(window.location.href).searchParams.get("z") ?? "");
+  link.setAttribute("href", "./" + there.search);
 }
 
 // The URL, and the generation that it was looked at in.

@@ -12,7 +12,7 @@ from ui.html.texts import LANGUAGES, say_in
 from ui.pages import runs_page, sequence_page, trace_page
 from ui.pages.api import problems_in_words, run_of, runs
 from ui.pages.live import GO_PAGE
-from ui.pages.state import View, change_url
+from ui.pages.state import View, change_url, put
 
 __all__: list[str] = []
 
@@ -80,7 +80,7 @@ def _run_of_address(address: str, run_ids: list[str]) -> str | None:
 
 
 def _choose_run(run_ids: list[str], shown: str, label: str) -> None:
-    st.session_state["in_run"] = shown
+    put("in_run", shown)
     st.selectbox(
         label, run_ids, key="in_run", on_change=lambda: change_url({"run": st.session_state["in_run"]}), width=320
     )
