@@ -209,7 +209,7 @@ def _walk(place: Place, say: Say, spans: Sequence[Json], index: int) -> str:
         links.append(place.link(place.here(span=span_name(spans[index - 1])), text_html(say("◂ before"))))
     if index + 1 < len(spans):
         links.append(place.link(place.here(span=span_name(spans[index + 1])), text_html(say("next ▸"))))
-    colour = f'<span class="legend" style="display:inline"><span class="m r{shade(span, num_listed)}"> </span></span> '
+    colour = f'<span class="legend swatch"><span class="m r{shade(span, num_listed)}"> </span></span> '
     return f'<nav class="tabs">{" ".join(links)}</nav><h2>{colour}{text_html(title)}</h2>'
 
 

@@ -1,6 +1,7 @@
 """Links: a page and what stands in its URL. The URL is the whole state of a page, so a link is a view.
 
-A text to trace stands there as it is while it is short, else packed: deflated, in URL-safe base64, as `z`.
+A text to trace stands there as it is while it is short, else packed: deflated, in URL-safe base64, as `z`. A page of thousands
+of links does not repeat it in each: they say `z=*`, and live.js puts the page's own there before a link is used.
 """
 
 import base64
@@ -18,7 +19,7 @@ __all__ = ["PAGES", "Place", "pack", "parse_href", "unpack"]
 
 PAGES = ("trace", "search", "sequence", "steps", "documents", "sql", "runs")
 KEPT = ("run", "lang")
-MAX_UNPACKED = 2_000_000
+MAX_UNPACKED, SAME = 2_000_000, "*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class Place:
 
     def here(self, **changes: str | int | None) -> str:
         """Where the same page shows something else; None takes a parameter away."""
-        return _href(self.page, {**self.params, **changes})
+        packed = {"z": SAME} if "z" in self.params else {}
+        return _href(self.page, {**self.params, **packed, **changes})
 
     def to(self, page: str, **params: str | int | None) -> str:
         """Where another page shows this, of the same run and in the same language."""
@@ -67,8 +69,11 @@ def unpack(packed: str) -> dict[str, str]:
     """What `pack` was given. Raises QueryError where a link was cut."""
     try:
         squeezed = base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4))
-        document = json.loads(zlib.decompressobj().decompress(squeezed, MAX_UNPACKED))
-    except (binascii.Error, zlib.error, ValueError) as error:
+        stream = zlib.decompressobj()
+        document = json.loads(stream.decompress(squeezed, MAX_UNPACKED))
+        if not stream.eof:
+            raise ValueError("its end is missing, or it is too long")
+    except (binascii.Error, zlib.error, ValueError, RecursionError) as error:
         raise QueryError("expected a whole link, found one that was cut; copy it again, with all of its end") from error
     if not isinstance(document, dict):
         raise QueryError("expected a link of these pages, found something else in its z; copy it again")

@@ -64,11 +64,11 @@ def row_html(place: Place, say: Say, sequence: Json) -> str:
                 )
             ),
         ),
-        (say("step"), text_html(_status(say, sequence["status"]))),
+        (say("status"), text_html(_status(say, sequence["status"]))),
         (
             say("size"),
             text_html(
-                say("{n} tokens of {k} segments", n=f"{len(sequence['token_ids']):,}", k=len(sequence["segments"]))
+                say("{n} tokens, segments: {k}", n=f"{len(sequence['token_ids']):,}", k=len(sequence["segments"]))
             ),
         ),
     ]

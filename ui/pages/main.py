@@ -12,7 +12,7 @@ from ui.html.texts import LANGUAGES, say_in
 from ui.pages import documents_page, runs_page, search_page, sequence_page, sql_page, steps_page, trace_page
 from ui.pages.api import problems_in_words, run_of, runs
 from ui.pages.live import GO_PAGE
-from ui.pages.state import View, change_url
+from ui.pages.state import View, change_url, put
 
 __all__: list[str] = []
 
@@ -54,6 +54,7 @@ def _top(pages: dict[str, Any], name: str, lang: str) -> None:
     say = say_in(lang)
     params = st.query_params.to_dict()
     kept: dict[str, str | Iterable[str]] = {key: params[key] for key in ("run", "lang") if key in params}
+    st.html("<style>.stMainBlockContainer { padding-top: 3.2rem; }</style>")
     with st.container(horizontal=True, gap="small", key="top"):
         for page in pages:
             label = f"**{say(TITLES[page])}**" if page == name else say(TITLES[page])
@@ -83,7 +84,7 @@ def _run_of_address(address: str, run_ids: list[str]) -> str | None:
 
 
 def _choose_run(run_ids: list[str], shown: str, label: str) -> None:
-    st.session_state["in_run"] = shown
+    put("in_run", shown)
     st.selectbox(
         label, run_ids, key="in_run", on_change=lambda: change_url({"run": st.session_state["in_run"]}), width=320
     )

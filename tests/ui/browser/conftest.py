@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Dialog, Page, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 
 from tests.ui.browser.pages_run import PagesRun, make_pages_run
 from tests.ui.test_cli import PROGRAM
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WAIT_MS = 30_000
+expect.set_options(timeout=WAIT_MS)  # the machine of the tests may be busy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,7 +22,8 @@ WORDS: Mapping[str, str] = {
         "ラン {run}、アテンプト {attempt}、ステップ {step}、データ並列ランク {rank}、マイクロバッチ {m}、スロット {q}"
     ),
     "size": "大きさ",
-    "{n} tokens of {k} segments": "{n} トークン、{k} セグメント",
+    "status": "状態",
+    "{n} tokens, segments: {k}": "{n} トークン、セグメント {k} 個",
     "loss of the sequence": "シーケンスの損失",
     "position in the data order": "データ順での位置",
     "loss mask": "損失マスク",
