@@ -139,7 +139,7 @@ def mix_html(place: Place, say: Say, mix: Mix, last_step: int) -> str:
     everything = max(1, sum(totals))
     rows = [
         [
-            f'<span class="swatch m{_colour(at, source)}"></span>' + _source_link(place, say, source), f"{sum(counts):,}",
+            f'<span class="chip m{_colour(at, source)}"></span>' + _source_link(place, say, source), f"{sum(counts):,}",
             percent(sum(counts) / everything),
         ]
         for at, (source, counts) in enumerate(mix.counts.items())
