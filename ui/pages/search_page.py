@@ -61,7 +61,7 @@ def _ask(view: View) -> str:
     with st.form("search_form", border=False):
         with st.container(horizontal=True, vertical_alignment="bottom"):
             st.text_input(say("Words, phrases, fields, token n-grams"), key="in_search_q", placeholder=QUERIES)
-            st.form_submit_button(say("Search"), type="primary", on_click=_submit)
+            st.form_submit_button(say("Search"), on_click=_submit)
     return view.text("q")
 
 

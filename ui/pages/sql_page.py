@@ -29,7 +29,7 @@ def show(view: View) -> None:
     put("in_sql", statement)
     with st.form("sql_form", border=False):
         st.text_area(say("One SELECT over the catalog"), key="in_sql", height=150, placeholder=QUERIES["sources"])
-        st.form_submit_button(say("Ask"), type="primary", on_click=_submit)
+        st.form_submit_button(say("Ask"), on_click=_submit)
     if not statement.strip():
         words = say(
             "Choose a question above, or write one. The views are runs, attempts, steps, step_metrics, sequences, "
