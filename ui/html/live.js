@@ -18,6 +18,7 @@ export default function (component) {
     }
   }
   root.kisekiParts = data.parts;
+  if (window.location.href !== root.kisekiFrom) window.clearTimeout(root.kisekiTimer);
   choose(root, data.chosen ?? [], "sel");
   choose(root, data.of_document ?? [], "ofdoc");
 
@@ -26,8 +27,11 @@ export default function (component) {
     root.setAttribute("aria-busy", "true");
     const before = window.location.href;
     setTriggerValue("go", href);
-    // A click while the page is being put together can be lost: then go there the slow way.
-    window.setTimeout(() => {
+    // A click while the page is being put together can be lost: then go there the slow way. A click that was not must not
+    // be made again, when a later one leads back to where it was made.
+    window.clearTimeout(root.kisekiTimer);
+    root.kisekiFrom = before;
+    root.kisekiTimer = window.setTimeout(() => {
       root.classList.remove("busy");
       root.removeAttribute("aria-busy");
       const wanted = new URL(href, before).href;
@@ -40,6 +44,7 @@ export default function (component) {
     const link = event.target.closest("a[data-go]");
     if (link) {
       event.preventDefault();
+      complete(link);
       go(link.getAttribute("href"));
       return;
     }
@@ -54,6 +59,9 @@ export default function (component) {
     const chart = event.target.closest("svg[data-pick]");
     if (chart) go(chart.dataset.pick.replaceAll("%7Bstep%7D", Math.round(stepAt(chart, event))));
   };
+
+  root.onpointerover = (event) => complete(event.target.closest("a[data-go]"));
+  if (!root.kisekiFocus) root.addEventListener("focusin", (root.kisekiFocus = root.onpointerover));
 
   root.onpointerdown = (event) => {
     const chart = event.target.closest("svg[data-brush]");
@@ -83,6 +91,15 @@ export default function (component) {
     window.addEventListener("pointermove", move);
     window.addEventListener("pointerup", up);
   };
+}
+
+// A link says z=* for the packed text of the page that it stands on; before it is used, it gets the text itself.
+function complete(link) {
+  if (!link) return;
+  const there = new URL(link.getAttribute("href"), window.location.href);
+  if (there.searchParams.get("z") !== "*") return;
+  there.searchParams.set("z", new URL(window.location.href).searchParams.get("z") ?? "");
+  link.setAttribute("href", "./" + there.search);
 }
 
 // The URL, and the generation that it was looked at in.

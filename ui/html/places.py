@@ -1,6 +1,7 @@
 """Links: a page and what stands in its URL. The URL is the whole state of a page, so a link is a view.
 
-A text to trace stands there as it is while it is short, else packed: deflated, in URL-safe base64, as `z`.
+A text to trace stands there as it is while it is short, else packed: deflated, in URL-safe base64, as `z`. A page of thousands
+of links does not repeat it in each: they say `z=*`, and live.js puts the page's own there before a link is used.
 """
 
 import base64
@@ -18,7 +19,7 @@ __all__ = ["PAGES", "Place", "pack", "parse_href", "unpack"]
 
 PAGES = ("trace", "search", "sequence", "steps", "documents", "sql", "runs")
 KEPT = ("run", "lang")
-MAX_UNPACKED = 2_000_000
+MAX_UNPACKED, SAME = 2_000_000, "*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class Place:
 
     def here(self, **changes: str | int | None) -> str:
         """Where the same page shows something else; None takes a parameter away."""
-        return _href(self.page, {**self.params, **changes})
+        packed = {"z": SAME} if "z" in self.params else {}
+        return _href(self.page, {**self.params, **packed, **changes})
 
     def to(self, page: str, **params: str | int | None) -> str:
         """Where another page shows this, of the same run and in the same language."""

@@ -9,16 +9,20 @@ import streamlit as st
 
 from ui.html.places import Place
 from ui.html.texts import LANGUAGES, say_in
-from ui.pages import runs_page, sequence_page, trace_page
+from ui.pages import documents_page, runs_page, search_page, sequence_page, sql_page, steps_page, trace_page
 from ui.pages.api import problems_in_words, run_of, runs
 from ui.pages.live import GO_PAGE
-from ui.pages.state import View, change_url, show_in_widget
+from ui.pages.state import View, change_url, put
 
 __all__: list[str] = []
 
 SHOWN = {
     "trace": trace_page.show,
+    "search": search_page.show,
     "sequence": sequence_page.show,
+    "steps": steps_page.show,
+    "documents": documents_page.show,
+    "sql": sql_page.show,
     "runs": runs_page.show,
 }
 TITLES = {
@@ -80,7 +84,7 @@ def _run_of_address(address: str, run_ids: list[str]) -> str | None:
 
 
 def _choose_run(run_ids: list[str], shown: str, label: str) -> None:
-    show_in_widget("in_run", shown)
+    put("in_run", shown)
     st.selectbox(
         label, run_ids, key="in_run", on_change=lambda: change_url({"run": st.session_state["in_run"]}), width=320
     )

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -18,7 +18,7 @@ from ui.html.places import pack, unpack
 from ui.html.uploads import Output, read_outputs, read_upload
 from ui.pages.api import trace
 from ui.pages.live import live
-from ui.pages.state import View, change_url, number_in_url, text_in_url
+from ui.pages.state import View, change_url, number_in_url, put, text_in_url
 
 __all__ = ["show"]
 
@@ -71,7 +71,7 @@ def _output(view: View) -> Output:
 def _ask(view: View, output: Output) -> None:
     """The form: a text, or a file of one or many."""
     say = view.say
-    st.session_state["in_trace_text"] = output.text
+    put("in_trace_text", output.text)
     with st.expander(say("Text"), expanded=not output.text.strip()):
         with st.form("trace_form", border=False):
             st.text_area(
@@ -102,8 +102,13 @@ def _choose(view: View, name: str, content: bytes) -> None:
     if len(outputs) > 1:
         label = view.say("Output, of {n} in the file", n=f"{len(outputs):,}")
         st.number_input(label, min_value=1, max_value=len(outputs), key="in_trace_number", width=260)
+    st.button(view.say("Trace this output"), on_click=_take_chosen, args=(outputs,))
+
+
+def _take_chosen(outputs: Sequence[Output]) -> None:
+    """The output whose number stands in the field at the click, whatever the page has seen of it yet."""
     number = int(st.session_state.get("in_trace_number", 1)) if len(outputs) > 1 else 1
-    st.button(view.say("Trace this output"), on_click=_take, args=(outputs[number - 1],))
+    _take(outputs[number - 1])
 
 
 def _submit() -> None:

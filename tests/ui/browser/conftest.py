@@ -18,7 +18,7 @@ from tests.ui.test_cli import PROGRAM
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WAIT_MS = 30_000
-expect.set_options(timeout=WAIT_MS)
+expect.set_options(timeout=WAIT_MS)  # the machine of the tests may be busy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -67,6 +67,15 @@ def test_a_copied_link_opens_the_same_view_elsewhere(
     elsewhere.context.close()
 
 
+def test_a_span_opens_in_a_new_tab(page: Page, passage: str) -> None:
+    page.goto(trace_url(passage))
+    page.locator("a.m").first.hover()
+    with page.context.expect_page() as opened:
+        page.locator("a.m").first.click(modifiers=["Control"])
+    expect(opened.value.locator(".quote")).to_be_visible()
+    expect(page.locator("ol.spans")).to_be_visible()
+
+
 def test_back_and_forward(page: Page, passage: str) -> None:
     page.goto(trace_url(passage))
     rarest = page.locator("ol.spans a").first

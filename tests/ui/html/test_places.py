@@ -37,3 +37,9 @@ def test_ranges_of_a_link() -> None:
     assert parse_range("12-40") == (12, 40)
     for strange in ("", "12", "-1-4", "a-b", "１-２", "9" * 30 + "-1", "1-2-3"):
         assert parse_range(strange) == (0, 0)
+
+
+def test_links_do_not_repeat_a_packed_text() -> None:
+    place = Place("trace", {"z": pack({"text": "a long text"}), "min": "4"})
+    assert (parse_href(place.here(span="1-2")) or ("", {}))[1] == {"z": "*", "min": "4", "span": "1-2"}
+    assert (parse_href(place.here(z=None)) or ("", {}))[1] == {"min": "4"}
