@@ -12,7 +12,7 @@ from ui.html.texts import LANGUAGES, say_in
 from ui.pages import runs_page, sequence_page, trace_page
 from ui.pages.api import problems_in_words, run_of, runs
 from ui.pages.live import GO_PAGE
-from ui.pages.state import View, change_url, put
+from ui.pages.state import View, change_url, show_in_widget
 
 __all__: list[str] = []
 
@@ -83,7 +83,7 @@ def _run_of_address(address: str, run_ids: list[str]) -> str | None:
 
 
 def _choose_run(run_ids: list[str], shown: str | None, label: str) -> None:
-    put("in_run", shown)
+    show_in_widget("in_run", shown)
     st.selectbox(label, run_ids, index=None, key="in_run", on_change=_go_to_run, width=320)
 
 
