@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_RUN ?= demo-run
 
 # Each framework in an environment of its own, a gigabyte or two; not part of `test`.
-ADAPTERS ?= hf lightning deepspeed
+ADAPTERS ?= hf lightning deepspeed megatron composer
 
 .PHONY: demo test browser test-adapters lint bench env clean
 
@@ -33,7 +33,7 @@ test: lint browser
 
 # The browser of the tests of the pages: a Chromium of the system, which is installed where we may.
 browser:
-	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && apt-get -qq install -y chromium; } || \
 	  echo "WARNING: no chromium and no google-chrome on PATH: the browser tests of the pages will be skipped" >&2
 
@@ -41,6 +41,15 @@ browser:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
 	$(@D)/bin/pip install --quiet -c constraints.txt -e '.[$*]' pytest pytest-timeout
+	touch $@
+
+# mosaicml wants a torch before 2.7.1; it runs with the one that everything else is tested with.
+.venv-adapters/composer/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet torch==2.13.0 'setuptools<81' torchmetrics torch_optimizer coolname pyyaml py-cpuinfo tabulate \
+	  tqdm psutil packaging importlib-metadata mosaicml-cli 'pillow<12' matplotlib
+	$(@D)/bin/pip install --quiet --no-deps mosaicml==0.32.1 torchvision
+	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
 	touch $@
 
 test-adapters: $(ADAPTERS:%=.venv-adapters/%/.installed)

@@ -6,6 +6,7 @@ the parts of the catalog, and one rename publishes the new generation. Steps com
 """
 
 import concurrent.futures
+import dataclasses
 import functools
 import multiprocessing
 import shutil
@@ -48,12 +49,14 @@ class IndexOptions:
     """shard_tokens: tokens in a shard, at most. jobs: shards built side by side. memory_limit_bytes: for all of them.
 
     verify: read every byte of the shards that are there, and build those again that do not match their manifest.
+    rebuild: names of shards that are built again from the export.
     """
 
     shard_tokens: int = DEFAULT_SHARD_TOKENS
     jobs: int = 1
     memory_limit_bytes: int | None = None
     verify: bool = False
+    rebuild: frozenset[str] = frozenset()
 
     def fitted(self) -> "IndexOptions":
         """Fewer jobs, then smaller shards, until the memory limit holds. Raises InputError where nothing fits."""
@@ -68,7 +71,7 @@ class IndexOptions:
                 f"found {self.memory_limit_bytes}"
             )
         jobs = max(1, min(self.jobs, tokens_at_once // self.shard_tokens))
-        return IndexOptions(shard_tokens=min(self.shard_tokens, tokens_at_once), jobs=jobs, verify=self.verify)
+        return dataclasses.replace(self, shard_tokens=min(self.shard_tokens, tokens_at_once), jobs=jobs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +106,7 @@ def update_index(
                 f"{paths.index} is of run {before.run_id}, the export of {run.info.run_id}; delete the index"
             )
         states = [AttemptState(attempt) for attempt in run.attempts()]
-        old = _sound_shards(paths, before, verify=options.verify)
+        old = _sound_shards(paths, before, options)
         wanted = _plan(states, before, old, max(1, options.shard_tokens // run.info.sequence_length))
         if not wanted:
             raise IncompleteError(f"{run.paths.run_dir} has no committed step yet; run `kiseki index` again later")
@@ -140,15 +143,17 @@ def _is_current(before: Generation, paths: IndexPaths, intervals: Sequence[StepI
     )
 
 
-def _sound_shards(paths: IndexPaths, before: Generation | None, *, verify: bool) -> list[ShardInfo]:
-    """The published shards that are whole; the others are removed, so that they are built again."""
+def _sound_shards(paths: IndexPaths, before: Generation | None, options: IndexOptions) -> list[ShardInfo]:
+    """The published shards that are whole and not to be rebuilt; the others are removed, so that they are built again."""
     sound = []
     for name, manifest in {}.items() if before is None else before.shards.items():
         directory = paths.shard_dir(name)
         try:
             shard = Shard(directory, manifest)
-            if verify:
+            if options.verify:
                 shard.check_hashes()
+            if name in options.rebuild:
+                raise ShardDamage(name, f"{directory} is to be built again")
             sound.append(shard.info)
         except ShardDamage:
             shutil.rmtree(directory, ignore_errors=True)

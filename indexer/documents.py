@@ -8,6 +8,8 @@ Rules:
 3. Segments that are listed are compared with the hashed metadata, and with text hashed against their leaf.
 4. What is hidden (`Selection.visibility`) is in no number, and its text is U+2588 for each token.
 5. The export does not say how long a document is: `end_token` is how far it was seen, not its end.
+6. Segments at an offset of -1, whose place the export does not know, are exposures and count as seen, but are in no range and
+   bring no new tokens.
 """
 
 import dataclasses
@@ -101,11 +103,13 @@ class DocumentHistory:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Found:
-    """The selected segments of one shard, of dtype document_index.PLACE, and the token ranges of them that are visible."""
+    """The selected segments of one shard, of dtype document_index.PLACE, the visible token ranges of those whose place in the
+    document is known, and how many visible tokens all of them have."""
 
     shard: Shard
     places: npt.NDArray[np.void]
     ranges: npt.NDArray[np.int64]
+    num_tokens: int
 
 
 def document_history(
@@ -174,7 +178,7 @@ def _history(
         first_step=min(int(of_shard.min()) for of_shard in steps),
         last_step=max(int(of_shard.max()) for of_shard in steps),
         dp_ranks=tuple(np.unique(np.concatenate(ranks)).tolist()),
-        num_tokens_seen=int((ranges[:, 1] - ranges[:, 0]).sum()),
+        num_tokens_seen=sum(item.num_tokens for item in found),
         num_tokens_distinct=int((union[:, 1] - union[:, 0]).sum()),
         end_token=int(union[-1, 1]) if len(union) else 0,
         ranges=tuple((start, end) for start, end in union[:MAX_RANGES].tolist()),
@@ -201,15 +205,15 @@ def _selected(
 ) -> _Found:
     chosen = select_of_shard(shard, selection, reader.canonical)
     if chosen is None:
-        return _Found(shard=shard, places=places[:0], ranges=np.zeros((0, 2), np.int64))
+        return _Found(shard=shard, places=places[:0], ranges=np.zeros((0, 2), np.int64), num_tokens=0)
     taken = (places["ordinal"] >= chosen.filter.first) & (places["ordinal"] < (chosen.filter.last or 0))
     if chosen.filter.passing is not None:
         taken &= np.asarray(chosen.filter.passing)[places["ordinal"]].astype(np.bool_)
     places = places[taken]
     visible = reader.visible_shard(shard, visibility)
     if visible is None:
-        starts = places["document_token_offset"]
-        return _Found(shard=shard, places=places, ranges=np.stack([starts, starts + places["length"]], axis=1))
+        return _Found(shard=shard, places=places, ranges=_ranges(places), num_tokens=int(places["length"].sum()))
+    num_tokens = 0
     kept: list[int] = []
     ranges: list[tuple[int, int]] = []
     for index, place in enumerate(places):
@@ -217,8 +221,18 @@ def _selected(
         shown = np.flatnonzero(np.diff(visible.mask(begin, begin + int(place["length"])), prepend=False, append=False))
         if len(shown):
             kept.append(index)
-            ranges += [tuple(pair) for pair in (shown.reshape(-1, 2) + place["document_token_offset"]).tolist()]
-    return _Found(shard=shard, places=places[kept], ranges=np.array(ranges, np.int64).reshape(-1, 2))
+            num_tokens += int(np.diff(shown.reshape(-1, 2), axis=1).sum())
+            if place["document_token_offset"] >= 0:
+                ranges += [tuple(pair) for pair in (shown.reshape(-1, 2) + place["document_token_offset"]).tolist()]
+    found = np.array(ranges, np.int64).reshape(-1, 2)
+    return _Found(shard=shard, places=places[kept], ranges=found, num_tokens=num_tokens)
+
+
+def _ranges(places: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
+    """Token ranges [start, end) of the document, i64 [k, 2], of places that the export knows."""
+    known = places[places["document_token_offset"] >= 0]
+    starts = known["document_token_offset"]
+    return np.stack([starts, starts + known["length"]], axis=1)
 
 
 def _raise_not_found(
@@ -274,8 +288,7 @@ def _page(found: Sequence[_Found], skipped: int, limit: int) -> list[tuple[Shard
 def _seen_before(found: Sequence[_Found], skipped: int) -> npt.NDArray[np.int64]:
     """Token ranges of the exposures before the page, joined, i64 [k, 2]."""
     places = np.concatenate([item.places for item in found])[:skipped]
-    starts = places["document_token_offset"]
-    return covered(np.stack([starts, starts + places["length"]], axis=1))
+    return covered(_ranges(places))
 
 
 def _exposures(
@@ -303,7 +316,8 @@ def _exposures(
                 segment=segment,
                 status=shard.sequences.column("status")[ordinal].as_py(),
                 canonical=interval is not None and interval.holds(address.attempt, address.global_step),
-                num_new_tokens=segment.length - overlap(seen, *part),
+                num_new_tokens=segment.length - overlap(seen, *part) if part[0] >= 0 else 0,
                 text=text,
             )
-            seen = covered(np.concatenate([seen, np.array([part], np.int64)]))
+            if part[0] >= 0:
+                seen = covered(np.concatenate([seen, np.array([part], np.int64)]))

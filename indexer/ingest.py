@@ -17,6 +17,7 @@ from train_hooks.export_format.errors import DamageError
 from train_hooks.export_format.leaf import tensors_commitment
 from train_hooks.export_format.reader import AttemptReader, RunReader, WriterLog
 from train_hooks.export_format.records import SequenceAddress, StepRecord, TensorRecord
+from train_hooks.export_format.removal import ENCODING
 
 __all__ = ["RangeData", "StepRange", "late_records", "read_range", "tensors_commitments", "tokens_of"]
 
@@ -120,7 +121,7 @@ def tokens_of(rows: pa.Table, dtype: npt.DTypeLike) -> tuple[npt.NDArray[np.unsi
 def tensors_commitments(rows: pa.Table, run: RunReader, attempt: int) -> pa.Array:
     """For each row what its leaf holds of labels, masks and positions: with it, tokens and segments alone can be checked.
 
-    Nulls where the run's secret is not part of the export that we have.
+    Nulls where the run's secret is not part of the export that we have, and of rows that tokens were taken out of.
     """
     try:
         secret = run.secret()
@@ -141,7 +142,8 @@ def tensors_commitments(rows: pa.Table, run: RunReader, attempt: int) -> pa.Arra
                 slot=slot,
             )
             records = [TensorRecord(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in tensors]
-            commitments.append(tensors_commitment(secret, str(address), records))
+            gone = any(record.encoding == ENCODING for record in records)
+            commitments.append(None if gone else tensors_commitment(secret, str(address), records))
     return pa.array(commitments, pa.binary(32))
 
 

@@ -44,7 +44,7 @@ from indexer.statistics.anchors import anchors, bloom_filter
 from indexer.statistics.sequences import sequence_statistics
 from indexer.tokenization import RunTokenizer
 from train_hooks.export_format.errors import DamageError
-from train_hooks.export_format.leaf import leaf_of_parts
+from train_hooks.export_format.leaf import leaf_hash
 from train_hooks.export_format.reader import RunReader
 from train_hooks.export_format.records import Segment, SequenceAddress
 
@@ -462,9 +462,7 @@ class Shard:
         if commitment is None:
             return
         address = str(self.address(ordinal))
-        found = leaf_of_parts(
-            secret, address, sample_index, self.tokens(ordinal), self.segments_of(ordinal), commitment
-        )
+        found = leaf_hash(secret, address, sample_index, self.tokens(ordinal), self.segments_of(ordinal), commitment)
         if found != leaf:
             raise ShardDamage(self.info.name, f"{self.directory}: sequence {address} does not match its leaf")
         self._checked.add(ordinal)

@@ -17,7 +17,7 @@ from indexer.token_bytes import token_bytes
 from train_hooks.export_format.errors import InputError, QueryError, RunError
 from train_hooks.export_format.reader import RunReader
 
-__all__ = ["Encoded", "RunTokenizer", "text_of_ids"]
+__all__ = ["Encoded", "RunTokenizer", "highest_token_id", "text_of_ids"]
 
 _HALF = re.compile("[\ud800-\udfff]")
 
@@ -111,6 +111,11 @@ def text_of_ids(path: Path, token_ids: Sequence[int]) -> str:
     if strange:
         raise QueryError(f"expected token ids of {path}, found {strange[:5]}; is it the tokenizer that made them?")
     return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+
+def highest_token_id(path: Path) -> int:
+    """Of the tokenizer.json at `path`, added tokens included. Raises RunError where it is none."""
+    return max(_open(path).get_vocab().values(), default=-1)
 
 
 def _open(path: Path) -> Tokenizer:

@@ -2,7 +2,7 @@
 
 RUN/tombstones.json holds all that ever were, with reason and time, and the hash of itself; a lifted one stays in it. It
 lies beside the index, which may be thrown away. A file that does not match its hash stops every answer: what was taken
-down must not come back by an accident. Tokens stay in export and index; docs/api.md says how they are removed.
+down must not come back by an accident. Tokens stay in export and index until `indexer.takedown` removes them.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from train_hooks.export_format.errors import DamageError, InputError
 from train_hooks.export_format.json_files import decode_document, encode_document
 from train_hooks.export_format.records import SequenceAddress
 
-__all__ = ["Tombstone", "TombstoneFile"]
+__all__ = ["Tombstone", "TombstoneFile", "visibility_of"]
 
 FORMAT = "kiseki-tombstones-v1"
 
@@ -40,6 +40,8 @@ class Tombstone:
     document_id: str | None = None
     lifted_unix_s: float | None = None
     lift_reason: str | None = None
+    removed_unix_s: float | None = None
+    """Since when its tokens are in neither export nor index; such a one cannot be lifted."""
 
     def __post_init__(self) -> None:
         is_document = self.source is not None and self.document_id is not None
@@ -81,7 +83,7 @@ class TombstoneFile:
         seen = (status.st_mtime_ns, status.st_size, status.st_ino)
         with self._lock:
             if seen != self._seen:
-                self._visibility, self._seen = _visibility(self.read()), seen
+                self._visibility, self._seen = visibility_of(self.read()), seen
             return self._visibility
 
     def read(self) -> list[Tombstone]:
@@ -113,9 +115,28 @@ class TombstoneFile:
                 raise InputError(
                     f"expected the number of a tombstone in force, found {number}; see `kiseki tombstone list`"
                 )
+            if before[number - 1].removed_unix_s is not None:
+                raise InputError(f"tombstone {number}: its tokens were removed for good, so it cannot be lifted")
             lifted = dataclasses.replace(before[number - 1], lifted_unix_s=time.time(), lift_reason=reason)
             self._write([*before[: number - 1], lifted, *before[number:]])
         return lifted
+
+    def in_force(self) -> list[Tombstone]:
+        """Those that are not lifted, by number. Raises DamageError."""
+        return [item for item in self.read() if item.lifted_unix_s is None]
+
+    def mark_removed(self, numbers: Collection[int]) -> None:
+        """Write down that the tokens of these are in neither export nor index any more."""
+        now = time.time()
+        with self._locked():
+            self._write(
+                [
+                    dataclasses.replace(item, removed_unix_s=now)
+                    if item.number in numbers and item.removed_unix_s is None
+                    else item
+                    for item in self.read()
+                ]
+            )
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -145,7 +166,8 @@ def replace_synced(path: Path, data: bytes, mode: int = 0o644) -> None:
         os.close(directory)
 
 
-def _visibility(tombstones: Sequence[Tombstone]) -> Visibility:
+def visibility_of(tombstones: Sequence[Tombstone]) -> Visibility:
+    """What the tombstones hide, lifted ones left out."""
     rows, documents, spans = set(), set(), set()
     for item in tombstones:
         if item.lifted_unix_s is not None:

@@ -15,6 +15,7 @@ from indexer.spans.search import extent, histogram, ordinal_of, page
 from indexer.trace_records import Hit
 from indexer.trace_spans import FoundSpan
 from indexer.visibility import EVERYTHING, Visibility
+from train_hooks.export_format.records import Segment
 
 __all__ = [
     "FoundPlace",
@@ -172,7 +173,13 @@ def _hit(sequence: PackedSequence, offset: int, length: int, before: str, after:
         num_tokens_before=offset,
         num_tokens_after=len(sequence.tokens) - end,
         segments=touched,
-        document_token_offset=touched[0].document_token_offset + offset - touched[0].start if touched else None,
+        document_token_offset=_offset_in_document(touched[0], offset) if touched else None,
         context_before=before,
         context_after=after,
     )
+
+
+def _offset_in_document(segment: Segment, offset: int) -> int | None:
+    """Where token `offset` of a sequence stands in the document of its segment; None where the export does not know that."""
+    known = segment.document_token_offset >= 0
+    return segment.document_token_offset + offset - segment.start if known else None

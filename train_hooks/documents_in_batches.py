@@ -49,7 +49,7 @@ def _without_metadata(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Indexed:
-    """A map-style dataset whose items (dicts) say their index as `sample_index`."""
+    """A map-style dataset whose items (dicts) say their index as `sample_index`. All else is the dataset's own."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
@@ -59,3 +59,8 @@ class Indexed:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {**self._dataset[index], "sample_index": index}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_dataset":  # looked for while it is copied or unpickled
+            raise AttributeError(name)
+        return getattr(self._dataset, name)

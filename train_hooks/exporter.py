@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
+from train_hooks.documents import DocumentResolver
 from train_hooks.export_format.errors import ExportStopped, InputError
 from train_hooks.export_format.records import AttemptInfo, RunInfo, StepRecord, StepStatus
 from train_hooks.export_format.writer import RankWriter
@@ -65,9 +66,10 @@ class Exporter:
         dp_rank: int,
         secret: bytes,
         options: ExporterOptions | None = None,
+        documents: DocumentResolver | None = None,
     ) -> None:
         self._writer, self._run, self._attempt, self._dp_rank = writer, run, attempt, dp_rank
-        self._builder = RowBuilder(run, attempt, dp_rank, secret)
+        self._builder = RowBuilder(run, attempt, dp_rank, secret, documents=documents)
         self._options = options or ExporterOptions()
         self._staged: list[StagedMicrobatch | LateMicrobatch] = []
         self._committed_step = self._acknowledged_step = attempt.resume_step

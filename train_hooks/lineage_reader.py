@@ -8,10 +8,11 @@ from typing import Literal
 from train_hooks.export_format.acknowledgement import Ack
 from train_hooks.export_format.chain import SegmentFile
 from train_hooks.export_format.errors import DamageError, IncompleteError, InputError
-from train_hooks.export_format.leaf import leaf_hash, merkle_root
+from train_hooks.export_format.leaf import merkle_root
 from train_hooks.export_format.lineage import StepInterval, canonical_attempt, lineage
 from train_hooks.export_format.reader import AttemptReader, RunReader, StepFrame
 from train_hooks.export_format.records import Row
+from train_hooks.export_format.removal import leaf_of_row, removal_of
 
 __all__ = ["LazyFrame", "LineageReader", "Verify"]
 
@@ -90,16 +91,18 @@ class LineageReader:
             rows = attempt.rows(frame)
             if self._secret is not None:
                 self._verify(rows, frame)
+            for row in rows:
+                if removal_of(row) is not None:
+                    raise IncompleteError(
+                        f"{row.address}: tokens of it were removed from the export (a takedown); it cannot be replayed"
+                    )
             found.extend(rows)
         return found
 
     def _verify(self, rows: Sequence[Row], frame: StepFrame) -> None:
         assert self._secret is not None
         for row in rows:
-            expected = leaf_hash(
-                self._secret, str(row.address), row.sample_index, row.tokens, row.segments, row.tensors
-            )  # fmt: skip
-            if expected != row.leaf:
+            if leaf_of_row(self._secret, row) != row.leaf:
                 raise DamageError(f"{row.address}: the row does not match its leaf; restore the export from a copy")
         if merkle_root([row.leaf for row in rows]) != frame.ack.root:
             raise DamageError(

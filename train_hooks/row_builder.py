@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from train_hooks.documents import DocumentResolver
 from train_hooks.export_format.acknowledgement import AckKind
 from train_hooks.export_format.errors import RowError
 from train_hooks.export_format.leaf import leaf_hash
@@ -183,10 +184,17 @@ class RowBuilder:
     """Makes the frames of one dp_rank of one attempt."""
 
     def __init__(
-        self, run: RunInfo, attempt: AttemptInfo, dp_rank: int, secret: bytes, *, pause_s: float = _PAUSE_S
+        self,
+        run: RunInfo,
+        attempt: AttemptInfo,
+        dp_rank: int,
+        secret: bytes,
+        *,
+        documents: DocumentResolver | None = None,
+        pause_s: float = _PAUSE_S,
     ) -> None:
         self._run, self._attempt, self._dp_rank, self._secret = run, attempt, dp_rank, secret
-        self._pause_s = pause_s
+        self._documents, self._pause_s = documents, pause_s
         self._dtype = np.dtype(run.token_dtype)
 
     def frame(self, step: CommittedStep) -> Frame:
@@ -230,15 +238,17 @@ class RowBuilder:
             run_id=self._run.run_id, attempt=self._attempt.attempt, global_step=step.global_step,
             dp_rank=self._dp_rank, microbatch=index, slot=slot,
         )  # fmt: skip
+        sample_index = None if microbatch.sample_index is None else int(microbatch.sample_index[slot])
+        if sample_index is not None and not 0 <= sample_index < 1 << 63:
+            raise RowError(f"{address}: expected a sample_index in [0, 2^63), found {sample_index}")
         segments = tuple(microbatch.segments[slot]) if microbatch.segments else ()
+        if self._documents is not None and sample_index is not None and not microbatch.segments:
+            segments = tuple(self._documents.segments(sample_index, tokens))
         _check_segments(address, segments, len(tokens))
         records = tuple(
             encode_tensor(name, value, tokens, segments)
             for name, value in sorted(_tensors_of(microbatch, slot).items())
         )
-        sample_index = None if microbatch.sample_index is None else int(microbatch.sample_index[slot])
-        if sample_index is not None and not 0 <= sample_index < 1 << 63:
-            raise RowError(f"{address}: expected a sample_index in [0, 2^63), found {sample_index}")
         return Row(
             address=address,
             tokens=tokens,

@@ -31,6 +31,7 @@ from train_hooks.attempts import ResumeToken, RunSpec, claim_attempt, open_or_cr
 from train_hooks.batches import TokensSelector, name_tensors, without_metadata
 from train_hooks.collectives import on_every_rank, on_first_rank, ranks_agree
 from train_hooks.consumption import Consumption
+from train_hooks.documents import DocumentResolver
 from train_hooks.election import elect, mesh_of
 from train_hooks.export_format.errors import InputError, KisekiError
 from train_hooks.export_format.filesystem import OsFileSystem
@@ -84,6 +85,7 @@ class ExportHook:
         data_axes: Sequence[str] | None = None,
         options: ExporterOptions | None = None,
         cross_check_every: int = 0,
+        documents: DocumentResolver | None = None,
     ) -> Self:
         """Claim an attempt of the run in `run_dir` and listen to `model`, the outermost callable. Collective.
 
@@ -92,7 +94,8 @@ class ExportHook:
         processes, where ranks share data (tp, cp, pp); by default the mesh of the model's parameters if it has such
         axes, else every rank has its own data. data_axes: axes of the mesh whose ranks have their own data, if the
         names do not tell. cross_check_every: every so many steps, compare every byte of what the forward gets (tokens,
-        and tensors given by the loader's name) with what the loader yielded, and stop on a difference. Raises
+        and tensors given by the loader's name) with what the loader yielded, and stop on a difference. documents: finds,
+        on the writer thread, the documents of sequences for which the loader gives a sample_index alone. Raises
         InputError or ExportStopped on every rank when one of them cannot start.
         """
         spec = RunSpec(
@@ -105,7 +108,7 @@ class ExportHook:
         ranks_agree("sequence_length, vocab_size, run_id", (sequence_length, vocab_size, run_id))
         rank = elect(mesh_of(model) if mesh is None else mesh, data_axes)
         run, attempt = on_first_rank(lambda: _claim(Path(run_dir), spec, rank.num_writers, resume))
-        exporter = on_every_rank(lambda: _exporter(Path(run_dir), run, attempt, rank, options))
+        exporter = on_every_rank(lambda: _exporter(Path(run_dir), run, attempt, rank, options, documents))
         hook = cls(run, attempt, rank, exporter, cross_check_every)
         hook.listen(model)
         return hook
@@ -204,9 +207,18 @@ class ExportHook:
             with self._at_work():
                 self._exporter.record(global_step, metrics)
 
-    def checkpoint_barrier(self, global_step: int, timeout_s: float | None = None) -> None:
-        """Return once the rows of all steps ≤ global_step are durable on every writer rank. Collective."""
-        on_every_rank(lambda: self._barrier_here(global_step, timeout_s))
+    def checkpoint_barrier(
+        self, global_step: int, timeout_s: float | None = None, *, this_rank_only: bool = False
+    ) -> None:
+        """Return once the rows of all steps ≤ global_step are durable on every writer rank. Collective.
+
+        this_rank_only: durable on this rank, not collective, for trainers whose model checkpoint counts only once every
+        rank has written its part behind this.
+        """
+        if this_rank_only:
+            self._barrier_here(global_step, timeout_s)
+        else:
+            on_every_rank(lambda: self._barrier_here(global_step, timeout_s))
 
     def state_dict(self) -> dict[str, object]:
         """What a model checkpoint must carry, so that the next attempt knows where it comes from."""
@@ -290,7 +302,12 @@ def _claim(
 
 
 def _exporter(
-    run_dir: Path, run: RunInfo, attempt: AttemptInfo, rank: WriterRank, options: ExporterOptions | None
+    run_dir: Path,
+    run: RunInfo,
+    attempt: AttemptInfo,
+    rank: WriterRank,
+    options: ExporterOptions | None,
+    documents: DocumentResolver | None,
 ) -> Exporter | None:
     if not rank.is_writer:
         return None
@@ -299,4 +316,4 @@ def _exporter(
     file_system = OsFileSystem()
     directory = ExportPaths(run_dir).attempt_dir(attempt.attempt)
     writer = RankWriter(file_system, directory, run, attempt, rank.dp_rank, roll_size_bytes=options.roll_size_bytes)
-    return Exporter(writer, run, attempt, rank.dp_rank, RunReader(run_dir, file_system).secret(), options)
+    return Exporter(writer, run, attempt, rank.dp_rank, RunReader(run_dir, file_system).secret(), options, documents)

@@ -8,6 +8,7 @@ import typer
 
 from train_hooks.export_format.errors import KisekiError
 from ui.demo import run_demo
+from ui.doctor_command import doctor_command
 from ui.document_command import document_command
 from ui.export_commands import export_app
 from ui.import_command import import_app
@@ -55,6 +56,7 @@ app.command("sql")(sql_command)
 app.command("serve")(serve_command)
 app.add_typer(keys_app, name="keys")
 app.add_typer(tombstone_app, name="tombstone")
+app.command("doctor")(doctor_command)
 
 
 def main() -> None:

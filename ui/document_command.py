@@ -1,11 +1,14 @@
 """`kiseki document`: every exposure of a document."""
 
+import dataclasses
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
-from indexer.documents import DocumentHistory, Exposure, document_history
+from indexer.corpora.source_text import source_text
+from indexer.documents import MAX_LIMIT, DocumentHistory, Exposure, document_history
 from indexer.index_reader import IndexReader
 from ui import console
 from ui.arguments import (
@@ -19,6 +22,7 @@ from ui.arguments import (
     StepsOption,
     selection,
 )
+from ui.corpus_commands import print_source_text
 from ui.render import numbered, one_line, plural, safe
 
 __all__ = ["document_command"]
@@ -38,6 +42,9 @@ def document_command(
     all_steps: AllStepsOption = False,
     limit: Annotated[int, typer.Option(help="Exposures listed, at most 1000.")] = 20,
     after: Annotated[str | None, typer.Option(help="Go on behind this place, as the answer before names it.")] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Print the source text from this directory, and which steps saw what of it.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show when and where training saw a document, and how much of it."""
@@ -52,33 +59,51 @@ def document_command(
         document=None,
     )
     reader = IndexReader.open(run)
-    found = document_history(reader, source, document_id, selection=chosen, limit=limit, after=after)
+    if corpus is not None:
+        limit = MAX_LIMIT
+    found = document_history(
+        reader, source, document_id, selection=chosen, limit=limit, after=after, with_text=corpus is None
+    )
+    text = None if corpus is None else source_text(reader, corpus, source, document_id, found.exposures)
     if as_json:
-        console.print_json(found.to_json())
-    else:
+        console.print_json({**found.to_json(), **({} if text is None else {"source_text": dataclasses.asdict(text)})})
+    elif text is None:
         _print(found)
+    else:
+        _print_summary(found)
+        print_source_text(text)
 
 
-def _print(found: DocumentHistory) -> None:
+def _print_summary(found: DocumentHistory) -> None:
     steps = f"step {found.first_step}" if found.num_steps == 1 else f"steps {found.first_step}–{found.last_step}"
     console.output.print(
         Text.assemble(
             (safe(f"{found.source} / {found.document_id}"), "green"),
             f"\n{plural(found.num_exposures, 'exposure')} in {plural(found.num_steps, 'step')}, {steps}, "
             f"{numbered('rank', found.dp_ranks)}",
-            f"\n{found.num_tokens_distinct:,} of its first {found.end_token:,} tokens seen, "
-            f"{found.num_tokens_seen:,} with repeats ({_times(found)})",
+            f"\n{_extent(found)}",
         )
     )
     if len(found.ranges) > 1:
         shown = ", ".join(f"[{start:,}, {end:,})" for start, end in found.ranges[:SHOWN_RANGES])
         console.output.print(f"parts: {shown}{' …' if len(found.ranges) > SHOWN_RANGES else ''}", markup=False)
+
+
+def _print(found: DocumentHistory) -> None:
+    _print_summary(found)
     for exposure in found.exposures:
         console.output.print(_exposure(exposure))
     if found.next is not None:
         console.output.print(Text(f"\nmore: --after {found.next}"), style="dim")
     for failure in found.failures:
         console.output.print(Text(safe(f"failed: {failure}")), style="red")
+
+
+def _extent(found: DocumentHistory) -> str:
+    if not found.end_token:
+        return f"{found.num_tokens_seen:,} of its tokens seen; the export does not know where they stand in it"
+    first = f"{found.num_tokens_distinct:,} of its first {found.end_token:,} tokens seen"
+    return f"{first}, {found.num_tokens_seen:,} with repeats ({_times(found)})"
 
 
 def _times(found: DocumentHistory) -> str:
@@ -88,10 +113,11 @@ def _times(found: DocumentHistory) -> str:
 
 def _exposure(exposure: Exposure) -> Text:
     segment = exposure.segment
-    part = f"[{segment.document_token_offset:,}, {segment.document_token_offset + segment.length:,})"
+    offset = segment.document_token_offset
+    part = f"[{offset:,}, {offset + segment.length:,})" if offset >= 0 else f"{segment.length:,} at an unknown place"
     new = "" if exposure.num_new_tokens == segment.length else f", {exposure.num_new_tokens:,} new"
     if exposure.num_new_tokens == 0:
-        new = ", seen before"
+        new = ", seen before" if offset >= 0 else ""
     state = "" if exposure.canonical else ", superseded"
     state += "" if exposure.status == "applied" else f", {exposure.status}"
     text = Text.assemble("\n", (str(exposure.address), "cyan"), f" at token {segment.start}: tokens {part}{new}{state}")

@@ -2,20 +2,27 @@
 
 import dataclasses
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
+from indexer.llm_jp.exporter import export_dump
+from indexer.resolved_export import Boundaries, resolve_export
 from train_hooks.export_format.compact import compact
+from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.findings import Severity
+from train_hooks.export_format.origin import OriginKind
 from train_hooks.export_format.reader import RunReader
 from train_hooks.export_format.repair import repair
 from train_hooks.export_format.status import RunStatus, status
 from train_hooks.export_format.verify import verify
 from ui import console
 from ui.arguments import JsonOption, RunArgument
+from ui.corpus_commands import corpus_report_json, print_corpus_report, verify_with_corpus
+from ui.render import safe
 
 __all__ = ["export_app"]
 
@@ -45,6 +52,8 @@ def _print_status(found: RunStatus) -> None:
         f"{found.num_gaps} gaps, {found.num_unsealed} open files{lag}",
         markup=False,
     )
+    if found.origin.kind is not OriginKind.OBSERVED:
+        console.output.print(Text(safe(f"{found.origin.kind.value}: {found.origin.what}")), style="yellow")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in (
         "attempt",
@@ -76,14 +85,30 @@ def _print_status(found: RunStatus) -> None:
 
 
 @export_app.command("verify")
-def verify_command(run: RunArgument, as_json: JsonOption = False) -> None:
-    """Check every hash, and that each step is complete. Exit code 1: damaged, 3: incomplete."""
+def verify_command(
+    run: RunArgument,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Compare every segment with its source text in this directory as well.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="With --corpus: the tokenizer.json that made the tokens, if not the run's own.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every hash, that each step is complete, and maybe every token. Exit code 1: damaged, 3: incomplete."""
+    if tokenizer is not None and corpus is None:
+        raise InputError("--tokenizer: expected --corpus beside it, the texts to compare with")
     started = time.monotonic()
     with console.progress("verifying bytes") as progress:
         report = verify(run, progress=progress)
+    compared = None
+    if corpus is not None and report.exit_code != 1:
+        compared = verify_with_corpus(run, corpus, tokenizer)
+    exit_code = next((code for code in (1, 3) if code in (report.exit_code, compared and compared.exit_code)), 0)
     if as_json:
-        console.print_json({**dataclasses.asdict(report), "exit_code": report.exit_code})
-        raise typer.Exit(report.exit_code)
+        more = {} if compared is None else {"corpus": corpus_report_json(compared)}
+        console.print_json({**dataclasses.asdict(report), **more, "exit_code": exit_code})
+        raise typer.Exit(exit_code)
     for finding in report.findings:
         line = Text.assemble(
             (f"{finding.severity.value:10} ", _STYLES[finding.severity]), f"{finding.path}: {finding.message}"
@@ -96,7 +121,11 @@ def verify_command(run: RunArgument, as_json: JsonOption = False) -> None:
         f"{report.size_bytes / 1e6:,.1f} MB in {took_s:.1f} s",
         markup=False,
     )
-    raise typer.Exit(report.exit_code)
+    if compared is not None:
+        print_corpus_report(compared)
+    elif corpus is not None:
+        console.output.print("not compared with the corpus: mend the export first")
+    raise typer.Exit(exit_code)
 
 
 @export_app.command("repair")
@@ -135,3 +164,44 @@ def compact_command(run: RunArgument, as_json: JsonOption = False) -> None:
         )
     if not done:
         console.output.print("nothing to compact")
+
+
+@export_app.command("llm-jp")
+def llm_jp_command(
+    run: RunArgument,
+    directory: Annotated[Path, typer.Argument(help="Where to write it; empty, or not there yet.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Write the export as an LLM-jp dump: used_data_FOLD/used_data_RANK.jsonl.gz, a line a sequence."""
+    with console.progress("writing steps") as progress:
+        done = export_dump(RunReader(run), directory, progress=progress)
+    if as_json:
+        console.print_json(dataclasses.asdict(done))
+        return
+    console.output.print(
+        f"{directory}: {done.num_rows:,} sequences, {done.num_tokens:,} tokens in {done.num_files:,} files",
+        markup=False,
+    )
+
+
+@export_app.command("resolve")
+def resolve_command(
+    run: RunArgument,
+    copy: Annotated[Path, typer.Argument(help="Run directory to make; it must hold no run.", show_default=False)],
+    eos: Annotated[int | None, typer.Option(help="Token id behind each document.", min=0)] = None,
+    cu_seqlens: Annotated[
+        str | None, typer.Option(help="Name of the recorded tensor of cumulative lengths.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy an export, with boundaries in sequences that name no documents: identity unknown, but told apart."""
+    with console.progress("copying frames") as progress:
+        done = resolve_export(RunReader(run), copy, Boundaries(eos=eos, lengths=cu_seqlens), progress=progress)
+    if as_json:
+        console.print_json(dataclasses.asdict(done))
+        return
+    console.output.print(
+        f"{copy}: {done.num_resolved:,} of {done.num_rows:,} sequences had no documents and have {done.num_segments:,} "
+        "segments now, identity unknown",
+        markup=False,
+    )

@@ -8,6 +8,8 @@ import typer
 from rich.text import Text
 
 from indexer.imported_metrics import ImportedFile, import_metrics
+from indexer.llm_jp.importer import ImportedDump, import_dump
+from indexer.olmo_core.reconstruct import reconstruct_olmo_core
 from ui import console
 from ui.arguments import JsonOption, RunArgument
 from ui.render import plural, safe
@@ -48,6 +50,95 @@ def metrics_command(
             console.errors.print(f"… and {item.num_problems - len(item.problems):,} more", markup=False)
     if any(item.num_problems for item in done):
         raise typer.Exit(1)
+
+
+@import_app.command("llm-jp")
+def llm_jp_command(
+    dump: Annotated[
+        Path, typer.Argument(help="Directory of used_data_FOLD/used_data_RANK.jsonl.gz.", show_default=False)
+    ],
+    run: Annotated[Path, typer.Argument(help="Run directory to make; it must hold no run.", show_default=False)],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="The tokenizer.json that made the tokens; kept in the export.")
+    ] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Where there is no tokenizer file.", min=1)] = None,
+    eos: Annotated[
+        int | None, typer.Option(help="Token id that ends a document: tells where each of a sequence's begins.", min=0)
+    ] = None,
+    step_offset: Annotated[
+        int, typer.Option(help="Added to every iteration; 1 for a training that counted from 0.")
+    ] = 0,
+    run_id: Annotated[str | None, typer.Option(help="Name of the run; by default that of its directory.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an export of an LLM-jp dump, marked as imported. Exit code 1: some lines could not be read; they are named."""
+    with console.progress("importing bytes") as progress:
+        done = import_dump(
+            dump, run, tokenizer=tokenizer, vocab_size=vocab_size, eos=eos, step_offset=step_offset, run_id=run_id,
+            progress=progress,
+        )  # fmt: skip
+    if as_json:
+        console.print_json(dataclasses.asdict(done))
+    else:
+        _print_dump(done, run)
+    for problem in done.problems:
+        console.errors.print(Text(safe(problem)))
+    if done.num_problems > len(done.problems):
+        console.errors.print(f"… and {done.num_problems - len(done.problems):,} more", markup=False)
+    if done.num_problems:
+        raise typer.Exit(1)
+
+
+@import_app.command("olmo-core")
+def olmo_core_command(
+    config: Annotated[Path, typer.Argument(help="config.json of the training.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="Run directory to make; it must hold no run.", show_default=False)],
+    indices: Annotated[
+        list[Path], typer.Option(help="global_indices_….npy of an epoch; once for each epoch.", show_default=False)
+    ],
+    ranks: Annotated[int, typer.Option(help="Data-parallel ranks of the training.", min=1)] = 1,
+    last_step: Annotated[int | None, typer.Option(help="Where the training ended.", min=1)] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="The tokenizer.json; kept in the export.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where the token files are now, if not where config.json says.")
+    ] = None,
+    run_id: Annotated[str | None, typer.Option(help="Name of the run; by default that of its directory.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Recompute what an OLMo-core training must have consumed, from its saved order: marked as recomputed, not observed."""
+    with console.progress("recomputing steps") as progress:
+        done = reconstruct_olmo_core(
+            config, run, indices, num_ranks=ranks, last_step=last_step, tokenizer=tokenizer, data_dir=data_dir,
+            run_id=run_id, progress=progress,
+        )  # fmt: skip
+    if as_json:
+        console.print_json(dataclasses.asdict(done))
+        return
+    console.output.print(
+        f"run {done.run_id}: {done.num_steps:,} steps, {done.num_rows:,} sequences, {done.num_tokens:,} tokens, recomputed",
+        markup=False,
+    )
+    if done.num_without_documents:
+        console.output.print(
+            f"  {plural(done.num_without_documents, 'sequence')} of token files without .csv.gz: identity unknown"
+        )
+    console.output.print(f"run `kiseki index {run}` to search it", markup=False)
+
+
+def _print_dump(done: ImportedDump, run: Path) -> None:
+    console.output.print(
+        f"run {done.run_id}: {done.num_rows:,} sequences, {done.num_tokens:,} tokens of {plural(done.num_ranks, 'rank')}, "
+        f"{plural(done.num_files, 'file')}",
+        markup=False,
+    )
+    for number, (first, last) in enumerate(done.attempts, 1):
+        more = "" if number == 1 else f": the iteration fell, so step {first - 1} is what it resumed from"
+        console.output.print(f"  attempt {number}: steps {first:,}–{last:,}{more}", markup=False)
+    if done.num_gap_steps:
+        console.output.print(
+            f"  {plural(done.num_gap_steps, 'gap')}: what the dump lacks of a step of a rank", markup=False
+        )
+    console.output.print(f"run `kiseki index {run}` to search it", markup=False)
 
 
 def _print(item: ImportedFile) -> None:

@@ -171,7 +171,8 @@ def print_sequence(console: Console, sequence: Mapping[str, Any]) -> None:
             console.print(Text(f"\n[{segment['start']}, {end}) hidden", style="dim"))
             continue
         where = f"{segment['source']} / {segment['document_id']}" if segment["document_id"] else "document unknown"
-        offset = f" from token {segment['document_token_offset']}"
+        first = segment["document_token_offset"]
+        offset = f" from token {first}" if first >= 0 else ""
         console.print(Text.assemble(f"\n[{segment['start']}, {end}) ", (safe(where), "green"), offset))
         console.print(_text_or_ids(segment["text"], sequence["token_ids"][segment["start"] : end]))
     if not sequence["segments"]:

@@ -22,6 +22,8 @@ AsgiApp = Callable[[Scope, Callable[..., Awaitable[Any]], Callable[..., Awaitabl
 API_PATHS = ("/v1/", "/compat/", "/healthz", "/readyz", "/metrics", "/docs", "/redoc", "/openapi.json")
 API_URL_VARIABLE, API_KEY_VARIABLE = "KISEKI_API_URL", "KISEKI_API_KEY"
 MAX_CONNECTIONS = 1024
+KEEP_ALIVE_S = 30
+"""Longer than clients keep an idle connection (httpx: 5 s): else one is closed as a request sets out on it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +85,7 @@ def serve_runs(runs: Sequence[Path], options: ServeOptions) -> None:
     )
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5,
-        limit_concurrency=MAX_CONNECTIONS,
+        limit_concurrency=MAX_CONNECTIONS, timeout_keep_alive=KEEP_ALIVE_S,
     )  # fmt: skip
     uvicorn.Server(config).run(sockets=[listener])
 

@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
+from indexer.build import IndexOptions
 from indexer.index_reader import IndexReader
 from indexer.paths import IndexPaths
+from indexer.takedown import finish_takedown
 from indexer.tombstones import TombstoneFile
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.reader import RunReader
@@ -52,9 +54,10 @@ def list_command(run: RunArgument, as_json: JsonOption = False) -> None:
         console.print_json([dataclasses.asdict(item) for item in found])
         return
     for item in found:
+        removed = f"; removed {_time(item.removed_unix_s)}" if item.removed_unix_s is not None else ""
         lifted = f"; lifted {_time(item.lifted_unix_s)}: {item.lift_reason}" if item.lifted_unix_s is not None else ""
         console.output.print(
-            f"{item.number}  {_time(item.created_unix_s)}  {item.what}: {item.reason}{lifted}", markup=False
+            f"{item.number}  {_time(item.created_unix_s)}  {item.what}: {item.reason}{lifted}{removed}", markup=False
         )
 
 
@@ -65,6 +68,27 @@ def lift_command(
     """End a tombstone; it stays on record."""
     lifted = _file(run).lift(number, reason=reason)
     console.output.print(f"tombstone {lifted.number} is lifted: {lifted.what}", markup=False)
+
+
+@tombstone_app.command("finish")
+def finish_command(
+    run: RunArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; change nothing.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Shards built side by side.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove what the tombstones in force hide from export and index, for good. It cannot be undone."""
+    with console.progress("reading files of the export") as progress:
+        done = finish_takedown(run, IndexOptions(jobs=jobs), dry_run=dry_run, progress=progress)
+    if as_json:
+        console.print_json(dataclasses.asdict(done))
+        return
+    would = "would lose" if dry_run else "lost"
+    console.output.print(
+        f"{done.tombstones} tombstones name {done.num_rows:,} sequences; {done.num_files:,} files of the export {would} "
+        f"{done.num_tokens:,} tokens, {len(done.shards)} shards of the index {'would be' if dry_run else 'were'} built again",
+        markup=False,
+    )
 
 
 def _file(run: RunArgument) -> TombstoneFile:

@@ -16,13 +16,15 @@ __all__ = ["again_tokens", "repeated_documents", "source_mixture", "source_surpr
 def again_tokens(segments: pa.Table) -> npt.NDArray[np.int64]:
     """Of each segment, how many of its tokens the same document shows in another of the segments too, i64.
 
-    `segments` has source, document_id, document_token_offset, length. A segment without a document shows nothing again.
+    `segments` has source, document_id, document_token_offset, length. A segment without a document, or at an offset that the
+    export does not know (-1), shows nothing again.
     """
     documents = _codes(segments, ("source", "document_id"))
     begins = segments.column("document_token_offset").to_numpy().astype(np.int64)
     ends = begins + segments.column("length").to_numpy()
     known = pc.not_equal(segments.column("document_id"), "").to_numpy()
     order = np.lexsort((begins, documents))
+    order = order[begins[order] >= 0]
     again = np.zeros(len(documents), np.int64)
     for group in np.split(order, np.flatnonzero(np.diff(documents[order])) + 1):
         if len(group) > 1 and known[group[0]]:

@@ -9,11 +9,11 @@ from tests.adapters.data import LENGTH, VOCAB
 class Small(nn.Module):
     """Two layers, hidden 32. Returns the loss where it gets labels (unshifted), else the logits."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, vocabulary: int = VOCAB, length: int = LENGTH) -> None:
         super().__init__()
-        self.embed, self.positions = nn.Embedding(VOCAB, 32), nn.Embedding(LENGTH, 32)
+        self.embed, self.positions = nn.Embedding(vocabulary, 32), nn.Embedding(length, 32)
         self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(2))
-        self.head = nn.Linear(32, VOCAB)
+        self.head = nn.Linear(32, vocabulary)
 
     def forward(
         self,

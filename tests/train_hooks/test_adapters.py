@@ -18,8 +18,10 @@ ADAPTERS = Path(__file__).parents[2] / "train_hooks" / "adapters"
 OWN = {
     "hf": {"transformers"},
     "accelerate": {"accelerate"},
+    "composer": {"composer"},
     "lightning": {"lightning"},
     "deepspeed": {"deepspeed"},
+    "megatron": {"megatron"},
 }
 
 
@@ -45,6 +47,7 @@ def test_a_framework_is_imported_in_its_own_adapter_alone() -> None:
         "re",
         "importlib",
         "dataclasses",
+        "functools",
     }
     for path in ADAPTERS.glob("*.py"):
         own = OWN.get(path.stem, set())

@@ -6,14 +6,20 @@
    data, and only after the Parquet files were synced, read back row for row, and their manifest was made durable.
 3. Rows keep their leaves, so they still answer to the root hash of their step in the acknowledgement record.
 4. Killed anywhere, a reader sees the same rows. Run again, it goes on: what has a manifest only loses its old data.
+5. `rewrite` takes tokens out (`removal`): the next version of a compaction, or the first, with rows changed as it is told. It
+   is in force when its manifest is durable, and what it replaces is removed after that.
 """
 
+import contextlib
 import dataclasses
+import errno
+import functools
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,16 +32,22 @@ from train_hooks.export_format.compacted import (
     CompactionManifest,
     Piece,
     Replaced,
+    is_superfluous,
 )
-from train_hooks.export_format.errors import DamageError
+from train_hooks.export_format.errors import DamageError, IncompleteError
+from train_hooks.export_format.filesystem import FileLock
 from train_hooks.export_format.json_files import info_sha256, write_once
 from train_hooks.export_format.paths import IN_PROGRESS, CompactionName
 from train_hooks.export_format.reader import AttemptReader, RunReader, StepFrame
-from train_hooks.export_format.schema import ROW_FIELDS, encode_step_records
+from train_hooks.export_format.removal import removal_of, without_tokens
+from train_hooks.export_format.schema import ROW_FIELDS, batch_of_rows, encode_step_records
 from train_hooks.export_format.seals import Seal, read_seal
 
-__all__ = ["Compaction", "compact"]
+__all__ = ["Change", "Compaction", "alone", "compact", "finish", "rewrite", "without_ranges"]
 
+ROW_GROUP_BYTES, LEVEL = 8 << 20, 6
+Change: TypeAlias = Callable[[StepFrame], pa.RecordBatch]
+"""The rows of a frame as they are to be kept."""
 _PLACE = [pa.field("attempt", pa.int32(), nullable=False), pa.field("dp_rank", pa.int32(), nullable=False)]
 _FRAME_FIELDS = [
     pa.field("file_number", pa.int32(), nullable=False),
@@ -59,18 +71,55 @@ class Compaction:
 
 
 def compact(
-    run: RunReader, *, row_group_bytes: int = 8 << 20, level: int = 6, max_size_bytes: int = 1 << 30
+    run: RunReader, *, row_group_bytes: int = ROW_GROUP_BYTES, level: int = LEVEL, max_size_bytes: int = 1 << 30
 ) -> list[Compaction]:
     """Compact every range of sealed files that is not yet. Raises DamageError before anything is removed.
 
     Files are taken together up to `max_size_bytes` of data; a larger one is taken alone. Memory is about as much.
     """
     done = []
-    for attempt in run.attempts():
-        for log in attempt.writers().values():
-            for files in _ranges(log.files, max_size_bytes):
-                done.append(_compact(attempt, files, row_group_bytes, level))
-            _finish_removal(attempt, log.files)
+    with alone(run):
+        for attempt in run.attempts():
+            for log in attempt.writers().values():
+                for files in _ranges(log.files, max_size_bytes):
+                    done.append(_compact(attempt, files, row_group_bytes, level))
+            finish(attempt)
+    return done
+
+
+@contextlib.contextmanager
+def alone(run: RunReader) -> Iterator[None]:
+    """Be the only one that compacts the run or takes tokens out of it. Raises IncompleteError where another process does."""
+    lock: FileLock | None = None
+    try:
+        lock = run.file_system.lock(run.paths.run_json)
+        if lock is None:
+            raise IncompleteError(
+                f"{run.paths.export}: another compaction or takedown is at work; run this again when it has ended"
+            )
+    except OSError as error:  # some shared file systems have no locks; then its operator sees to it
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def rewrite(attempt: AttemptReader, files: Sequence[SegmentFile], change: Change, *, level: int = LEVEL) -> Compaction:
+    """Write sealed files anew, with rows changed: those of one compaction, all of them, or one that is in none.
+
+    `change` gives the same batch where a frame stays as it is. Raises DamageError before anything is removed.
+    """
+    before = files[0].compacted
+    if before is None:
+        return _compact(attempt, files, ROW_GROUP_BYTES, level, change=change)
+    for part in (before.manifest.rows, before.manifest.frames):
+        for fault in before.faults(part):
+            raise DamageError(f"{before.path.with_name(part.name)} {fault}; restore it from a copy of the export")
+    done = _compact(attempt, files, ROW_GROUP_BYTES, level, version=before.name.version + 1, change=change)
+    _remove_versions_below(attempt, dataclasses.replace(before.name, version=before.name.version + 1))
     return done
 
 
@@ -88,13 +137,17 @@ def _ranges(files: Sequence[SegmentFile], max_size_bytes: int) -> Iterator[list[
         yield found
 
 
-def _compact(attempt: AttemptReader, files: Sequence[SegmentFile], row_group_bytes: int, level: int) -> Compaction:
+def _compact(
+    attempt: AttemptReader, files: Sequence[SegmentFile], row_group_bytes: int, level: int, *, version: int = 0,
+    change: Change | None = None,
+) -> Compaction:  # fmt: skip
     file_system, directory = attempt.run.file_system, attempt.directory
     name = CompactionName(
-        dp_rank=files[0].name.dp_rank, first_number=files[0].name.number, last_number=files[-1].name.number
-    )
+        dp_rank=files[0].name.dp_rank, first_number=files[0].name.number, last_number=files[-1].name.number,
+        version=version,
+    )  # fmt: skip
     seals = [_checked_seal(attempt, file) for file in files]
-    data = _Parquet(attempt, files, row_group_bytes, level)
+    data = _Parquet(attempt, files, row_group_bytes, level, change)
     parts = {}
     for part_name, content, pieces in (
         (name.rows, data.rows, data.pieces),
@@ -118,7 +171,7 @@ def _compact(attempt: AttemptReader, files: Sequence[SegmentFile], row_group_byt
         ),
     )
     path = directory / name.manifest
-    _publish_manifest(attempt, files, path, manifest.encode())
+    _publish_manifest(attempt, files, path, manifest.encode(), change)
     _remove_replaced(attempt, files)
     return Compaction(
         manifest_path=path,
@@ -129,7 +182,9 @@ def _compact(attempt: AttemptReader, files: Sequence[SegmentFile], row_group_byt
     )
 
 
-def _publish_manifest(attempt: AttemptReader, files: Sequence[SegmentFile], path: Path, data: bytes) -> None:
+def _publish_manifest(
+    attempt: AttemptReader, files: Sequence[SegmentFile], path: Path, data: bytes, change: Change | None
+) -> None:
     """Make the manifest durable once what it names reads back as the very rows of the segment files."""
     file_system = attempt.run.file_system
     unfinished = path.with_name(path.name + IN_PROGRESS)
@@ -141,16 +196,19 @@ def _publish_manifest(attempt: AttemptReader, files: Sequence[SegmentFile], path
         file.datasync()
     finally:
         file.close()
-    _compare(attempt, files, CompactedFiles(file_system, unfinished))
+    _compare(attempt, files, CompactedFiles(file_system, unfinished), change)
     file_system.rename(unfinished, path)
     file_system.sync_directory(path.parent)
 
 
-def _compare(attempt: AttemptReader, files: Sequence[SegmentFile], compacted: CompactedFiles) -> None:
+def _compare(
+    attempt: AttemptReader, files: Sequence[SegmentFile], compacted: CompactedFiles, change: Change | None
+) -> None:
     for file, ack in _frames(files):
         frame = attempt.frame(file, ack)
         batch, records = compacted.frame(file.name.number, ack)
-        if not batch.equals(frame.batch) or encode_step_records(records) != encode_step_records(frame.records):
+        expected = frame.batch if change is None else change(frame)
+        if not batch.equals(expected) or encode_step_records(records) != encode_step_records(frame.records):
             raise DamageError(
                 f"{compacted.path}: frame {ack.number} of {file.data_path} came back otherwise than it was written; "
                 "nothing was removed: look for a faulty disk or memory"
@@ -161,7 +219,7 @@ def _checked_seal(attempt: AttemptReader, file: SegmentFile) -> Seal:
     file_system = attempt.run.file_system
     path = attempt.directory / file.name.seal
     seal = read_seal(path, file_system.read(path))
-    for part in (seal.data, seal.acks):
+    for part in (seal.data, seal.acks) if file.compacted is None else (seal.acks,):
         found = hashlib.sha256(file_system.read(attempt.directory / part.name)).hexdigest()
         if found != part.sha256:
             raise DamageError(
@@ -181,12 +239,64 @@ def _one_piece(data: bytes) -> tuple[Piece, ...]:
     return (Piece(start=0, end=len(data), sha256=hashlib.sha256(data).hexdigest()),)
 
 
-def _finish_removal(attempt: AttemptReader, files: Sequence[SegmentFile]) -> None:
-    """What a compaction that died left beside its manifest goes, once both were compared again."""
-    for file in files:
-        if file.compacted is not None and attempt.run.file_system.exists(attempt.directory / file.name.data):
-            _compare(attempt, [dataclasses.replace(file, compacted=None)], file.compacted)
+def finish(attempt: AttemptReader) -> None:
+    """What compactions that died left behind goes: what they replaced, once both were compared again, and unused Parquet."""
+    file_system, directory = attempt.run.file_system, attempt.directory
+    for file in [file for log in attempt.writers().values() for file in log.files]:
+        if file.compacted is None:
+            continue
+        if attempt.run.file_system.exists(attempt.directory / file.name.data):
+            change = functools.partial(_as_removed, attempt, file.compacted, file.name.number)
+            _compare(attempt, [dataclasses.replace(file, compacted=None)], file.compacted, change)
             _remove_replaced(attempt, [file])
+        _remove_versions_below(attempt, file.compacted.name)
+    there = set(file_system.names(directory))
+    for entry in sorted(there):
+        parsed = CompactionName.parse(entry)
+        if (
+            parsed
+            and entry != parsed[0].manifest
+            and parsed[0].manifest not in there
+            and is_superfluous(parsed[0], there)
+        ):
+            file_system.remove(directory / entry)
+
+
+def _as_removed(
+    attempt: AttemptReader, compacted: CompactedFiles, file_number: int, frame: StepFrame
+) -> pa.RecordBatch:
+    """A frame without the tokens that the compacted one has lost."""
+    batch, _ = compacted.frame(file_number, frame.ack)
+    if batch.equals(frame.batch) or batch.num_rows != frame.batch.num_rows:
+        return frame.batch
+    kept = attempt.rows(dataclasses.replace(frame, batch=batch))
+    removals = [removal_of(row) for row in kept]
+    ranges = {index: removal.ranges for index, removal in enumerate(removals) if removal is not None}
+    return without_ranges(attempt, frame, ranges)
+
+
+def without_ranges(
+    attempt: AttemptReader, frame: StepFrame, ranges: Mapping[int, Sequence[tuple[int, int]]]
+) -> pa.RecordBatch:
+    """A frame's batch without token ranges, by number of the row in the frame."""
+    if not ranges:
+        return frame.batch
+    secret, rows = attempt.run.secret(), attempt.rows(frame)
+    return batch_of_rows(
+        [without_tokens(secret, row, ranges[index]) if index in ranges else row for index, row in enumerate(rows)]
+    )
+
+
+def _remove_versions_below(attempt: AttemptReader, name: CompactionName) -> None:
+    """Earlier versions go, Parquet first: without a manifest nobody would know what it was."""
+    file_system, directory = attempt.run.file_system, attempt.directory
+    there = set(file_system.names(directory))
+    for version in range(name.version):
+        old = dataclasses.replace(name, version=version)
+        for part in (old.rows, old.frames, old.manifest):
+            if part in there:
+                file_system.remove(directory / part)
+                file_system.sync_directory(directory)
 
 
 def _remove_replaced(attempt: AttemptReader, files: Sequence[SegmentFile]) -> None:
@@ -203,7 +313,10 @@ def _remove_replaced(attempt: AttemptReader, files: Sequence[SegmentFile]) -> No
 class _Parquet:
     """The two Parquet files of a range of segment files, in memory, and the pieces of the first."""
 
-    def __init__(self, attempt: AttemptReader, files: Sequence[SegmentFile], row_group_bytes: int, level: int) -> None:
+    def __init__(
+        self, attempt: AttemptReader, files: Sequence[SegmentFile], row_group_bytes: int, level: int,
+        change: Change | None,
+    ) -> None:  # fmt: skip
         self._place = (attempt.info.attempt, files[0].name.dp_rank)
         self._sink = io.BytesIO()
         self._cuts = [0]
@@ -221,6 +334,8 @@ class _Parquet:
             pending: list[StepFrame] = []
             for file, ack in _frames(files):
                 frame = attempt.frame(file, ack)
+                if change is not None:
+                    frame = dataclasses.replace(frame, batch=change(frame))
                 self._note(file, frame, sum(item.batch.num_rows for item in pending))
                 if frame.batch.num_rows:
                     pending.append(frame)

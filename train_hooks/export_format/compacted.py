@@ -9,7 +9,7 @@ import hashlib
 import io
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,15 @@ from train_hooks.export_format.paths import CompactionName, SegmentFileName
 from train_hooks.export_format.records import StepRecord
 from train_hooks.export_format.schema import ROW_FIELDS, decode_step_records
 
-__all__ = ["CompactedFiles", "CompactedPart", "CompactionManifest", "Piece", "Replaced", "read_manifest"]
+__all__ = [
+    "CompactedFiles",
+    "CompactedPart",
+    "CompactionManifest",
+    "Piece",
+    "Replaced",
+    "is_superfluous",
+    "read_manifest",
+]
 
 COMPACTION_FORMAT = "kiseki-compaction-v1"
 _NAMES = [field.name for field in ROW_FIELDS]
@@ -93,6 +101,12 @@ def _part(item: dict[str, Any]) -> CompactedPart:
     return CompactedPart(**{**item, "pieces": tuple(Piece(**piece) for piece in item["pieces"])})
 
 
+def is_superfluous(name: CompactionName, there: Collection[str]) -> bool:
+    """Whether all that a compaction without a manifest would replace is still, or again, held by other files."""
+    others = [parsed[0] for entry in there if (parsed := CompactionName.parse(entry)) and entry == parsed[0].manifest]
+    return all(file.data in there or any(other.covers(file) for other in others) for file in name.files())
+
+
 class _CheckedFile(io.RawIOBase):
     """A file of which every byte that is read was hashed with its piece."""
 
@@ -158,6 +172,7 @@ class CompactedFiles:
             raise DamageError(f"{path} is another compaction's manifest; restore it from a copy of the export")
         if numbers != list(range(parsed[0].first_number, parsed[0].last_number + 1)):
             raise DamageError(f"{path}: expected the files that its name says, found {numbers}")
+        self.name = parsed[0]
         self._lock = threading.Lock()
         self._frames: dict[tuple[int, int], tuple[int, int, int, str | None]] | None = None
         self._rows: pq.ParquetFile | None = None

@@ -19,18 +19,21 @@ without the salt. Inner nodes are SHA-256(0x01 || left || right) (RFC 6962 secti
 import hashlib
 import hmac
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from train_hooks.export_format.records import Segment, TensorRecord
 
-__all__ = ["CHUNK_TOKENS", "EMPTY_ROOT", "leaf_hash", "leaf_of_parts", "merkle_root", "tensors_commitment"]
+__all__ = ["CHUNK_TOKENS", "EMPTY_ROOT", "chunk_commitment", "leaf_hash", "merkle_root", "tensors_commitment"]
 
 CHUNK_TOKENS = 256
 EMPTY_ROOT = hashlib.sha256(b"").digest()
 _TAG = b"kiseki-leaf-v1"
+NO_CHUNKS: Mapping[int, bytes] = {}
+Tokens: TypeAlias = npt.NDArray[np.unsignedinteger]
 
 
 def _sha256(data: bytes) -> bytes:
@@ -46,10 +49,14 @@ def _text(value: str) -> bytes:
     return struct.pack("<I", len(encoded)) + encoded
 
 
-def _tokens_commitment(row_salt: bytes, data: bytes, itemsize: int) -> bytes:
+def _chunk(row_salt: bytes, index: int, data: bytes) -> bytes:
+    return _sha256(b"\x11" + _salt(row_salt, 0x11, index) + data)
+
+
+def _tokens_commitment(row_salt: bytes, data: bytes, itemsize: int, known: Mapping[int, bytes]) -> bytes:
     size = CHUNK_TOKENS * itemsize
     chunks = [
-        _sha256(b"\x11" + _salt(row_salt, 0x11, index) + data[start : start + size])
+        known[index] if index in known else _chunk(row_salt, index, data[start : start + size])
         for index, start in enumerate(range(0, len(data), size))
     ]
     return _sha256(b"\x10" + struct.pack("<I", len(chunks)) + b"".join(chunks))
@@ -76,13 +83,28 @@ def leaf_hash(
     secret: bytes,
     address: str,
     sample_index: int | None,
-    tokens: npt.NDArray[np.unsignedinteger],
+    tokens: Tokens,
     segments: Sequence[Segment],
-    tensors: Sequence[TensorRecord],
+    tensors: Sequence[TensorRecord] | bytes,
+    chunks: Mapping[int, bytes] = NO_CHUNKS,
 ) -> bytes:
-    """The 32 bytes that stand for a row; `tokens` is u16 or u32 [num_tokens]."""
-    commitment = tensors_commitment(secret, address, tensors)
-    return leaf_of_parts(secret, address, sample_index, tokens, segments, commitment)
+    """The 32 bytes that stand for a row; `tokens` is u16 or u32 [num_tokens].
+
+    `tensors` may be their commitment, for those who do not have them; `chunks` are the commitments of chunks whose tokens
+    are not there any more.
+    """
+    encoded_address = address.encode("utf-8")
+    row_salt = _row_salt(secret, address)
+    entry = (
+        _TAG
+        + struct.pack("<H", len(encoded_address))
+        + encoded_address
+        + struct.pack("<qIB", -1 if sample_index is None else sample_index, len(tokens), tokens.dtype.itemsize)
+        + _tokens_commitment(row_salt, _little_endian(tokens), tokens.dtype.itemsize, chunks)
+        + _segments_commitment(row_salt, segments)
+        + (tensors if isinstance(tensors, bytes) else _tensors_commitment(row_salt, tensors))
+    )
+    return _sha256(b"\x00" + entry)
 
 
 def tensors_commitment(secret: bytes, address: str, tensors: Sequence[TensorRecord]) -> bytes:
@@ -90,28 +112,14 @@ def tensors_commitment(secret: bytes, address: str, tensors: Sequence[TensorReco
     return _tensors_commitment(_row_salt(secret, address), tensors)
 
 
-def leaf_of_parts(
-    secret: bytes,
-    address: str,
-    sample_index: int | None,
-    tokens: npt.NDArray[np.unsignedinteger],
-    segments: Sequence[Segment],
-    tensors_commitment: bytes,
-) -> bytes:
-    """`leaf_hash` of a row whose tensors are known by their commitment."""
-    encoded_address = address.encode("utf-8")
-    row_salt = _row_salt(secret, address)
-    little_endian = tokens.astype(tokens.dtype.newbyteorder("<"), copy=False).tobytes()
-    entry = (
-        _TAG
-        + struct.pack("<H", len(encoded_address))
-        + encoded_address
-        + struct.pack("<qIB", -1 if sample_index is None else sample_index, len(tokens), tokens.dtype.itemsize)
-        + _tokens_commitment(row_salt, little_endian, tokens.dtype.itemsize)
-        + _segments_commitment(row_salt, segments)
-        + tensors_commitment
-    )
-    return _sha256(b"\x00" + entry)
+def chunk_commitment(secret: bytes, address: str, tokens: Tokens, index: int) -> bytes:
+    """What the leaf holds of tokens [256 * index, 256 * (index + 1)) of a row."""
+    chunk = tokens[index * CHUNK_TOKENS : (index + 1) * CHUNK_TOKENS]
+    return _chunk(_row_salt(secret, address), index, _little_endian(chunk))
+
+
+def _little_endian(tokens: Tokens) -> bytes:
+    return tokens.astype(tokens.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def _row_salt(secret: bytes, address: str) -> bytes:

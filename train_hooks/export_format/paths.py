@@ -10,6 +10,7 @@ RUN/export/attempts/a000002/rows-r00003-00000.seal.json
 RUN/export/attempts/a000002/rows-r00003-00000-00007.compacted.json   files 0 to 7 of dp_rank 3, compacted:
 RUN/export/attempts/a000002/rows-r00003-00000-00007.rows.parquet     their rows
 RUN/export/attempts/a000002/rows-r00003-00000-00007.frames.parquet   their frames and step records
+RUN/export/attempts/a000002/rows-r00003-00000-00007-v1.….           the same, rewritten when tokens were taken out
 RUN/export-<random>.inprogress/                      a run whose creation died; nothing relies on it
 RUN/index/…                                          disposable; `kiseki index` makes it again
 """
@@ -24,7 +25,8 @@ IN_PROGRESS = ".inprogress"
 REPAIRED = ".repaired"
 _STEM = re.compile(r"rows-r(\d{5,9})-(\d{5,9})\.(arrows|acks|seal\.json)(\.inprogress)?", re.ASCII)
 _COMPACTION = re.compile(
-    r"rows-r(\d{5,9})-(\d{5,9})-(\d{5,9})\.(compacted\.json|rows\.parquet|frames\.parquet)(\.inprogress)?", re.ASCII
+    r"rows-r(\d{5,9})-(\d{5,9})-(\d{5,9})(?:-v([1-9]\d{0,8}))?\.(compacted\.json|rows\.parquet|frames\.parquet)(\.inprogress)?",
+    re.ASCII,
 )
 _ATTEMPT = re.compile(r"a(\d{6,9})", re.ASCII)
 
@@ -66,15 +68,31 @@ class SegmentFileName:
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
 class CompactionName:
-    """Which segment files of a dp_rank were compacted together; both numbers included."""
+    """Which segment files of a dp_rank were compacted together; both numbers included.
+
+    version counts how often tokens were taken out of it: the highest is in force.
+    """
 
     dp_rank: int
     first_number: int
     last_number: int
+    version: int = 0
 
     @property
     def stem(self) -> str:
-        return f"rows-r{self.dp_rank:05d}-{self.first_number:05d}-{self.last_number:05d}"
+        version = f"-v{self.version}" if self.version else ""
+        return f"rows-r{self.dp_rank:05d}-{self.first_number:05d}-{self.last_number:05d}{version}"
+
+    def files(self) -> list[SegmentFileName]:
+        """The segment files that it replaces."""
+        return [
+            SegmentFileName(dp_rank=self.dp_rank, number=number)
+            for number in range(self.first_number, self.last_number + 1)
+        ]
+
+    def covers(self, file: SegmentFileName) -> bool:
+        """Whether it replaces this one."""
+        return file.dp_rank == self.dp_rank and self.first_number <= file.number <= self.last_number
 
     @property
     def manifest(self) -> str:
@@ -94,10 +112,12 @@ class CompactionName:
         match = _COMPACTION.fullmatch(name)
         if match is None:
             return None
-        parsed = cls(dp_rank=int(match[1]), first_number=int(match[2]), last_number=int(match[3]))
+        parsed = cls(
+            dp_rank=int(match[1]), first_number=int(match[2]), last_number=int(match[3]), version=int(match[4] or 0)
+        )
         if not name.startswith(f"{parsed.stem}."):
             return None
-        return parsed, match[4], match[5] is not None
+        return parsed, match[5], match[6] is not None
 
 
 @dataclass(frozen=True, slots=True)

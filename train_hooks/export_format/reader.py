@@ -217,7 +217,9 @@ class AttemptReader:
                 if path not in self._opened:
                     self._opened[path] = CompactedFiles(self.run.file_system, path)
                 for name in self._opened[path].names():
-                    found[name] = self._opened[path]
+                    before = found.get(name)
+                    if before is None or before.name.version < self._opened[path].name.version:
+                        found[name] = self._opened[path]
         return found
 
     def _add_file(

@@ -32,7 +32,10 @@ class StepStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """Contiguous part of one document inside one packed sequence; all numbers count tokens."""
+    """Contiguous part of one document inside one packed sequence; all numbers count tokens.
+
+    document_id: empty where the document is unknown. document_token_offset: -1 where its place in the document is (imports).
+    """
 
     start: int
     length: int

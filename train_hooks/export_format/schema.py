@@ -27,6 +27,7 @@ from train_hooks.export_format.records import (
 __all__ = [
     "END_OF_STREAM",
     "ROW_FIELDS",
+    "batch_of_rows",
     "decode_frame",
     "decode_step_records",
     "encode_frame",
@@ -191,6 +192,14 @@ def decode_frame(schema_frame: bytes, frame: bytes) -> tuple[pa.RecordBatch, tup
     except (pa.ArrowException, OSError, StopIteration, KeyError, TypeError, AttributeError, ValueError) as error:
         raise DamageError(f"a frame that matches its hash is no record batch: {error}") from error
     return batch, records
+
+
+def batch_of_rows(rows: Sequence[Row]) -> pa.RecordBatch:
+    """The batch of some rows, as `rows_of_batch` takes it apart."""
+    columns = _columns(rows)
+    return pa.record_batch(
+        [pa.array(columns[field.name], type=field.type) for field in ROW_FIELDS], schema=pa.schema(ROW_FIELDS)
+    )
 
 
 def rows_of_batch(batch: pa.RecordBatch, run_id: str, attempt: int, dp_rank: int, token_dtype: str) -> list[Row]:

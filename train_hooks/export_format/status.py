@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from train_hooks.export_format.acknowledgement import Ack
 from train_hooks.export_format.chain import SegmentFile, WriterLog
 from train_hooks.export_format.lineage import StepInterval, canonical_attempt, lineage
+from train_hooks.export_format.origin import Origin, origin_of
 from train_hooks.export_format.reader import AttemptReader, RunReader
 from train_hooks.export_format.repair import ran_here, writer_locks
 
@@ -45,6 +46,7 @@ class RunStatus:
     """A run. `lag_s`: seconds since the newest record of a live or open attempt, else None."""
 
     run_id: str
+    origin: Origin
     canonical_attempt: int | None
     newest_committed_step: int | None
     attempts: tuple[AttemptStatus, ...]
@@ -71,6 +73,7 @@ def status(run: RunReader, *, now_unix_s: float | None = None) -> RunStatus:
     newest = [item.newest_unix_s for item in found if item.state in ("live", "open") and item.newest_unix_s is not None]
     return RunStatus(
         run_id=run.info.run_id,
+        origin=origin_of(run.info),
         canonical_attempt=canonical,
         newest_committed_step=None if canonical is None else last_steps[canonical],
         attempts=found,

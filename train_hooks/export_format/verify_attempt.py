@@ -6,6 +6,7 @@ from pathlib import Path
 
 from train_hooks.export_format.acknowledgement import ACK_SIZE, AckKind, well_formed
 from train_hooks.export_format.chain import SegmentFile, WriterLog
+from train_hooks.export_format.compacted import is_superfluous
 from train_hooks.export_format.errors import DamageError
 from train_hooks.export_format.findings import Severity
 from train_hooks.export_format.paths import IN_PROGRESS, REPAIRED, CompactionName, SegmentFileName
@@ -75,9 +76,8 @@ class AttemptCheck:
         parsed = CompactionName.parse(path.name)
         if parsed is None or parsed[1] == "compacted.json" or parsed[0].manifest in known:
             return
-        first = SegmentFileName(dp_rank=parsed[0].dp_rank, number=parsed[0].first_number)
-        if first.data in known:
-            self._note(path, "is what a compaction began; another one goes on")
+        if is_superfluous(parsed[0], known):
+            self._note(path, "is what a compaction or a takedown began; another one goes on")
         elif not self._fs.exists(self._directory / parsed[0].manifest):
             self._damaged(self._directory / parsed[0].manifest, f"is missing; {_RESTORE}")
 
@@ -107,6 +107,8 @@ class AttemptCheck:
         content = check_content(self._reader, file, self._secret, self._damaged, self._progress)
         self.num_rows += content.num_rows
         self.num_tokens += content.num_tokens
+        if content.num_removed:
+            self._note(file.data_path, f"{content.num_removed} of its rows have lost tokens to a takedown")
         for global_step, step in content.steps:
             if global_step in steps:
                 self._damaged(file.data_path, "holds the step twice, or another file holds it as well", global_step)

@@ -10,9 +10,10 @@ import pyarrow as pa
 from train_hooks.export_format.acknowledgement import Ack, AckKind
 from train_hooks.export_format.chain import SegmentFile
 from train_hooks.export_format.errors import DamageError
-from train_hooks.export_format.leaf import leaf_hash, merkle_root
+from train_hooks.export_format.leaf import merkle_root
 from train_hooks.export_format.reader import AttemptReader
 from train_hooks.export_format.records import Row, StepRecord, StepStatus
+from train_hooks.export_format.removal import leaf_of_row, removal_of
 from train_hooks.export_format.schema import END_OF_STREAM, decode_frame, file_metadata, row_schema, rows_of_batch
 
 __all__ = ["FileContent", "StepContent", "check_content"]
@@ -34,11 +35,15 @@ class StepContent:
 
 @dataclass(kw_only=True, slots=True)
 class FileContent:
-    """What a segment file holds, counted while it was checked. `data_sha256` is of its acknowledged bytes."""
+    """What a segment file holds, counted while it was checked. `data_sha256` is of its acknowledged bytes.
+
+    num_removed: rows that have lost tokens to a takedown.
+    """
 
     steps: list[tuple[int, StepContent]] = field(default_factory=list)
     num_rows: int = 0
     num_tokens: int = 0
+    num_removed: int = 0
     data_sha256: str | None = None
 
 
@@ -153,6 +158,7 @@ def _check_frame(
     content.steps.append((ack.global_step, step))
     content.num_rows += len(rows)
     content.num_tokens += sum(len(row.tokens) for row in rows)
+    content.num_removed += sum(removal_of(row) is not None for row in rows)
     _check_addresses(ack, rows)
     for row in rows:
         _check_row(attempt, row, secret)
@@ -176,10 +182,8 @@ def _check_row(attempt: AttemptReader, row: Row, secret: bytes | None) -> None:
     info = attempt.run.info
     if len(row.tokens) != info.sequence_length or int(row.tokens.max(initial=0)) >= info.vocab_size:
         raise DamageError(f"row {row.address} has other tokens than the run can hold")
-    if secret is not None:
-        leaf = leaf_hash(secret, str(row.address), row.sample_index, row.tokens, row.segments, row.tensors)
-        if leaf != row.leaf:
-            raise DamageError(f"row {row.address} does not match its leaf")
+    if secret is not None and leaf_of_row(secret, row) != row.leaf:
+        raise DamageError(f"row {row.address} does not match its leaf")
 
 
 def _expect(holds: bool, message: str) -> None:

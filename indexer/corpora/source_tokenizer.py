@@ -1,0 +1,86 @@
+"""How the text of a document may have become the tokens that a trainer packed.
+
+Tokenization scripts differ in two things that the export does not record: whether a special token that is spelled out in a text
+counts as one, and whether the tokenizer puts special tokens around each text. A document is tried in each way that its text
+makes a difference to. Behind a document one special token may follow, the separator, whichever it is.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from train_hooks.export_format.errors import RunError
+
+__all__ = ["SourceTokenizer"]
+
+Ids = npt.NDArray[np.int64]
+_CONTROL, _BYTE = re.compile(r"<[^<>\s]+>|\[[A-Z]+\]"), re.compile(r"<0x[0-9A-Fa-f]{2}>")
+PLAIN, SPELLED, AROUND = "as it is", "special tokens spelled out in it as text", "with special tokens around it"
+
+
+class SourceTokenizer:
+    """A `tokenizers` file.
+
+    sha256: of the file. specials: what may separate documents: added tokens, and those of the vocabulary named like control
+    tokens (`</s>`, `[SEP]`), without those that stand for bytes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises RunError where `path` is no tokenizer.json."""
+        try:
+            data = path.read_bytes()
+            self._plain, self._spelled = (Tokenizer.from_str(data.decode("utf-8")) for _ in range(2))
+        except Exception as error:  # `tokenizers` raises nothing more precise, whatever is wrong with the file
+            raise RunError(f"{path}: expected a tokenizer.json of the tokenizers library: {error}") from error
+        for tokenizer in (self._plain, self._spelled):
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+        self._spelled.encode_special_tokens = True
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        added = self._plain.get_added_tokens_decoder()
+        self.specials = frozenset(
+            token_id
+            for token, token_id in self._plain.get_vocab(with_added_tokens=True).items()
+            if (token_id in added or _CONTROL.fullmatch(token)) and not _BYTE.fullmatch(token)
+        )
+        self._names = tuple(token.content for token in added.values())
+
+    def plain(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of each text as it is, i64, several at a time."""
+        encodings = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int64) for encoding in encodings]
+
+    def ways(self, text: str) -> Iterator[tuple[str, Ids]]:
+        """(how, ids) of each way but the first that makes a difference to this text."""
+        tokenizers = [(self._plain, PLAIN)]
+        if any(name in text for name in self._names):
+            tokenizers.append((self._spelled, SPELLED))
+            yield SPELLED, _ids(self._spelled, text, around=False)
+        for tokenizer, how in tokenizers:
+            bare, around = (_ids(tokenizer, text, around=value) for value in (False, True))
+            if len(bare) != len(around):
+                yield AROUND if how == PLAIN else f"{AROUND}, {SPELLED}", around
+
+    def decode(self, ids: Ids) -> str:
+        """The text of ids that the tokenizer has; the others have none."""
+        return str(self._plain.decode(ids[ids < self._plain.get_vocab_size()].tolist(), skip_special_tokens=False))
+
+    def offsets(self, text: str, how: str) -> Ids:
+        """Where the characters of each token begin, i64 [n + 1], with the length of the text behind them."""
+        tokenizer = self._spelled if SPELLED in how else self._plain
+        encoding = tokenizer.encode(text, add_special_tokens=AROUND in how)
+        starts = [start if end > start else None for start, end in encoding.offsets]
+        found = np.full(len(starts) + 1, len(text), np.int64)
+        for index in range(len(starts) - 1, -1, -1):
+            start = starts[index]
+            found[index] = found[index + 1] if start is None else min(start, int(found[index + 1]))
+        return found
+
+
+def _ids(tokenizer: Tokenizer, text: str, *, around: bool) -> Ids:
+    return np.array(tokenizer.encode(text, add_special_tokens=around).ids, np.int64)

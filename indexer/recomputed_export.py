@@ -1,0 +1,101 @@
+"""Writing an export that was recomputed: one attempt from step 1 on, every row given by a function of step and rank."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer.new_export import new_export
+from train_hooks.attempts import RunSpec, claim_attempt, open_or_create_run
+from train_hooks.export_format.acknowledgement import AckKind
+from train_hooks.export_format.errors import InputError
+from train_hooks.export_format.filesystem import OsFileSystem
+from train_hooks.export_format.leaf import leaf_hash
+from train_hooks.export_format.paths import ExportPaths
+from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.records import Row, RunInfo, Segment, SequenceAddress, StepStatus
+from train_hooks.export_format.tensors import encode_tensor
+from train_hooks.export_format.writer import Frame, RankWriter
+
+__all__ = ["RecomputedRow", "write_recomputed"]
+
+GROUP_ROWS = 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecomputedRow:
+    """One sequence. where: file and place of its tokens [sequence_length], for errors; tensors: name → value of the row."""
+
+    where: str
+    microbatch: int
+    slot: int
+    sample_index: int
+    tokens: npt.NDArray[np.integer]
+    segments: tuple[Segment, ...]
+    tensors: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
+
+
+def write_recomputed(
+    run_dir: Path,
+    spec: RunSpec,
+    rows_of: Callable[[int, int], Iterable[RecomputedRow]],
+    *,
+    num_ranks: int,
+    num_steps: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> RunInfo:
+    """Write steps 1 to `num_steps` of each rank; rows_of: (step, rank) → rows, by micro-batch and slot.
+
+    Raises RunError where `run_dir` holds an export, InputError for a token beyond the vocabulary; then nothing is left behind.
+    """
+    with new_export(run_dir):
+        run = open_or_create_run(OsFileSystem(), run_dir, spec)
+        attempt = claim_attempt(OsFileSystem(), run_dir, run, num_writers=num_ranks, resume=None, config={})
+        secret = RunReader(run_dir).secret()
+        directory = ExportPaths(run_dir).attempt_dir(attempt.attempt)
+        for rank in range(num_ranks):
+            writer = RankWriter(OsFileSystem(), directory, run, attempt, rank)
+            group: list[Frame] = []
+            for frame in _frames(run, secret, rank, num_steps, rows_of):
+                group.append(frame)
+                if sum(len(item.rows) for item in group) >= GROUP_ROWS:
+                    writer.append(group)
+                    group = []
+                if progress is not None:
+                    progress(rank * num_steps + frame.global_step, num_ranks * num_steps)
+            writer.append(group)
+            writer.close()
+    return run
+
+
+def _frames(
+    run: RunInfo, secret: bytes, rank: int, num_steps: int, rows_of: Callable[[int, int], Iterable[RecomputedRow]]
+) -> Iterator[Frame]:
+    for step in range(1, num_steps + 1):
+        rows = tuple(_row(run, secret, step, rank, row) for row in rows_of(step, rank))
+        yield Frame(kind=AckKind.STEP, global_step=step, status=StepStatus.APPLIED, rows=rows, records=())
+
+
+def _row(run: RunInfo, secret: bytes, step: int, rank: int, row: RecomputedRow) -> Row:
+    if int(row.tokens.max(initial=0)) >= run.vocab_size or int(row.tokens.min(initial=0)) < 0:
+        found = int(row.tokens.max(initial=0))
+        raise InputError(
+            f"{row.where}: expected token ids below {run.vocab_size}, found {found}; is it the right vocabulary?"
+        )
+    address = SequenceAddress(
+        run_id=run.run_id, attempt=1, global_step=step, dp_rank=rank, microbatch=row.microbatch, slot=row.slot
+    )
+    tokens = row.tokens.astype(run.token_dtype)
+    tensors = tuple(encode_tensor(name, value, tokens, row.segments) for name, value in sorted(row.tensors.items()))
+    return Row(
+        address=address,
+        tokens=tokens,
+        segments=row.segments,
+        tensors=tensors,
+        sample_index=row.sample_index,
+        status=StepStatus.APPLIED,
+        loss=None,
+        leaf=leaf_hash(secret, str(address), row.sample_index, tokens, row.segments, tensors),
+    )

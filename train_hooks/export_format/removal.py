@@ -1,0 +1,110 @@
+"""Tokens that were taken out of a row for good, and what keeps the row provable without them.
+
+1. Taken out are token ranges [start, end) of a row: they read as zeros. With them go all further tensors of the row
+   (labels repeat tokens), in whose place stands one record, encoding `removed`, that says what is gone.
+2. The record keeps the commitments of the row's leaf that cannot be computed any more: of each 256-token chunk that a
+   range touches, and of the tensors. So the leaf, the step's root and the chain hold, and all other chunks stay provable.
+3. Address, segments, sample index, status and loss stay: they say what was there, not what it said.
+4. A commitment is a salted hash. Whoever has the run's secret can still try guesses against it; without it nobody can.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from train_hooks.export_format.errors import DamageError
+from train_hooks.export_format.leaf import CHUNK_TOKENS, chunk_commitment, leaf_hash, tensors_commitment
+from train_hooks.export_format.records import Row, TensorRecord
+
+__all__ = ["Removal", "leaf_of_row", "removal_of", "without_tokens"]
+
+NAME, ENCODING = "removed", "removed"
+Ranges = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Removal:
+    """What a row has lost: its token ranges, ascending and apart; the commitments of touched chunks, and of its tensors."""
+
+    ranges: Ranges
+    chunks: Mapping[int, bytes]
+    tensors: bytes
+
+    def encode(self) -> bytes:
+        """As the record's data: JSON."""
+        chunks = {str(index): digest.hex() for index, digest in sorted(self.chunks.items())}
+        return json.dumps({"ranges": self.ranges, "chunks": chunks, "tensors": self.tensors.hex()}).encode()
+
+
+def removal_of(row: Row) -> Removal | None:
+    """What was taken out of a row; None for nothing. Raises DamageError where the record is none, or zeros are missing."""
+    if not any(tensor.encoding == ENCODING for tensor in row.tensors):
+        return None
+    try:
+        (record,) = row.tensors
+        found = json.loads(record.data)
+        ranges = tuple((int(start), int(end)) for start, end in found["ranges"])
+        chunks = {int(index): bytes.fromhex(digest) for index, digest in found["chunks"].items()}
+        removal = Removal(ranges=ranges, chunks=chunks, tensors=bytes.fromhex(found["tensors"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamageError(f"row {row.address}: its record of removed tokens cannot be read: {error}") from error
+    if (
+        not ranges
+        or joined(ranges) != ranges
+        or set(chunks) != _touched(ranges)
+        or any(len(digest) != 32 for digest in (*chunks.values(), removal.tensors))
+        or not 0 <= ranges[0][0] <= ranges[-1][1] <= len(row.tokens)
+        or any(row.tokens[start:end].any() for start, end in ranges)
+    ):
+        raise DamageError(f"row {row.address}: its record of removed tokens does not fit its tokens")
+    return removal
+
+
+def without_tokens(secret: bytes, row: Row, ranges: Iterable[tuple[int, int]]) -> Row:
+    """The row without the tokens of `ranges`, on top of what it has lost before; itself where it has lost them all."""
+    before = removal_of(row)
+    all_ranges = joined([*ranges, *(before.ranges if before else ())])
+    if before is not None and all_ranges == before.ranges:
+        return row
+    known = before.chunks if before else {}
+    address = str(row.address)
+    chunks = {
+        index: known.get(index) or chunk_commitment(secret, address, row.tokens, index)
+        for index in _touched(all_ranges)
+    }
+    tensors = before.tensors if before else tensors_commitment(secret, address, row.tensors)
+    tokens = np.array(row.tokens)
+    for start, end in all_ranges:
+        tokens[start:end] = 0
+    data = Removal(ranges=all_ranges, chunks=chunks, tensors=tensors).encode()
+    record = TensorRecord(name=NAME, dtype="|u1", shape=(len(data),), encoding=ENCODING, data=data)
+    return dataclasses.replace(row, tokens=tokens, tensors=(record,))
+
+
+def leaf_of_row(secret: bytes, row: Row) -> bytes:
+    """The leaf of a row as it stands, or stood before tokens were taken out. Raises DamageError."""
+    removal = removal_of(row)
+    if removal is None:
+        return leaf_hash(secret, str(row.address), row.sample_index, row.tokens, row.segments, row.tensors)
+    return leaf_hash(
+        secret, str(row.address), row.sample_index, row.tokens, row.segments, tensors=removal.tensors,
+        chunks=removal.chunks,
+    )  # fmt: skip
+
+
+def joined(ranges: Iterable[Sequence[int]]) -> Ranges:
+    """Ranges [start, end), ascending, those that meet joined, empty ones left out."""
+    found: list[tuple[int, int]] = []
+    for start, end in sorted((start, end) for start, end in ranges if start < end):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((start, end))
+    return tuple(found)
+
+
+def _touched(ranges: Ranges) -> set[int]:
+    return {index for start, end in ranges for index in range(start // CHUNK_TOKENS, (end - 1) // CHUNK_TOKENS + 1)}
