@@ -14,18 +14,35 @@ on a smooth curve gives fewer than one spike in 10,000 steps.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from indexer.index_reader import IndexReader
+from indexer.spike_candidates import spike_candidates
 from train_hooks.export_format.errors import QueryError
 from train_hooks.export_format.lineage import StepInterval, lineage
 
-__all__ = ["MIN_WINDOW", "THRESHOLD", "WINDOW", "Spike", "Step", "Steps", "find_spikes", "read_steps"]
+__all__ = [
+    "MIN_WINDOW",
+    "THRESHOLD",
+    "WINDOW",
+    "Spike",
+    "Spikes",
+    "Step",
+    "Steps",
+    "find_spikes",
+    "places_of",
+    "read_steps",
+    "spikes_of_run",
+    "step_table",
+    "steps_of_table",
+]
 
 WINDOW, MIN_WINDOW, THRESHOLD, FLOOR = 50, 20, 6.0, 0.01
 BATCH = 16_384
@@ -42,6 +59,9 @@ class Spike:
     value: float
     expected: float
     deviations: float
+
+
+Spikes: TypeAlias = Mapping[tuple[int, int], tuple[Spike, ...]]  # by (attempt, step)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,24 +102,54 @@ def read_steps(
     attempt: int | None = None,
     all_steps: bool = False,
     only_spikes: bool = False,
+    after: tuple[int, int] | None = None,
+    limit: int | None = None,
 ) -> Steps:
     """Canonical steps first_step to last_step, both included, or those of one attempt, or all.
 
-    Spikes are found among the steps before each one on its own attempt's lineage, wherever the range begins. Raises
-    QueryError for an attempt that is not indexed.
+    Spikes are found among the steps before each one on its own attempt's lineage, wherever the range begins. after, limit:
+    at most so many, behind a (global_step, attempt). Raises QueryError for an attempt that is not indexed.
     """
+    first = max(first_step or 0, 0 if after is None else after[0])
+    table = step_table(reader, first, last_step, attempt=attempt, all_steps=all_steps)
+    if after is not None:
+        steps, attempts = (table.column(name).to_numpy() for name in ("global_step", "attempt"))
+        table = table.filter(pa.array((steps > after[0]) | ((steps == after[0]) & (attempts > after[1]))))
+    if limit is not None and not only_spikes:
+        table = table.slice(0, limit)
+    spikes = spikes_of_run(reader, first, LAST_STEP if last_step is None else last_step)
+    if only_spikes:
+        table = table.take(pa.array(places_of(table, spikes)[:limit]))
+    return steps_of_table(reader, table, spikes)
+
+
+def step_table(
+    reader: IndexReader, first_step: int, last_step: int | None, *, attempt: int | None, all_steps: bool
+) -> pa.Table:
+    """The view `steps` of the steps that `read_steps` names, in its order. Raises QueryError as it does."""
     if attempt is not None and attempt not in reader.generation.covered:
         raise QueryError(f"expected an attempt of {sorted(reader.generation.covered)}, found {attempt}")
-    first, last = first_step or 0, LAST_STEP if last_step is None else last_step
-    rows = reader.sql(
-        "SELECT * FROM steps WHERE global_step BETWEEN ? AND ? AND (attempt = ? OR (? AND (canonical OR ?))) "
-        "ORDER BY global_step, attempt",
-        [first, last, attempt, attempt is None, all_steps],
-    )
-    spikes = _spikes_of_run(reader, first, last)
-    steps = (Step(**row, spikes=spikes.get((row["attempt"], row["global_step"]), ())) for row in rows)
-    kept = tuple(step for step in steps if step.spikes or not only_spikes)
-    return Steps(run_id=reader.info.run_id, generation=reader.generation.number, steps=kept)
+    wanted = [first_step, LAST_STEP if last_step is None else last_step, attempt, attempt is None, all_steps]
+    with reader.catalog() as connection:
+        return connection.sql(
+            "SELECT * FROM steps WHERE global_step BETWEEN ? AND ? AND (attempt = ? OR (? AND (canonical OR ?))) "
+            "ORDER BY global_step, attempt",
+            params=wanted,
+        ).to_arrow_table()
+
+
+def places_of(table: pa.Table, spikes: Spikes) -> npt.NDArray[np.int64]:
+    """Rows of a table of steps that are spikes, ascending, i64."""
+    names = np.array(sorted((step, attempt) for attempt, step in spikes), np.int64).reshape(-1, 2)
+    steps, attempts = (table.column(name).to_numpy() for name in ("global_step", "attempt"))
+    near = np.flatnonzero(np.isin(steps, names[:, 0])).tolist()
+    return np.array([place for place in near if (int(attempts[place]), int(steps[place])) in spikes], np.int64)
+
+
+def steps_of_table(reader: IndexReader, table: pa.Table, spikes: Spikes) -> Steps:
+    """The rows of a table of steps as records."""
+    steps = (Step(**row, spikes=spikes.get((row["attempt"], row["global_step"]), ())) for row in table.to_pylist())
+    return Steps(run_id=reader.info.run_id, generation=reader.generation.number, steps=tuple(steps))
 
 
 def find_spikes(values: npt.NDArray[np.float64]) -> dict[int, tuple[float, float]]:
@@ -108,11 +158,15 @@ def find_spikes(values: npt.NDArray[np.float64]) -> dict[int, tuple[float, float
     A value that is not finite is a spike of infinite deviation once MIN_WINDOW finite ones stand before it.
     """
     finite = np.flatnonzero(np.isfinite(values))
+    known = values[finite]
     spikes: dict[int, tuple[float, float]] = {}
     for place in range(MIN_WINDOW, min(WINDOW, len(finite))):
-        spikes |= _judged(values[finite], np.array([place]), place, finite)
-    for begin in range(WINDOW, len(finite), BATCH):
-        spikes |= _judged(values[finite], np.arange(begin, min(begin + BATCH, len(finite))), WINDOW, finite)
+        spikes |= _judged(known, np.array([place]), place, finite)
+    if len(finite) > WINDOW:
+        possible = spike_candidates(known, WINDOW, WINDOW, THRESHOLD, FLOOR, MAD_TO_SIGMA)
+        candidates = WINDOW + np.flatnonzero(possible)
+        for begin in range(0, len(candidates), BATCH):
+            spikes |= _judged(known, candidates[begin : begin + BATCH], WINDOW, finite)
     for index in np.flatnonzero(~np.isfinite(values)).tolist():
         place = int(np.searchsorted(finite, index))
         if place >= MIN_WINDOW:
@@ -132,15 +186,16 @@ def _judged(
     spread = MAD_TO_SIGMA * np.median(np.abs(level - center), axis=1)
     spread = np.maximum(np.maximum(spread, FLOOR * np.abs(center[:, 0])), np.finfo(np.float64).tiny)
     expected = (center + np.maximum(slope, 0) * (window + 1) / 2)[:, 0]
-    deviations = (values[places] - expected) / spread
+    with np.errstate(over="ignore"):
+        deviations = (values[places] - expected) / spread
     return {
         int(index_of[places[row]]): (float(expected[row]), float(deviations[row]))
         for row in np.flatnonzero(deviations > THRESHOLD).tolist()
     }
 
 
-def _spikes_of_run(reader: IndexReader, first_step: int, last_step: int) -> dict[tuple[int, int], tuple[Spike, ...]]:
-    """(attempt, step) → spikes of the steps in a range, each judged by those before it on its attempt's lineage."""
+def spikes_of_run(reader: IndexReader, first_step: int, last_step: int) -> Spikes:
+    """The spikes of the steps in a range, each judged by those before it on its attempt's lineage."""
     with reader.catalog() as connection:
         table = connection.sql(
             f"SELECT attempt, global_step, {', '.join(METRICS)} FROM steps ORDER BY 1, 2"

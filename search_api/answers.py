@@ -362,9 +362,11 @@ class Step(Closed):
 
 
 class StepsAnswer(Envelope):
-    """A page of steps, by step and attempt."""
+    """A page of steps, by step and attempt. num_steps, num_spikes: with `max_points`, of all that were asked for."""
 
     steps: list[Step]
+    num_steps: int | None
+    num_spikes: int | None
     next_cursor: str | None
 
 

@@ -9,22 +9,32 @@ from typing import Any, Self, Unpack
 import httpx
 import pyarrow as pa
 
-from search_api.client_answers import ApiError, Found, Json, Table, Traced
+from search_api.client_answers import ApiError, Found, Json, Table, Traced, read_arrow
 from search_api.client_requests import (
     ARROW,
-    HITS_AT_ONCE,
     SEQUENCES_AT_ONCE,
     ClientOptions,
+    DocumentArguments,
+    ExplainArguments,
     Request,
+    SearchArguments,
     SelectionArguments,
+    StepsArguments,
     TraceArguments,
+    document_request,
+    explain_request,
     get,
+    hits_request,
     ngram_body,
+    post,
+    search_request,
     sequence_path,
+    sql_request,
+    steps_request,
     trace_body,
 )
 
-__all__ = ["AsyncClient"]
+__all__ = ["AsyncClient", "AsyncRows"]
 
 
 class AsyncClient:
@@ -62,26 +72,38 @@ class AsyncClient:
 
     async def trace(self, text: str | None = None, **arguments: Unpack[TraceArguments]) -> Traced:
         """Trace a text, token ids or chat messages."""
-        return Traced(await self._json(Request(method="POST", path="/v1/trace", body=trace_body(text, arguments))))
+        return Traced(await self._json(post("/v1/trace", trace_body(text, arguments))))
 
     async def count(self, ngram: str | Sequence[int], **arguments: Unpack[SelectionArguments]) -> int:
         """How often an n-gram (text, or token ids) occurs."""
-        body = ngram_body(ngram, arguments)
-        return int((await self._json(Request(method="POST", path="/v1/count", body=body)))["count"])
+        return int((await self._json(post("/v1/count", ngram_body(ngram, arguments))))["count"])
 
-    async def hits(
+    def hits(
         self, ngram: str | Sequence[int], *, context_tokens: int = 24, **arguments: Unpack[SelectionArguments]
-    ) -> AsyncIterator[Json]:
-        """Every place of an n-gram; pages are fetched as they are needed."""
-        whole = {**ngram_body(ngram, arguments), "context_tokens": context_tokens, "limit": HITS_AT_ONCE}
-        body = whole
-        while True:
-            table, cursor = await self._table("/v1/hits", body)
-            for row in table.to_pylist():
-                yield row
-            if cursor is None:
-                return
-            body = {**whole, "cursor": cursor}
+    ) -> "AsyncRows":
+        """Every place of an n-gram."""
+        return AsyncRows(self, hits_request(ngram, context_tokens, arguments))
+
+    def search(self, query: str, **arguments: Unpack[SearchArguments]) -> "AsyncRows":
+        """The segments that match a query; `page()` has their count and facets."""
+        return AsyncRows(self, search_request(query, arguments))
+
+    def steps(self, **arguments: Unpack[StepsArguments]) -> "AsyncRows":
+        """Steps with their metrics and spikes."""
+        return AsyncRows(self, steps_request(arguments))
+
+    async def explain(self, global_step: int, **arguments: Unpack[ExplainArguments]) -> Found:
+        """What distinguishes the sequences of a step from those before it."""
+        return Found(await self._json(explain_request(global_step, arguments)))
+
+    def document(self, source: str, document_id: str, **arguments: Unpack[DocumentArguments]) -> "AsyncRows":
+        """Every exposure of a document; `page()` has what training saw of it in all."""
+        return AsyncRows(self, document_request(source, document_id, arguments))
+
+    async def sql(self, sql: str, run: str | None = None) -> Table:
+        """Rows of one SELECT over the catalog, where the server answers SQL."""
+        response = await self._sent(sql_request(sql, run))
+        return Table(read_arrow(response), truncated=response.headers.get("kiseki-truncated") == "true")
 
     async def sequence(self, address: str, *, tokens: bool = False) -> Found:
         """One packed sequence; tokens: with each token's text and the loss mask."""
@@ -92,7 +114,7 @@ class AsyncClient:
         tables = []
         for start in range(0, len(addresses), SEQUENCES_AT_ONCE):
             body = {"addresses": list(addresses[start : start + SEQUENCES_AT_ONCE])}
-            tables.append((await self._table("/v1/sequences:batchGet", body))[0])
+            tables.append(read_arrow(await self._sent(post("/v1/sequences:batchGet", body).page(None, ARROW))))
         return Table(pa.concat_tables(tables) if tables else pa.table({}))
 
     async def trace_batch(self, items: Sequence[Mapping[str, Any]], run: str | None = None) -> AsyncIterator[Json]:
@@ -113,12 +135,10 @@ class AsyncClient:
             await response.aclose()
 
     async def _json(self, request: Request) -> Json:
-        return dict(request.check(await self._retried(request, stream=False)).json())
+        return dict((await self._sent(request)).json())
 
-    async def _table(self, path: str, body: Json) -> tuple[pa.Table, str | None]:
-        request = Request(method="POST", path=path, body=body, accept=ARROW)
-        response = request.check(await self._retried(request, stream=False))
-        return pa.ipc.open_stream(response.content).read_all(), response.headers.get("kiseki-next-cursor")
+    async def _sent(self, request: Request) -> httpx.Response:
+        return request.check(await self._retried(request, stream=False))
 
     async def _retried(self, request: Request, *, stream: bool) -> httpx.Response:
         tries = 0
@@ -137,3 +157,33 @@ class AsyncClient:
             if wait_s is None:
                 raise ApiError(0, "", f"the server does not answer: {lost}", "") from lost
             await asyncio.sleep(wait_s)
+
+
+class AsyncRows:
+    """Rows of a question; nothing is asked before they are needed. Iterate with `async for`, or take all as a table."""
+
+    def __init__(self, client: AsyncClient, request: Request) -> None:
+        self._client, self._request = client, request
+
+    async def page(self, cursor: str | None = None) -> Found:
+        """The first page, or the one at `next_cursor` of another, with all that the answer says of itself."""
+        return Found(await self._client._json(self._request.page(cursor)))
+
+    async def pages(self) -> AsyncIterator[pa.Table]:
+        """Page after page, all of one generation."""
+        cursor = None
+        while True:
+            response = await self._client._sent(self._request.page(cursor, ARROW))
+            yield read_arrow(response)
+            cursor = response.headers.get("kiseki-next-cursor")
+            if cursor is None:
+                return
+
+    async def __aiter__(self) -> AsyncIterator[Json]:
+        async for page in self.pages():
+            for row in page.to_pylist():
+                yield row
+
+    async def to_arrow(self) -> pa.Table:
+        """All of them."""
+        return pa.concat_tables([page async for page in self.pages()])

@@ -18,22 +18,32 @@ from typing import Any, Self, Unpack
 import httpx
 import pyarrow as pa
 
-from search_api.client_answers import ApiError, Found, Json, RequestError, Table, Traced
+from search_api.client_answers import ApiError, Found, Json, RequestError, Table, Traced, read_arrow
 from search_api.client_requests import (
     ARROW,
-    HITS_AT_ONCE,
     SEQUENCES_AT_ONCE,
     ClientOptions,
+    DocumentArguments,
+    ExplainArguments,
     Request,
+    SearchArguments,
     SelectionArguments,
+    StepsArguments,
     TraceArguments,
+    document_request,
+    explain_request,
     get,
+    hits_request,
     ngram_body,
+    post,
+    search_request,
     sequence_path,
+    sql_request,
+    steps_request,
     trace_body,
 )
 
-__all__ = ["ApiError", "Client", "ClientOptions", "Hits", "Job", "RequestError"]
+__all__ = ["ApiError", "Client", "ClientOptions", "Job", "RequestError", "Rows"]
 
 
 class Client:
@@ -67,18 +77,38 @@ class Client:
 
     def trace(self, text: str | None = None, **arguments: Unpack[TraceArguments]) -> Traced:
         """Trace a text, token ids or chat messages."""
-        return Traced(self._json(Request(method="POST", path="/v1/trace", body=trace_body(text, arguments))))
+        return Traced(self._json(post("/v1/trace", trace_body(text, arguments))))
 
     def count(self, ngram: str | Sequence[int], **arguments: Unpack[SelectionArguments]) -> int:
         """How often an n-gram (text, or token ids) occurs."""
-        body = ngram_body(ngram, arguments)
-        return int(self._json(Request(method="POST", path="/v1/count", body=body))["count"])
+        return int(self._json(post("/v1/count", ngram_body(ngram, arguments)))["count"])
 
     def hits(
         self, ngram: str | Sequence[int], *, context_tokens: int = 24, **arguments: Unpack[SelectionArguments]
-    ) -> "Hits":
-        """Every place of an n-gram; pages are fetched as they are needed."""
-        return Hits(self, {**ngram_body(ngram, arguments), "context_tokens": context_tokens})
+    ) -> "Rows":
+        """Every place of an n-gram."""
+        return Rows(self, hits_request(ngram, context_tokens, arguments))
+
+    def search(self, query: str, **arguments: Unpack[SearchArguments]) -> "Rows":
+        """The segments that match a query; `page()` has their count and facets."""
+        return Rows(self, search_request(query, arguments))
+
+    def steps(self, **arguments: Unpack[StepsArguments]) -> "Rows":
+        """Steps with their metrics and spikes."""
+        return Rows(self, steps_request(arguments))
+
+    def explain(self, global_step: int, **arguments: Unpack[ExplainArguments]) -> Found:
+        """What distinguishes the sequences of a step from those before it."""
+        return Found(self._json(explain_request(global_step, arguments)))
+
+    def document(self, source: str, document_id: str, **arguments: Unpack[DocumentArguments]) -> "Rows":
+        """Every exposure of a document; `page()` has what training saw of it in all."""
+        return Rows(self, document_request(source, document_id, arguments))
+
+    def sql(self, sql: str, run: str | None = None) -> Table:
+        """Rows of one SELECT over the catalog, where the server answers SQL."""
+        response = self._sent(sql_request(sql, run))
+        return Table(read_arrow(response), truncated=response.headers.get("kiseki-truncated") == "true")
 
     def sequence(self, address: str, *, tokens: bool = False) -> Found:
         """One packed sequence; tokens: with each token's text and the loss mask."""
@@ -89,7 +119,7 @@ class Client:
         tables = []
         for start in range(0, len(addresses), SEQUENCES_AT_ONCE):
             body = {"addresses": list(addresses[start : start + SEQUENCES_AT_ONCE])}
-            tables.append(self._table("/v1/sequences:batchGet", body)[0])
+            tables.append(read_arrow(self._sent(post("/v1/sequences:batchGet", body).page(None, ARROW))))
         return Table(pa.concat_tables(tables) if tables else pa.table({}))
 
     def trace_batch(self, items: Sequence[Mapping[str, Any]], run: str | None = None) -> Iterator[Json]:
@@ -111,11 +141,6 @@ class Client:
 
     def _json(self, request: Request) -> Json:
         return dict(self._sent(request).json())
-
-    def _table(self, path: str, body: Json) -> tuple[pa.Table, str | None]:
-        """A page of rows, and the cursor of the next one."""
-        response = self._sent(Request(method="POST", path=path, body=body, accept=ARROW))
-        return pa.ipc.open_stream(response.content).read_all(), response.headers.get("kiseki-next-cursor")
 
     def _sent(self, request: Request) -> httpx.Response:
         return request.check(self._retried(request, stream=False))
@@ -145,21 +170,25 @@ class Client:
             time.sleep(wait_s)
 
 
-class Hits:
-    """The places of an n-gram. Iterate over them, or take all as a table."""
+class Rows:
+    """Rows of a question; nothing is asked before they are needed. Iterate over them, or take all as a table."""
 
-    def __init__(self, client: Client, body: Json) -> None:
-        self._client, self._body = client, {**body, "limit": HITS_AT_ONCE}
+    def __init__(self, client: Client, request: Request) -> None:
+        self._client, self._request = client, request
+
+    def page(self, cursor: str | None = None) -> Found:
+        """The first page, or the one at `next_cursor` of another, with all that the answer says of itself."""
+        return Found(self._client._json(self._request.page(cursor)))
 
     def pages(self) -> Iterator[pa.Table]:
         """Page after page, all of one generation."""
-        body = self._body
+        cursor = None
         while True:
-            table, cursor = self._client._table("/v1/hits", body)
-            yield table
+            response = self._client._sent(self._request.page(cursor, ARROW))
+            yield read_arrow(response)
+            cursor = response.headers.get("kiseki-next-cursor")
             if cursor is None:
                 return
-            body = {**self._body, "cursor": cursor}
 
     def __iter__(self) -> Iterator[Json]:
         for page in self.pages():

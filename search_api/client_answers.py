@@ -6,6 +6,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pyarrow as pa
 
 from search_api.trace_html import trace_html
@@ -72,11 +73,11 @@ class Traced(Found):
 
 
 class Table(list[Json]):
-    """Rows, which are an Arrow table as well."""
+    """Rows, which are an Arrow table as well. truncated: there were more."""
 
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(self, table: pa.Table, *, truncated: bool = False) -> None:
         super().__init__(table.to_pylist())
-        self._table = table
+        self._table, self.truncated = table, truncated
 
     def to_arrow(self) -> pa.Table:
         """The rows as an Arrow table."""
@@ -95,6 +96,11 @@ def to_pandas(table: pa.Table) -> "pd.DataFrame":
         raise InputError("to_pandas needs pandas: pip install pandas; or take to_arrow") from error
     frame: pd.DataFrame = table.to_pandas()
     return frame
+
+
+def read_arrow(response: httpx.Response) -> pa.Table:
+    """The rows of an answer that is an Arrow stream."""
+    return pa.ipc.open_stream(response.content).read_all()
 
 
 def error_of(status: int, body: object, request_id: str) -> ApiError:

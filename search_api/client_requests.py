@@ -8,7 +8,7 @@ said that it did not take it (429, 503).
 import os
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
 from urllib.parse import quote
 
@@ -16,11 +16,20 @@ import httpx
 
 from search_api.client_answers import Json, error_of
 
-__all__ = ["ClientOptions", "Request", "SelectionArguments", "TraceArguments"]
+__all__ = [
+    "ClientOptions",
+    "DocumentArguments",
+    "ExplainArguments",
+    "Request",
+    "SearchArguments",
+    "SelectionArguments",
+    "StepsArguments",
+    "TraceArguments",
+]
 
 API_KEY_VARIABLE = "KISEKI_API_KEY"
 ARROW = "application/vnd.apache.arrow.stream"
-SEQUENCES_AT_ONCE, HITS_AT_ONCE = 50, 1000
+SEQUENCES_AT_ONCE, ROWS_AT_ONCE, SEARCHED_AT_ONCE = 50, 1000, 100
 _REFUSED, _LOST = (429, 503), (502, 504)
 
 
@@ -48,6 +57,50 @@ class TraceArguments(SelectionArguments, total=False):
     max_spans: int
     num_hits: int
     context_tokens: int
+
+
+class SearchArguments(SelectionArguments, total=False):
+    """Arguments of a search beside its query. limit: hits on a page."""
+
+    sort: Literal["relevance", "step", "step_desc"]
+    facets: bool
+    limit: int
+
+
+class StepsArguments(TypedDict, total=False):
+    """Which steps, of which run. limit: steps on a page. max_points: thinned out to so many, and their spikes."""
+
+    run: str
+    first_step: int
+    last_step: int
+    attempt: int
+    all_steps: bool
+    only_spikes: bool
+    max_points: int
+    limit: int
+
+
+class ExplainArguments(TypedDict, total=False):
+    """How a step is explained. window: steps before it; limit: rows, n-grams and documents that are listed."""
+
+    run: str
+    attempt: int
+    window: int
+    limit: int
+
+
+class DocumentArguments(TypedDict, total=False):
+    """Which exposures of a document. limit: exposures on a page."""
+
+    run: str
+    before_step: int
+    first_step: int
+    last_step: int
+    attempt: int
+    dp_rank: int
+    lineage: Literal["canonical", "all"]
+    with_text: bool
+    limit: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,12 +139,21 @@ class Request:
     method: str
     path: str
     body: Json | None = None
+    params: Mapping[str, Any] | None = None
     accept: str = "application/json"
     is_question: bool = True
 
     def build(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
         """The request of httpx."""
-        return http.build_request(self.method, self.path, json=self.body, headers={"Accept": self.accept})
+        return http.build_request(
+            self.method, self.path, json=self.body, params=self.params, headers={"Accept": self.accept}
+        )
+
+    def page(self, cursor: str | None, accept: str | None = None) -> "Request":
+        """The same question from a cursor on, perhaps in another form."""
+        more = {} if cursor is None else {"cursor": cursor}
+        body, params = ({**said, **more} if said is not None else None for said in (self.body, self.params))
+        return replace(self, body=body, params=params, accept=accept or self.accept)
 
     @staticmethod
     def check(response: httpx.Response) -> httpx.Response:
@@ -105,9 +167,46 @@ class Request:
         raise error_of(response.status_code, body, response.headers.get("x-request-id", ""))
 
 
-def get(path: str) -> Request:
+def get(path: str, params: Mapping[str, Any] | None = None) -> Request:
     """A question without a body."""
-    return Request(method="GET", path=path)
+    return Request(method="GET", path=path, params=params)
+
+
+def post(path: str, body: Json) -> Request:
+    """A question with a body."""
+    return Request(method="POST", path=path, body=body)
+
+
+def hits_request(ngram: str | Sequence[int], context_tokens: int, arguments: Mapping[str, Any]) -> Request:
+    """The places of an n-gram."""
+    body = {**ngram_body(ngram, arguments), "context_tokens": context_tokens, "limit": ROWS_AT_ONCE}
+    return post("/v1/hits", body)
+
+
+def search_request(query: str, arguments: Mapping[str, Any]) -> Request:
+    """The segments that match a query."""
+    return post("/v1/search", {"limit": SEARCHED_AT_ONCE, **_listed(arguments), "query": query})
+
+
+def steps_request(arguments: Mapping[str, Any]) -> Request:
+    """Steps."""
+    return get("/v1/steps", {"limit": ROWS_AT_ONCE, **arguments})
+
+
+def explain_request(global_step: int, arguments: Mapping[str, Any]) -> Request:
+    """What distinguishes a step."""
+    return get(f"/v1/steps/{global_step}:explain", arguments)
+
+
+def document_request(source: str, document_id: str, arguments: Mapping[str, Any]) -> Request:
+    """The exposures of a document. Both names stand in the query, where they can be anything."""
+    named = {"source": source, "document_id": document_id}
+    return get("/v1/documents", {"limit": ROWS_AT_ONCE, **arguments, **named})
+
+
+def sql_request(sql: str, run: str | None) -> Request:
+    """A SELECT over the catalog, as an Arrow table."""
+    return replace(post("/v1/sql", {"sql": sql, "run": run}), accept=ARROW)
 
 
 def trace_body(text: str | None, arguments: Mapping[str, Any]) -> Json:

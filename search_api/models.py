@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from indexer.selection import Selection
+from indexer.thinned_steps import MIN_POINTS
 from indexer.trace import MIN_LENGTH_DEFAULT
 from indexer.trace_input import text_of_messages
 from indexer.visibility import Visibility
@@ -19,6 +20,7 @@ __all__ = [
     "HitsRequest",
     "JobRequest",
     "Message",
+    "NamedDocumentQuery",
     "SearchRequest",
     "SelectionFields",
     "SequenceQuery",
@@ -213,6 +215,13 @@ class StepsQuery(BaseModel):
     attempt: Number | None = None
     all_steps: Annotated[bool, Field(description="Superseded and skipped steps as well.")] = False
     only_spikes: bool = False
+    max_points: Annotated[
+        int | None,
+        Field(
+            ge=MIN_POINTS, le=REQUEST.step_points,
+            description="Thinned out to so many, spikes kept beyond that; in one page, whatever `limit` says.",
+        ),
+    ] = None  # fmt: skip
     limit: Annotated[int, Field(ge=1, le=REQUEST.page_rows)] = 1000
     cursor: Cursor = None
 
@@ -237,3 +246,10 @@ class DocumentQuery(StepFields):
     limit: Annotated[int, Field(ge=0, le=REQUEST.page_rows)] = 100
     with_text: bool = True
     cursor: Cursor = None
+
+
+class NamedDocumentQuery(DocumentQuery):
+    """A document by its names, and which of its exposures."""
+
+    source: Annotated[str, Field(max_length=500)]
+    document_id: Annotated[str, Field(max_length=2000)]  # with all of it percent-encoded a URL stays below 64 KiB

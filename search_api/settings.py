@@ -32,6 +32,7 @@ class RequestLimits:
     hits: int = _limit(100, "hits listed for a span of a trace")
     context_tokens: int = _limit(512, "tokens of context on either side of a hit")
     page_rows: int = _limit(1000, "rows of a page; go on with `cursor`")
+    step_points: int = _limit(10_000, "largest `max_points` of steps, beyond which only spikes come")
     batch_sequences: int = _limit(100, "addresses of `/v1/sequences:batchGet`")
     batch_traces: int = _limit(32, "items of `/v1/trace:batch`; more are a job")
     job_traces: int = _limit(1000, "items of a job")
@@ -44,7 +45,9 @@ class Limits:
     body_bytes: int = _limit(1 << 20, "bytes of a request's body; more is 413 `body-too-large`")
     body_timeout_s: float = _limit(10.0, "seconds for a body to arrive; then 408 `body-timeout`")
     deadline_s: float = _limit(2.0, "seconds for one answer; then 504 `deadline`")
-    explain_deadline_s: float = _limit(10.0, "seconds for the explanation of a step; then 504 `deadline`")
+    explain_deadline_s: float = _limit(
+        10.0, "seconds for the explanation of a step, or for steps thinned out; then 504 `deadline`"
+    )
     searches_at_once: int = _limit(4, "searches that run side by side")
     searches_waiting: int = _limit(64, "searches that wait for their turn; more are 503 `busy`")
     requests_per_minute: int = _limit(6000, "requests a minute of one key, or of one address without keys; then 429")

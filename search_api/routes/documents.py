@@ -10,7 +10,7 @@ from indexer.index_reader import IndexReader
 from search_api.answers import DocumentAnswer
 from search_api.asks import Answer, Ask, asks
 from search_api.keys import Action
-from search_api.models import DocumentQuery
+from search_api.models import DocumentQuery, NamedDocumentQuery
 from search_api.negotiation import ROW_FORMATS, Rows
 from search_api.problems import Problem
 from search_api.routes.documented import rows
@@ -31,6 +31,17 @@ _ROW_FIELDS = ("exposures", "next", "took_ms", "failures")
 
 
 @router.get(
+    "/documents",
+    summary="Every exposure of a document, page by page, whatever characters its names have",
+    **rows(DocumentAnswer),
+)
+async def find_document(
+    query: Annotated[NamedDocumentQuery, Query()], ask: Annotated[Ask, asks(Action.DOCUMENTS, ROW_FORMATS)]
+) -> Response:
+    return await _answer(query.source, query.document_id, query, ask)
+
+
+@router.get(
     "/documents/{source}/{document_id:path}",
     summary="Every exposure of a document, page by page",
     **rows(DocumentAnswer),
@@ -39,6 +50,10 @@ async def get_document(
     source: str, document_id: str, query: Annotated[DocumentQuery, Query()],
     ask: Annotated[Ask, asks(Action.DOCUMENTS, ROW_FORMATS)],
 ) -> Response:  # fmt: skip
+    return await _answer(source, document_id, query, ask)
+
+
+async def _answer(source: str, document_id: str, query: DocumentQuery, ask: Ask) -> Response:
     cursor = ask.read_cursor(query.cursor, query) if query.cursor is not None else None
 
     def answer(reader: IndexReader) -> Answer:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Response
 from indexer.explain import explain_step
 from indexer.index_reader import IndexReader
 from indexer.steps import read_steps
+from indexer.thinned_steps import thin_steps
 from search_api.answers import ExplainAnswer, StepsAnswer
 from search_api.asks import Answer, Ask, asks
 from search_api.keys import Action
@@ -31,27 +32,41 @@ _SCHEMA = pa.schema(
 _METRICS = ("loss", "lr", "grad_norm", "unix_time_s")
 
 
-@router.get("", summary="Steps with their metrics and spikes, page by page", **rows(StepsAnswer))
+@router.get("", summary="Steps with their metrics and spikes, page by page, or thinned out", **rows(StepsAnswer))
 async def list_steps(
     query: Annotated[StepsQuery, Query()], ask: Annotated[Ask, asks(Action.STEPS, ROW_FORMATS)]
 ) -> Response:
     cursor = ask.read_cursor(query.cursor, query) if query.cursor is not None else None
 
-    def answer(reader: IndexReader) -> Answer:
-        after = (-1, -1) if cursor is None else (int(cursor.place[0]), int(cursor.place[1]))
-        found = read_steps(
-            reader, first_step=max(query.first_step or 0, after[0]), last_step=query.last_step, attempt=query.attempt,
-            all_steps=query.all_steps, only_spikes=query.only_spikes,
-        )  # fmt: skip
-        steps = [step for step in found.to_json()["steps"] if (step["global_step"], step["attempt"]) > after]
-        page = [_row(step) for step in steps[: query.limit]]
+    def page(reader: IndexReader) -> Answer:
+        after = None if cursor is None else (int(cursor.place[0]), int(cursor.place[1]))
+        found = read_steps(reader, after=after, limit=query.limit + 1, **_range(query))
+        steps = [_row(step) for step in found.to_json()["steps"]]
         following = None
-        if len(steps) > len(page):
-            following = ask.sign_cursor(reader, query, (page[-1]["global_step"], page[-1]["attempt"]))
-        listed = Rows(name="steps", rows=page, schema=_SCHEMA, next_cursor=following)
+        if len(steps) > query.limit:
+            last = steps[query.limit - 1]
+            following = ask.sign_cursor(reader, query, (last["global_step"], last["attempt"]))
+        more = {"num_steps": None, "num_spikes": None}
+        listed = Rows(name="steps", rows=steps[: query.limit], schema=_SCHEMA, next_cursor=following, more=more)
         return Answer(rows=listed, truncated=following is not None)
 
-    return await ask.answer(query.run, answer, query, cursor=cursor)
+    def thinned(reader: IndexReader) -> Answer:
+        found = thin_steps(reader, query.max_points or 0, **_range(query))
+        steps = [_row(step) for step in found.steps.to_json()["steps"]]
+        more = {"num_steps": found.num_steps, "num_spikes": found.num_spikes}
+        return Answer(
+            rows=Rows(name="steps", rows=steps, schema=_SCHEMA, more=more), truncated=len(steps) < found.num_steps
+        )
+
+    if query.max_points is None:
+        return await ask.answer(query.run, page, query, cursor=cursor)
+    limit_s = ask.service.settings.limits.explain_deadline_s
+    return await ask.answer(query.run, thinned, query, cursor=cursor, deadline_s=limit_s)
+
+
+def _range(query: StepsQuery) -> dict[str, Any]:
+    names = ("first_step", "last_step", "attempt", "all_steps", "only_spikes")
+    return {name: getattr(query, name) for name in names}
 
 
 @router.get("/{global_step}:explain", summary="What distinguishes the sequences of a step", **one(ExplainAnswer))

@@ -58,6 +58,21 @@ def test_spikes_are_those_of_the_rule(seed: int, num: int, noise: float) -> None
         assert found[index] == pytest.approx((center, deviations), rel=1e-6)
 
 
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**9), st.sampled_from(["cauchy", "ties", "falling", "negative", "huge"]))
+def test_candidates_miss_no_spike(seed: int, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    values = {
+        "cauchy": rng.standard_cauchy(300), "ties": rng.integers(0, 3, 300).astype(float) ** 3,
+        "falling": -np.arange(300.0) + rng.standard_cauchy(300), "negative": -5 + rng.gamma(0.5, 0.5, 300) ** 2,
+        "huge": np.where(rng.random(300) < 0.1, 1e300, 1e-300) * rng.random(300),
+    }[kind]  # fmt: skip
+    found = find_spikes(values)
+    assert found.keys() == spikes_by_the_book(values.tolist()).keys()
+    everywhere = steps._judged(values, np.arange(WINDOW, 300), WINDOW, np.arange(300))
+    assert {index: spike for index, spike in found.items() if index >= WINDOW} == everywhere
+
+
 def test_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(1).standard_cauchy(400)
     whole = find_spikes(values)

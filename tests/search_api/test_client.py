@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import json
 import re
@@ -12,24 +13,51 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from indexer.build import update_index
+from indexer.documents import document_history
+from indexer.explain import explain_step
 from indexer.index_reader import IndexReader
 from indexer.ngrams import count_of_ngram
+from indexer.search import SearchOptions, search
 from indexer.selection import Selection
 from search_api import Limits, Settings
 from search_api.async_client import AsyncClient
 from search_api.client import ApiError, Client, ClientOptions, RequestError
 from search_api.trace_html import marked_html
 from tests.conftest import TextRun
+from tests.export_maker import MadeStep, make_attempt
 from tests.search_api.live_server import live_server
+from train_hooks import Segment
+from train_hooks.attempts import RunSpec
 
 README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture(scope="module")
 def url(text_run: TextRun) -> Iterator[str]:
-    with live_server(Settings(run_dirs=(text_run.run_dir,), limits=Limits(requests_per_minute=100_000))) as url:
+    limits = Limits(requests_per_minute=100_000, deadline_s=20, explain_deadline_s=30)
+    with live_server(Settings(run_dirs=(text_run.run_dir,), limits=limits, sql=True)) as url:
+        yield url
+
+
+ODD_NAMES = [("a/b", "c/d"), ("", "../x"), ("a b?c#d%2F&e=f", "日本 語"), ("a", "b/c/d"), ("..", ".")]
+
+
+@pytest.fixture(scope="module")
+def odd_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    run_dir = tmp_path_factory.mktemp("odd")
+    segments = [
+        [Segment(start=0, length=8, source=source, document_id=document_id, document_token_offset=0)]
+        for source, document_id in ODD_NAMES
+    ]
+    rows = np.arange(8 * len(ODD_NAMES)).reshape(-1, 8)
+    step = MadeStep(microbatches={0: [rows]}, segments={0: [segments]})
+    make_attempt(run_dir, RunSpec(sequence_length=8, vocab_size=100, run_id="odd", config={}), [step])
+    update_index(run_dir)
+    with live_server(Settings(run_dirs=(run_dir,))) as url:
         yield url
 
 
@@ -57,7 +85,7 @@ def test_answers(url: str, text_run: TextRun, passage: str) -> None:
 
 
 def test_pages_and_tables(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("search_api.client.HITS_AT_ONCE", 25)
+    monkeypatch.setattr("search_api.client_requests.ROWS_AT_ONCE", 25)
     monkeypatch.setattr("search_api.client.SEQUENCES_AT_ONCE", 3)
     with Client(url) as client:
         rows = list(client.hits(" the", context_tokens=2))
@@ -69,6 +97,63 @@ def test_pages_and_tables(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert [row["address"] for row in sequences] == addresses
         assert sequences.to_arrow().num_rows == len(addresses) == len(sequences.to_pandas())
         assert client.sequences([]) == []
+
+
+def test_searches(url: str, text_run: TextRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search_api.client_requests.SEARCHED_AT_ONCE", 7)
+    expected = search(IndexReader.open(text_run.run_dir), "the", SearchOptions(limit=1000, sort="step", facets=True))
+    assert expected.facets is not None and expected.count > 14
+    with Client(url) as client:
+        found = client.search("the", sort="step")
+        assert [row["address"] for row in found] == [str(hit.address) for hit in expected.hits]
+        assert found.to_arrow().num_rows == expected.count and found.page().complete is False
+        first = client.search("the", sort="step", facets=True, limit=3, run="text").page()
+        assert first["count"] == expected.count and len(first["hits"]) == 3
+        assert first["facets"]["sources"] == [dataclasses.asdict(count) for count in expected.facets.sources]
+        second = client.search("the", sort="step", facets=True, limit=3, run="text").page(first["next_cursor"])
+        assert second["hits"][0]["address"] == str(expected.hits[3].address)
+        assert client.search("the", before_step=10).to_arrow().num_rows < expected.count
+        with pytest.raises(RequestError, match=r"expected \) for this"):
+            client.search("(the").page()
+
+
+def test_steps_and_sql(url: str, text_run: TextRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search_api.client_requests.ROWS_AT_ONCE", 9)
+    reader = IndexReader.open(text_run.run_dir)
+    expected = reader.sql("SELECT global_step, num_tokens FROM steps WHERE canonical ORDER BY 1")
+    with Client(url) as client:
+        rows = [{name: row[name] for name in ("global_step", "num_tokens")} for row in client.steps()]
+        assert rows == expected and len(rows) > 9
+        assert [row["global_step"] for row in client.steps(first_step=5, last_step=6)] == [5, 6]
+        explained = client.explain(50, window=20, limit=3)
+        of_function = explain_step(reader, 50, window=20, limit=3).to_json()
+        assert explained["features"] and {**explained, "took_ms": 0} | {**of_function, "took_ms": 0} == {
+            **explained, "took_ms": 0
+        }  # fmt: skip
+        table = client.sql("SELECT global_step, num_tokens FROM steps WHERE canonical ORDER BY 1")
+        assert list(table) == expected and not table.truncated
+        assert str(table.to_arrow().schema.field("num_tokens").type) == "int64"
+        assert client.sql("SELECT * FROM range(20000)").truncated
+        with pytest.raises(RequestError, match="attempt"):
+            client.steps(attempt=9).page()
+
+
+def test_documents_by_any_name(url: str, text_run: TextRun, odd_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search_api.client_requests.ROWS_AT_ONCE", 1)
+    source, document_id = next(iter(text_run.documents))
+    expected = document_history(IndexReader.open(text_run.run_dir), source, document_id)
+    with Client(url) as client:
+        whole = client.document(source, document_id)
+        assert [row["address"] for row in whole] == [str(exposure.address) for exposure in expected.exposures]
+        assert whole.page()["num_tokens_distinct"] == expected.num_tokens_distinct
+        assert client.document(source, document_id, with_text=False).page()["exposures"][0]["text"] is None
+        with pytest.raises(RequestError) as caught:
+            client.document(source, "nothing").page()
+        assert caught.value.kind == "document"
+    with Client(odd_url) as client:
+        for source, document_id in ODD_NAMES:
+            found = client.document(source, document_id).page()
+            assert (found["source"], found["document_id"]) == (source, document_id) and found["num_exposures"] == 1
 
 
 def test_batches_and_jobs(url: str, passage: str) -> None:
@@ -103,6 +188,26 @@ def test_asynchronously(url: str, passage: str) -> None:
             assert [line["index"] async for line in client.trace_batch([{"text": "a"}, {"text": passage}])] == [0, 1]
             with pytest.raises(RequestError):
                 await client.sequence("nonsense")
+
+    asyncio.run(main())
+
+
+def test_the_other_questions_asynchronously(url: str, text_run: TextRun) -> None:
+    source, document_id = next(iter(text_run.documents))
+
+    async def main() -> None:
+        with Client(url) as same:
+            async with AsyncClient(url) as client:
+                found = client.search("the", limit=10, sort="step")
+                rows = [row async for row in found]
+                assert rows == list(same.search("the", sort="step"))
+                first = await found.page()
+                assert (await found.page(first["next_cursor"]))["hits"][0]["address"] == rows[10]["address"]
+                assert (await client.steps(last_step=9).to_arrow()).num_rows == 9
+                assert (await client.explain(50))["rows"] == same.explain(50)["rows"]
+                exposures = [row async for row in client.document(source, document_id)]
+                assert exposures == list(same.document(source, document_id))
+                assert await client.sql("SELECT 1 AS one") == [{"one": 1}]
 
     asyncio.run(main())
 

@@ -46,6 +46,7 @@ REQUESTS: dict[str, tuple[str, str, Json | None, Action]] = {
     "steps": ("GET", "/v1/steps", None, Action.STEPS),
     "explain": ("GET", "/v1/steps/3:explain", None, Action.STEPS),
     "document": ("GET", f"/v1/documents/{OPEN}/{OPEN}-5-1", None, Action.DOCUMENTS),
+    "named document": ("GET", f"/v1/documents?source={OPEN}&document_id={OPEN}-5-1", None, Action.DOCUMENTS),
     "compat": ("POST", "/compat/infinigram", {"query_type": "count", "query": "the"}, Action.HITS),
     "attribution": ("POST", "/compat/infinigram/packed/attribution", {"response": "the end"}, Action.TRACE),
     "metrics": ("GET", "/metrics", None, Action.METRICS),
@@ -139,7 +140,8 @@ def poorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def test_every_endpoint_is_in_the_matrix(whole: Served) -> None:
     paths = whole.client.get("/openapi.json").json()["paths"]
     asked = {
-        path.replace(ADDRESS, "{address}")
+        path.partition("?")[0]
+        .replace(ADDRESS, "{address}")
         .replace("runs/packed", "runs/{run_id}")
         .replace("packed", "{index}")
         .replace("/3:", "/{global_step}:")
@@ -271,14 +273,15 @@ def test_searches_and_documents_leak_nothing(whole: Served, poorer: Served, scop
         assert all(hit["score"] is None for hit in found["hits"]), "scores know the lengths of all segments"
         assert not any(hit["source"] == CLOSED for hit in found.get("hits", ()))
     assert whole.ask("search", free_of(whole), query="の").json()["count"] > 0
-    found, expected = (
-        plain(served.ask("document", token).json()) for served, token in ((whole, restricted), (poorer, free))
-    )
-    assert found == expected and found["num_exposures"] == 1
     headers = {"Authorization": f"Bearer {restricted}"}
-    response = whole.client.get(f"/v1/documents/{CLOSED}/{CLOSED}-5-0", headers=headers)
-    detail = check_problem(response, 404, "document")
-    assert detail == f"there is no source '{CLOSED}'; near: '{OPEN}'", "not even that it is there"
+    for name, path in (("document", "/{0}/{0}-5-0"), ("named document", "?source={0}&document_id={0}-5-0")):
+        found, expected = (
+            plain(served.ask(name, token).json()) for served, token in ((whole, restricted), (poorer, free))
+        )
+        assert found == expected and found["num_exposures"] == 1
+        response = whole.client.get("/v1/documents" + path.format(CLOSED), headers=headers)
+        detail = check_problem(response, 404, "document")
+        assert detail == f"there is no source '{CLOSED}'; near: '{OPEN}'", "not even that it is there"
     check_problem(whole.ask("sql", restricted), 403, "forbidden")
     for name in ("steps", "explain"):
         assert CLOSED not in whole.ask(name, restricted).text

@@ -99,6 +99,15 @@ def test_steps(client: TestClient, reader: IndexReader) -> None:
     assert [step["global_step"] for step in part] == [3, 4, 5]
     table = client.get("/v1/steps", headers={"Accept": ARROW})
     assert pa.ipc.open_stream(table.content).read_all().to_pylist() == found
+    thinned = client.get("/v1/steps", params={"max_points": 20}).json()
+    assert thinned["num_steps"] == len(expected) and thinned["num_spikes"] == 0 and thinned["truncated"]
+    assert thinned["next_cursor"] is None and all(step in found for step in thinned["steps"])
+    assert [thinned["steps"][end]["global_step"] for end in (0, -1)] == [1, len(expected)]
+    whole = client.get("/v1/steps", params={"max_points": 1000}).json()
+    assert whole["steps"] == found and not whole["truncated"]
+    check_problem(client.get("/v1/steps", params={"max_points": 3}), 422, "validation")
+    cursor = client.get("/v1/steps", params={"limit": 9}).json()["next_cursor"]
+    check_problem(client.get("/v1/steps", params={"max_points": 20, "cursor": cursor}), 400, "cursor")
     check_problem(client.get("/v1/steps", params={"attempt": 9}), 400, "query")
     check_problem(client.get("/v1/steps", params={"surprise": 1}), 422, "validation")
 

@@ -38,7 +38,7 @@ OPERATIONS = {
     ("GET", "/v1/sequences/{address}"): 1, ("POST", "/v1/sequences:batchGet"): 3, ("POST", "/v1/jobs"): 3,
     ("GET", "/v1/jobs/{job}"): 1, ("GET", "/v1/jobs/{job}/results"): 1, ("GET", "/v1/jobs/{job}/events"): 1,
     ("POST", "/v1/search"): 3, ("POST", "/v1/sql"): 3, ("GET", "/v1/steps"): 1, ("GET", "/v1/steps/{global_step}:explain"): 1,
-    ("GET", "/v1/documents/{source}/{document_id}"): 1, ("DELETE", "/v1/jobs/{job}"): 1,
+    ("GET", "/v1/documents"): 1, ("GET", "/v1/documents/{source}/{document_id}"): 1, ("DELETE", "/v1/jobs/{job}"): 1,
     ("POST", "/compat/infinigram"): 1, ("POST", "/compat/infinigram/{index}/attribution"): 1,
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from ui.html.escape import attribute, text_html
 __all__ = ["Bar", "Mark", "Series", "bars", "lines"]
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 640, 46, 8, 8, 20
+MANY_MARKS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A point to look at, such as a spike."""
+    """A point to look at, such as a spike; href: where a click leads, "" for nowhere."""
 
     step: int
     value: float
@@ -72,9 +73,13 @@ def bars(data: Sequence[Bar], *, label: str, checkpoint: int | None = None, heig
 
 
 def lines(
-    series: Series, *, label: str, marks: Sequence[Mark] = (), height: int = 150, pick: str = "", log: bool = False
-) -> str:
-    """A line over steps, with marks. pick: a link with {step}, which a click anywhere leads to. log: log scale."""
+    series: Series, *, label: str, marks: Sequence[Mark] = (), height: int = 150, pick: str = "", brush: str = "",
+    chosen: int | None = None, log: bool = False,
+) -> str:  # fmt: skip
+    """A line over steps, with marks. pick: a link with {step}, which a click anywhere leads to. log: log scale.
+
+    brush: a link with {first} and {last}. chosen: a step with a line of its own.
+    """
     points = [
         (step, math.log10(value) if log else value)
         for step, value in zip(series.steps, series.values, strict=True)
@@ -93,11 +98,18 @@ def lines(
         y = _y(value, low, high, height) if math.isfinite(value) else TOP
         dot = (
             f'<circle class="mark{" chosen" if mark.chosen else ""}" cx="{_x(mark.step, first, last):.1f}" cy="{y:.1f}" '
-            f'r="5"><title>{text_html(mark.label)}</title></circle>'
+            f'r="{5 if len(marks) <= MANY_MARKS else 3}"><title>{text_html(mark.label)}</title></circle>'
         )
-        drawn.append(f'<a data-go href="{attribute(mark.href)}" aria-label="{attribute(mark.label)}">{dot}</a>')
+        if mark.href:
+            dot = f'<a data-go href="{attribute(mark.href)}" aria-label="{attribute(mark.label)}">{dot}</a>'
+        drawn.append(dot)
+    if chosen is not None and first <= chosen <= last:
+        x = _x(chosen, first, last)
+        drawn.append(f'<line class="chosen" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - BOTTOM}"/>')
     axis = _axes(first, last, 10**low if log else low, 10**high if log else high, height, integer=False)
-    picked = f' data-pick="{attribute(pick)}" data-first="{first}" data-after="{last}"' if pick else ""
+    picked = f' data-pick="{attribute(pick)}"' if pick else ""
+    picked += f' data-brush="{attribute(brush)}"' if brush else ""
+    picked += f' data-first="{first}" data-after="{last}"' if picked else ""
     return _svg(axis + "".join(drawn), height, label, picked, interactive=bool(marks))
 
 

@@ -18,6 +18,7 @@ export default function (component) {
     }
   }
   root.kisekiParts = data.parts;
+  if (window.location.href !== root.kisekiFrom) window.clearTimeout(root.kisekiTimer);
   choose(root, data.chosen ?? [], "sel");
   choose(root, data.of_document ?? [], "ofdoc");
 
@@ -26,8 +27,11 @@ export default function (component) {
     root.setAttribute("aria-busy", "true");
     const before = window.location.href;
     setTriggerValue("go", href);
-    // A click while the page is being put together can be lost: then go there the slow way.
-    window.setTimeout(() => {
+    // A click while the page is being put together can be lost: then go there the slow way. A click that was not must not
+    // be made again, when a later one leads back to where it was made.
+    window.clearTimeout(root.kisekiTimer);
+    root.kisekiFrom = before;
+    root.kisekiTimer = window.setTimeout(() => {
       root.classList.remove("busy");
       root.removeAttribute("aria-busy");
       const wanted = new URL(href, before).href;

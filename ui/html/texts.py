@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Protocol
 
-from ui.html.japanese import common, runs, sequence, trace
+from ui.html.japanese import common, documents, runs, search, sequence, sql, steps, trace
 
 __all__ = ["JAPANESE", "LANGUAGES", "Say", "say_in"]
 
@@ -34,6 +34,10 @@ def _say(words: Mapping[str, str], text: str, /, **values: object) -> str:
 JAPANESE: Mapping[str, str] = {
     **common.WORDS,
     **trace.WORDS,
+    **search.WORDS,
     **sequence.WORDS,
+    **steps.WORDS,
+    **documents.WORDS,
+    **sql.WORDS,
     **runs.WORDS,
 }

@@ -9,7 +9,7 @@ import streamlit as st
 
 from ui.html.places import Place
 from ui.html.texts import LANGUAGES, say_in
-from ui.pages import runs_page, sequence_page, trace_page
+from ui.pages import documents_page, runs_page, search_page, sequence_page, sql_page, steps_page, trace_page
 from ui.pages.api import problems_in_words, run_of, runs
 from ui.pages.live import GO_PAGE
 from ui.pages.state import View, change_url, show_in_widget
@@ -18,7 +18,11 @@ __all__: list[str] = []
 
 SHOWN = {
     "trace": trace_page.show,
+    "search": search_page.show,
     "sequence": sequence_page.show,
+    "steps": steps_page.show,
+    "documents": documents_page.show,
+    "sql": sql_page.show,
     "runs": runs_page.show,
 }
 TITLES = {

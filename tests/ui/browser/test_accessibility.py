@@ -1,6 +1,7 @@
 """axe-core finds nothing serious on any page, in the light and in the dark theme; the keyboard alone gets to the evidence."""
 
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -32,6 +33,7 @@ def test_no_serious_findings(browser: Browser, served: Served, theme: Any) -> No
         documents = [text for (source, _), text in served.run.documents.items() if source == "devils-dictionary"]
         span = client.trace(documents[0][:300]).spans[0]
         address = client.trace(token_ids=span["token_ids"]).spans[0]["hits"][0]["address"]
+    document_id = next(name for source, name in served.run.documents if source == "devils-dictionary")
     context = browser.new_context(base_url=served.url, color_scheme=theme, viewport={"width": 1360, "height": 900})
     context.set_default_timeout(30_000)
     page = context.new_page()
@@ -42,6 +44,12 @@ def test_no_serious_findings(browser: Browser, served: Served, theme: Any) -> No
         (f"/sequence?address={address}&at=0-9&show=tokens", ".tok"),
         (f"/sequence?address={address}&at=0-9", ".segment mark"),
         ("/runs", ".k table"),
+        ("/search?q=the", ".hit"),
+        ("/search?q=(the", ".msg pre"),
+        ("/steps?step=30&a=1-20&b=21-45", ".unusual, .aside h3"),
+        ("/steps", "svg .mark"),
+        ("/documents?source=devils-dictionary&document=" + quote(document_id), ".quote"),
+        ("/sql?canned=loss", ".k table"),
     ):
         page.goto(path)
         expect(page.locator(there).first).to_be_visible()

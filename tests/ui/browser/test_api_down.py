@@ -10,7 +10,9 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, expect
 
-from tests.ui.browser.conftest import wait_for
+from search_api import Settings
+from tests.search_api.live_server import live_server
+from tests.ui.browser.conftest import Served, wait_for
 
 MAIN = Path(__file__).parents[3] / "ui" / "pages" / "main.py"
 
@@ -58,4 +60,15 @@ def test_an_api_that_is_down(browser: Browser) -> None:
                 alert = page.get_by_role("alert")
                 expect(alert).to_contain_text("The API does not answer.", timeout=30_000)
                 expect(alert).to_contain_text("`kiseki serve` is still running")
+    context.close()
+
+
+def test_a_server_without_sql_says_how_it_is_turned_on(browser: Browser, served: Served) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    with live_server(Settings(run_dirs=(served.run.run_dir,))) as api_url, pages_of(api_url) as url:
+        page.goto(url + "/sql?canned=loss")
+        expect(page.locator(".msg.warning")).to_contain_text("`kiseki serve RUN --sql`", timeout=30_000)
+        page.goto(url + "/steps")
+        expect(page.locator("svg .line").first).to_be_visible(timeout=30_000)
     context.close()
