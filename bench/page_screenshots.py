@@ -75,8 +75,6 @@ def views(url: str) -> Mapping[str, tuple[str, Callable[[Page], Locator]]]:
         found = client.trace(text)
         span, document = max(found.spans, key=lambda span: int(span["count"])), found.documents[0]
         early = client.sequences([f"{run['run_id']}/a1/s{at}/r0/m0/q0" for at in range(1, min(step, 50) + 1)])
-        hit = client.search("the AND of", run=run["run_id"], limit=1).page()["hits"][0]
-    document = hit["source"], hit["document_id"]
     varied = max(early, key=lambda row: len(row["segments"]))
     packed, name = pack({"text": text}), f"{span['start']}-{span['end']}"
     address = quote(varied["address"], safe="")
