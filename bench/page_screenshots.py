@@ -72,7 +72,8 @@ def views(url: str) -> Mapping[str, tuple[str, Callable[[Page], Locator]]]:
         step = client.run(run["run_id"])["last_step"]
         first, second = (a_passage(client, run["run_id"], max(1, at)) for at in (step // 3, 2 * step // 3))
         text = f"{OWN_WORDS[0]}{first}{OWN_WORDS[1]}{second}"
-        span = max(client.trace(text).spans, key=lambda span: int(span["count"]))
+        found = client.trace(text)
+        span, document = max(found.spans, key=lambda span: int(span["count"])), found.documents[0]
         early = client.sequences([f"{run['run_id']}/a1/s{at}/r0/m0/q0" for at in range(1, min(step, 50) + 1)])
     varied = max(early, key=lambda row: len(row["segments"]))
     packed, name = pack({"text": text}), f"{span['start']}-{span['end']}"
@@ -89,6 +90,13 @@ def views(url: str) -> Mapping[str, tuple[str, Callable[[Page], Locator]]]:
         ),
         "sequence": (f"/sequence?address={address}&at={at}", lambda page: page.locator(".segment").first),
         "tokens": (f"/sequence?address={address}&at={at}&show=tokens", lambda page: page.locator(".tok").first),
+        "search": ("/search?q=vain%20OR%20mind", lambda page: page.locator(".hit").first),
+        "steps": (f"/steps?step={step // 2}", lambda page: page.locator("section[data-metric]").first),
+        "documents": (
+            f"/documents?source={quote(document['source'])}&document={quote(document['document_id'])}",
+            lambda page: page.locator(".hit").first,
+        ),
+        "sql": ("/sql?canned=loss", lambda page: page.locator("table").first),
         "runs": ("/runs", lambda page: page.locator("table").first),
     }  # fmt: skip
 

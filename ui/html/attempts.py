@@ -113,8 +113,10 @@ def _row(place: Place, say: Say, attempt: Json, rows: Mapping[int, int], last: i
             "attempt {n}, steps {a}–{b}: {what}", n=attempt["attempt"], a=f"{first:,}", b=f"{end:,}", what=words
         )
         x0, x1 = _x(first, last), _x(end + 1, last)
+        number = attempt["attempt"]
+        href = place.to("steps", step=first, attempt=number, attempt_of=None if counts else number)
         drawn.append(
-            f'<a data-go href="{attribute(place.to("steps", step=first, attempt=attempt["attempt"]))}" '
+            f'<a data-go href="{attribute(href)}" '
             f'aria-label="{attribute(label)}"><rect class="bar{"" if counts else " dim"}" x="{x0:.1f}" y="{y}" '
             f'width="{max(2.0, x1 - x0):.1f}" height="24"><title>{text_html(label)}</title></rect></a>'
         )

@@ -12,7 +12,7 @@ from ui.html.texts import LANGUAGES, say_in
 from ui.pages import documents_page, runs_page, search_page, sequence_page, sql_page, steps_page, trace_page
 from ui.pages.api import problems_in_words, run_of, runs
 from ui.pages.live import GO_PAGE
-from ui.pages.state import View, change_url, put
+from ui.pages.state import View, change_url, show_in_widget
 
 __all__: list[str] = []
 
@@ -54,6 +54,9 @@ def _top(pages: dict[str, Any], name: str, lang: str) -> None:
     say = say_in(lang)
     params = st.query_params.to_dict()
     kept: dict[str, str | Iterable[str]] = {key: params[key] for key in ("run", "lang") if key in params}
+    run_id, slash, _ = params.get("address", "").partition("/")
+    if "run" not in kept and slash:
+        kept["run"] = run_id
     st.html("<style>.stMainBlockContainer { padding-top: 3.2rem; }</style>")
     with st.container(horizontal=True, gap="small", key="top"):
         for page in pages:
@@ -72,10 +75,10 @@ def _show(name: str) -> None:
     with problems_in_words(name, say, lang):
         run_ids = [run["run_id"] for run in runs()]
         wanted = params.get("run") or _run_of_address(params.get("address", ""), run_ids) or run_ids[0]
-        run = run_of(wanted)
-        if len(run_ids) > 1:
-            _choose_run(run_ids, wanted, say("Run"))
-        SHOWN[name](View(Place(name, params), run, say, lang))
+        if len(run_ids) > 1 or wanted not in run_ids:
+            _choose_run(run_ids, wanted if wanted in run_ids else None, say("Run"))
+            params = {**params, "run": wanted}
+        SHOWN[name](View(Place(name, params), run_of(wanted), say, lang))
 
 
 def _run_of_address(address: str, run_ids: list[str]) -> str | None:
@@ -83,11 +86,15 @@ def _run_of_address(address: str, run_ids: list[str]) -> str | None:
     return run_id if run_id in run_ids else None
 
 
-def _choose_run(run_ids: list[str], shown: str, label: str) -> None:
-    put("in_run", shown)
-    st.selectbox(
-        label, run_ids, key="in_run", on_change=lambda: change_url({"run": st.session_state["in_run"]}), width=320
-    )
+def _choose_run(run_ids: list[str], shown: str | None, label: str) -> None:
+    show_in_widget("in_run", shown)
+    st.selectbox(label, run_ids, index=None, key="in_run", on_change=_go_to_run, width=320)
+
+
+def _go_to_run() -> None:
+    """Another run has other sequences, spans and steps: only the text and the language stay."""
+    kept = ("lang", "text", "z", "min", "q")
+    change_url({**{name: None for name in st.query_params if name not in kept}, "run": st.session_state["in_run"]})
 
 
 os.environ.setdefault("KISEKI_API_URL", "http://127.0.0.1:8700")

@@ -166,6 +166,15 @@ def test_uploads(page: Page, passage: str, tmp_path: Path) -> None:
     expect(page.locator("a.m").first).to_be_visible()
 
 
+def test_the_way_out_of_an_unknown_run(page: Page) -> None:
+    page.goto("/runs?run=nothing&lang=en")
+    expect(page.get_by_role("alert")).to_contain_text("Choose a run at the top of the page.")
+    page.get_by_role("combobox").click()
+    page.get_by_role("option", name="pages").click()
+    expect(page.locator("h2").first).to_have_text("Run pages")
+    assert "run=pages" in page.url
+
+
 def test_problems_are_said_in_words(page: Page, passage: str) -> None:
     for path, words in (
         ("/?run=nothing&text=a", "There is no such run here"),
