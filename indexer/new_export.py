@@ -5,10 +5,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from train_hooks.export_format.errors import RunError
+from indexer.tokenization import highest_token_id
+from train_hooks.export_format.errors import InputError, RunError
 from train_hooks.export_format.paths import ExportPaths
 
-__all__ = ["new_export"]
+__all__ = ["new_export", "vocab_size_of"]
 
 
 @contextlib.contextmanager
@@ -29,3 +30,15 @@ def new_export(run_dir: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 run_dir.rmdir()
         raise
+
+
+def vocab_size_of(tokenizer: Path | None, given: int | None) -> int:
+    """The vocabulary size given, or that of a tokenizer.json. Raises InputError where there is neither, or it is too small."""
+    if tokenizer is None and given is None:
+        raise InputError(
+            "expected --tokenizer, the tokenizer.json that made the tokens, or --vocab-size; found neither"
+        )
+    highest = 0 if tokenizer is None else highest_token_id(tokenizer)
+    if given is not None and given <= highest:
+        raise InputError(f"--vocab-size: expected more than {highest}, the highest id of {tokenizer}, found {given}")
+    return highest + 1 if given is None else given

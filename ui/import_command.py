@@ -9,6 +9,7 @@ from rich.text import Text
 
 from indexer.imported_metrics import ImportedFile, import_metrics
 from indexer.llm_jp.importer import ImportedDump, import_dump
+from indexer.megatron_cache.reconstruct import MegatronSchedule, reconstruct_megatron
 from indexer.olmo_core.reconstruct import reconstruct_olmo_core
 from ui import console
 from ui.arguments import JsonOption, RunArgument
@@ -122,6 +123,43 @@ def olmo_core_command(
         console.output.print(
             f"  {plural(done.num_without_documents, 'sequence')} of token files without .csv.gz: identity unknown"
         )
+    console.output.print(f"run `kiseki index {run}` to search it", markup=False)
+
+
+@import_app.command("megatron")
+def megatron_command(
+    description: Annotated[
+        Path, typer.Argument(help="…-description.txt in the cache of the data set or blend.", show_default=False)
+    ],
+    run: Annotated[Path, typer.Argument(help="Run directory to make; it must hold no run.", show_default=False)],
+    global_batch_size: Annotated[int, typer.Option(help="Sequences of a step.", min=1, show_default=False)],
+    micro_batch_size: Annotated[int, typer.Option(help="Sequences of a forward call.", min=1)] = 1,
+    ranks: Annotated[int, typer.Option(help="Data-parallel ranks of the training.", min=1)] = 1,
+    last_step: Annotated[int | None, typer.Option(help="Where the training ended.", min=1)] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="The tokenizer.json; kept in the export.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Where there is no tokenizer file.", min=1)] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where the .bin and .idx files are now, if not where they were.")
+    ] = None,
+    run_id: Annotated[str | None, typer.Option(help="Name of the run; by default that of its directory.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Recompute what a Megatron training must have consumed, from its index caches: recomputed, not observed."""
+    schedule = MegatronSchedule(
+        global_batch_size=global_batch_size, micro_batch_size=micro_batch_size, num_ranks=ranks, last_step=last_step
+    )
+    with console.progress("recomputing steps") as progress:
+        done = reconstruct_megatron(
+            description, run, schedule, tokenizer=tokenizer, vocab_size=vocab_size, data_dir=data_dir, run_id=run_id,
+            progress=progress,
+        )  # fmt: skip
+    if as_json:
+        console.print_json(dataclasses.asdict(done))
+        return
+    console.output.print(
+        f"run {done.run_id}: {done.num_steps:,} steps, {done.num_rows:,} sequences, {done.num_tokens:,} tokens, recomputed",
+        markup=False,
+    )
     console.output.print(f"run `kiseki index {run}` to search it", markup=False)
 
 

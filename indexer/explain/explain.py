@@ -20,7 +20,7 @@ from indexer.explain.kernels import new_pair_shares, shared_shares
 from indexer.explain.ngrams import overused_ngrams
 from indexer.explain.reading import Rows, Subject, read_rows, read_segments, subject_of
 from indexer.explain.records import Feature, Reason, StepExplanation, UnusualRow
-from indexer.explain.scoring import FEATURES, feature_of, reasons_of
+from indexer.explain.scoring import FEATURES, feature_of, reasons_of, score_of
 from indexer.index_reader import IndexReader
 from indexer.visibility import EVERYTHING, Visibility
 from train_hooks.export_format.errors import QueryError
@@ -180,6 +180,5 @@ def _ranked(step: Rows, reasons: Sequence[Sequence[Reason | None]], limit: int) 
     rows = []
     for row, (address, loss) in enumerate(zip(addresses, losses, strict=True)):
         own = sorted((reason for column in reasons if (reason := column[row])), key=lambda reason: -reason.bits)
-        score = sum(reason.bits for reason in own)
-        rows.append(UnusualRow(address=address, score=score, loss=loss, reasons=tuple(own)))
+        rows.append(UnusualRow(address=address, score=score_of(own), loss=loss, reasons=tuple(own)))
     return tuple(sorted((row for row in rows if row.reasons), key=lambda row: -row.score)[:limit])

@@ -82,7 +82,7 @@ class Reason:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnusualRow:
-    """A sequence of the step with the reasons to look at it, the strongest first; score is the sum of their bits."""
+    """A sequence of the step with the reasons to look at it, the strongest first; score: see `scoring`."""
 
     address: str
     score: float

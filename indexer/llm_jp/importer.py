@@ -20,8 +20,8 @@ from indexer.corpora.files import Problems
 from indexer.llm_jp.dump import DumpStep, list_dump, steps_of
 from indexer.llm_jp.rows import row_of
 from indexer.llm_jp.scan import DumpScan, scan_dump
-from indexer.new_export import new_export
-from indexer.tokenization import RunTokenizer, highest_token_id
+from indexer.new_export import new_export, vocab_size_of
+from indexer.tokenization import RunTokenizer
 from train_hooks.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.acknowledgement import AckKind
 from train_hooks.export_format.errors import InputError
@@ -87,7 +87,7 @@ def import_dump(
         )
     spec = RunSpec(
         sequence_length=scan.sequence_length,
-        vocab_size=_vocab_size(tokenizer, vocab_size),
+        vocab_size=vocab_size_of(tokenizer, vocab_size),
         run_id=run_id,
         tokenizer=tokenizer,
         config=_origin(scan, step_offset, eos).to_config(),
@@ -97,17 +97,6 @@ def import_dump(
         run = open_or_create_run(OsFileSystem(), run_dir, spec)
         importing = _Import(run, run_dir, scan, eos=eos, step_offset=step_offset, problems=problems)
         return importing.run({rank: steps_of(files, problems, advance) for rank, files in ranks.items()})
-
-
-def _vocab_size(tokenizer: Path | None, given: int | None) -> int:
-    if tokenizer is None and given is None:
-        raise InputError(
-            "expected --tokenizer, the tokenizer.json that made the tokens, or --vocab-size; found neither"
-        )
-    highest = 0 if tokenizer is None else highest_token_id(tokenizer)
-    if given is not None and given <= highest:
-        raise InputError(f"--vocab-size: expected more than {highest}, the highest id of {tokenizer}, found {given}")
-    return highest + 1 if given is None else given
 
 
 def _origin(scan: DumpScan, step_offset: int, eos: int | None) -> Origin:
