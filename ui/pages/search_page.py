@@ -11,7 +11,7 @@ from ui.html.search import facets_html, hits_html, query_problem_html, quoted, s
 from ui.pages.api import client
 from ui.pages.choices import choice_in_url
 from ui.pages.live import live
-from ui.pages.state import View, change_url, number_in_url, show_in_widget, text_in_url
+from ui.pages.state import View, change_url, number_in_url, put, text_in_url
 
 __all__ = ["show"]
 
@@ -57,7 +57,7 @@ def show(view: View) -> None:
 def _ask(view: View) -> str:
     """The query's field."""
     say = view.say
-    show_in_widget("in_search_q", view.text("q"))
+    put("in_search_q", view.text("q"))
     with st.form("search_form", border=False):
         with st.container(horizontal=True, vertical_alignment="bottom"):
             st.text_input(say("Words, phrases, fields, token n-grams"), key="in_search_q", placeholder=QUERIES)

@@ -7,7 +7,7 @@ from ui.html.messages import message_html
 from ui.html.sequence import Shown, parse_range, replay_snippet, row_html, sequence_html
 from ui.pages.api import sequence
 from ui.pages.live import live
-from ui.pages.state import View, change_url, show_in_widget, text_in_url
+from ui.pages.state import View, change_url, put, text_in_url
 
 __all__ = ["show"]
 
@@ -44,7 +44,7 @@ def _mode(view: View) -> bool:
     """Whether it is shown token by token."""
     say = view.say
     labels = {"text": say("Text"), "tokens": say("Tokens")}
-    show_in_widget("in_sequence_show", "tokens" if view.text("show") == "tokens" else "text")
+    put("in_sequence_show", "tokens" if view.text("show") == "tokens" else "text")
 
     def write() -> None:
         change_url({"show": "tokens" if st.session_state["in_sequence_show"] == "tokens" else None})

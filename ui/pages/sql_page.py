@@ -15,7 +15,7 @@ from ui.html.messages import message_html, problem_html
 from ui.html.result_table import chart_html, rows_html
 from ui.pages.api import client
 from ui.pages.live import live
-from ui.pages.state import View, change_url, show_in_widget
+from ui.pages.state import View, change_url, put
 
 __all__ = ["show"]
 
@@ -26,7 +26,7 @@ def show(view: View) -> None:
     live(_canned(view), key="sql_canned", page="sql", lang=view.lang)
     canned = view.text("canned")
     statement = view.text("sql") or QUERIES.get(canned, "")
-    show_in_widget("in_sql", statement)
+    put("in_sql", statement)
     with st.form("sql_form", border=False):
         st.text_area(say("One SELECT over the catalog"), key="in_sql", height=150, placeholder=QUERIES["sources"])
         st.form_submit_button(say("Ask"), on_click=_submit)

@@ -18,7 +18,7 @@ from ui.html.places import pack, unpack
 from ui.html.uploads import Output, read_outputs, read_upload
 from ui.pages.api import trace
 from ui.pages.live import live
-from ui.pages.state import View, change_url, number_in_url, show_in_widget, text_in_url
+from ui.pages.state import View, change_url, number_in_url, put, text_in_url
 
 __all__ = ["show"]
 
@@ -71,7 +71,7 @@ def _output(view: View) -> Output:
 def _ask(view: View, output: Output) -> None:
     """The form: a text, or a file of one or many."""
     say = view.say
-    show_in_widget("in_trace_text", output.text)
+    put("in_trace_text", output.text)
     with st.expander(say("Text"), expanded=not output.text.strip()):
         with st.form("trace_form", border=False):
             st.text_area(
