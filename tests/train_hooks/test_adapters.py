@@ -22,6 +22,7 @@ OWN = {
     "lightning": {"lightning"},
     "deepspeed": {"deepspeed"},
     "megatron": {"megatron"},
+    "olmo_core": {"olmo_core"},
 }
 
 
