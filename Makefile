@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_RUN ?= demo-run
 
 # Each framework in an environment of its own, a gigabyte or two; not part of `test`.
-ADAPTERS ?= hf lightning deepspeed megatron composer olmo-core
+ADAPTERS ?= hf lightning deepspeed megatron composer olmo-core torchtitan
 
 .PHONY: demo test test-adapters lint bench env clean
 

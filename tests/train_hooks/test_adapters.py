@@ -23,6 +23,7 @@ OWN = {
     "deepspeed": {"deepspeed"},
     "megatron": {"megatron"},
     "olmo_core": {"olmo_core"},
+    "torchtitan": {"torchtitan"},
 }
 
 
