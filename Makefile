@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_RUN ?= demo-run
 
 # Each framework in an environment of its own, a gigabyte or two; not part of `test`.
-ADAPTERS ?= hf lightning deepspeed megatron composer
+ADAPTERS ?= hf lightning deepspeed megatron composer olmo-core torchtitan
 
 .PHONY: demo test browser test-adapters lint bench env clean
 
@@ -53,7 +53,7 @@ browser:
 	touch $@
 
 test-adapters: $(ADAPTERS:%=.venv-adapters/%/.installed)
-	for name in $(ADAPTERS); do .venv-adapters/$$name/bin/python -m pytest tests/adapters/test_$$name.py || exit 1; done
+	for name in $(ADAPTERS); do .venv-adapters/$$name/bin/python -m pytest tests/adapters/test_$$(echo $$name | tr - _).py || exit 1; done
 
 bench: env
 	@ls bench/*.py | sed 's/^/  $(subst /,\/,$(BIN))\/python /'

@@ -1,11 +1,9 @@
-"""Three real tokenized files for Megatron, of real texts. A token is a byte of the text; token 256 ends a document.
+"""Three real tokenized files for Megatron, of real texts.
 
 One file is written by us, two by Megatron's own builder: one a sequence a document, one cut into "sentences".
 """
 
-import gzip
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +14,8 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 from megatron.core.tokenizers import MegatronTokenizer
 
-from train_hooks.documents.megatron_preprocessing import SourceText, name_documents, write_indexed
-
-VOCAB, EOD = 257, 256
-LENGTH = 64
-SOURCES = ("state-of-the-union", "python-docs", "tatoeba-ja")
-CORPUS = Path(__file__).parents[2] / "examples" / "corpus"
-
-
-def texts(source: str, num_documents: int = 60, num_characters: int = 200) -> Iterator[SourceText]:
-    """The beginnings of the first documents of a file of the corpus; each ninth one is empty."""
-    path = CORPUS / f"{source}.jsonl.gz"
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        for number, line in zip(range(num_documents), file, strict=False):
-            record = json.loads(line)
-            text = "" if number % 9 == 4 else record["text"][:num_characters]
-            yield SourceText(source=source, document_id=record["id"], file=path.name, line=number + 1, text=text)
-
-
-def tokens_of(text: str) -> list[int]:
-    """Its bytes, and the end of the document."""
-    return [*text.encode(), EOD] if text else []
+from tests.adapters.texts import EOD, LENGTH, SOURCES, VOCAB, texts, tokens_of
+from train_hooks.documents.megatron_preprocessing import name_documents, write_indexed
 
 
 def prepare(directory: Path) -> list[str]:

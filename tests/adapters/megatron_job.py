@@ -26,8 +26,9 @@ from torch.utils.data import DataLoader
 
 from tests.adapters.consumed_log import ConsumedLog
 from tests.adapters.job import MICRO_BATCH, SAVE_EVERY, STEPS, WORKERS, kill_at, rank, run_dir
-from tests.adapters.megatron_data import LENGTH, SOURCES, VOCAB, train_dataset
+from tests.adapters.megatron_data import train_dataset
 from tests.adapters.models import Small
+from tests.adapters.texts import LENGTH, SOURCES, VOCAB
 from train_hooks.adapters.megatron import MegatronExport
 
 NUM_SAMPLES = 400

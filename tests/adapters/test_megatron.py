@@ -24,24 +24,16 @@ import torch.distributed as dist
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the framework's own imports
-    from tests.adapters.megatron_data import (
-        LENGTH,
-        SOURCES,
-        halves,
-        prepare,
-        texts,
-        tokens_of,
-        train_dataset,
-        with_builder,
-    )
+    from tests.adapters.megatron_data import halves, prepare, train_dataset, with_builder
     from tests.adapters.megatron_job import OVERFLOW_STEP, RERUN_STEP, SKIPPED_STEP
+from tests.adapters.texts import LENGTH, SOURCES, all_tokens, check_documents, texts, tokens_of
 from tests.train_hooks.torch_fsdp.torchrun import free_port
 from train_hooks.documents.megatron import MegatronDocuments
 from train_hooks.documents.megatron_preprocessing import name_documents
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 NUM_SAMPLES = 3000
-TOKENS = {(text.source, text.document_id): tokens_of(text.text) for source in SOURCES for text in texts(source)}
+TOKENS = all_tokens()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -133,22 +125,13 @@ def test_training(tmp_path: Path) -> None:
     for key, part in export.items():
         for name, seen in (("tokens", "input_ids"), ("labels", "labels"), ("position_ids", "position_ids")):
             assert torch.equal(part.batch[name], once[key][seen]), (key, name)
-        check_documents(part)
+        check_documents(part, "tokens", TOKENS)
     check_positions(export)
     assert statuses(run) == {
         OVERFLOW_STEP: StepStatus.SKIPPED_UPDATE,
         SKIPPED_STEP: StepStatus.SKIPPED_DATA,
     }
     assert verify(run) == 0
-
-
-def check_documents(part: ReplayMicrobatch) -> None:
-    """Every token of every row stands in the text of the document named, at the offset named."""
-    for tokens, segments in zip(part.batch["tokens"].tolist(), part.segments, strict=True):
-        assert sum(segment.length for segment in segments) == LENGTH
-        for segment in segments:
-            source = TOKENS[segment.source, segment.document_id][segment.document_token_offset :]
-            assert source[: segment.length] == tokens[segment.start : segment.start + segment.length]
 
 
 def check_positions(export: dict[Key, ReplayMicrobatch]) -> None:

@@ -22,6 +22,8 @@ OWN = {
     "lightning": {"lightning"},
     "deepspeed": {"deepspeed"},
     "megatron": {"megatron"},
+    "olmo_core": {"olmo_core"},
+    "torchtitan": {"torchtitan"},
 }
 
 

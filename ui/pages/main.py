@@ -12,7 +12,7 @@ from ui.html.texts import LANGUAGES, say_in
 from ui.pages import documents_page, runs_page, search_page, sequence_page, sql_page, steps_page, trace_page
 from ui.pages.api import problems_in_words, run_of, runs
 from ui.pages.live import GO_PAGE
-from ui.pages.state import View, change_url, show_in_widget
+from ui.pages.state import View, change_url, put
 
 __all__: list[str] = []
 
@@ -87,7 +87,7 @@ def _run_of_address(address: str, run_ids: list[str]) -> str | None:
 
 
 def _choose_run(run_ids: list[str], shown: str | None, label: str) -> None:
-    show_in_widget("in_run", shown)
+    put("in_run", shown)
     st.selectbox(label, run_ids, index=None, key="in_run", on_change=_go_to_run, width=320)
 
 
