@@ -37,18 +37,19 @@ browser:
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && apt-get -qq install -y chromium; } || \
 	  echo "WARNING: no chromium and no google-chrome on PATH: the browser tests of the pages will be skipped" >&2
 
-.venv-adapters/%/.installed: pyproject.toml constraints.txt
+.venv-adapters/%/.installed: pyproject.toml constraints.txt constraints-adapters.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
-	$(@D)/bin/pip install --quiet -c constraints.txt -e '.[$*]' pytest pytest-timeout
+	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
+	$(@D)/bin/pip install --quiet -c constraints-adapters.txt -e '.[$*]'
 	touch $@
 
 # mosaicml wants a torch before 2.7.1; it runs with the one that everything else is tested with.
 .venv-adapters/composer/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install --quiet torch==2.13.0 'setuptools<81' torchmetrics torch_optimizer coolname pyyaml py-cpuinfo tabulate \
-	  tqdm psutil packaging importlib-metadata mosaicml-cli 'pillow<12' matplotlib
-	$(@D)/bin/pip install --quiet --no-deps mosaicml==0.32.1 torchvision
+	$(@D)/bin/pip install --quiet torch==2.13.0 'setuptools<81' torchmetrics==1.9.0 torch_optimizer==0.3.0 coolname pyyaml py-cpuinfo tabulate \
+	  tqdm psutil packaging importlib-metadata mosaicml-cli==0.8.3 'pillow<12' matplotlib
+	$(@D)/bin/pip install --quiet --no-deps mosaicml==0.32.1 torchvision==0.29.1
 	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
 	touch $@
 
