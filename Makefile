@@ -31,10 +31,12 @@ lint: env
 test: lint browser
 	$(BIN)/python -m pytest
 
+APT := timeout 300 apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20
+
 # The browser of the tests of the pages: a Chromium of the system, which is installed where we may.
 browser:
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
-	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && apt-get -qq install -y chromium; } || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && $(APT) update && $(APT) install -y chromium >/dev/null; } || \
 	  echo "WARNING: no chromium and no google-chrome on PATH: the browser tests of the pages will be skipped" >&2
 
 .venv-adapters/%/.installed: pyproject.toml constraints.txt constraints-adapters.txt
