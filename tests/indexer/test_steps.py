@@ -37,7 +37,7 @@ def spikes_by_the_book(values: list[float]) -> dict[int, tuple[float, float]]:
         level = [other - slope * (place - middle) for place, other in enumerate(before)]
         center = statistics.median(level)
         spread = 1.4826 * statistics.median(abs(other - center) for other in level)
-        spread = max(spread, 0.01 * abs(center), np.finfo(float).tiny)
+        spread = max(spread, 0.01 * abs(center), float(np.finfo(float).tiny))
         expected = center + max(slope, 0) * (len(before) + 1) / 2
         if (value - expected) / spread > THRESHOLD:
             found[index] = (expected, (value - expected) / spread)

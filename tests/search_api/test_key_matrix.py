@@ -16,7 +16,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from indexer.build import IndexOptions, update_index
-from search_api import Settings, create_app
+from search_api import Limits, Settings, create_app
 from search_api.keys import Action, KeyFile
 from tests.conftest import byte_level_bpe, read_documents
 from tests.export_maker import MadeStep, make_attempt
@@ -122,7 +122,8 @@ def serve(directory: Path, *, with_closed: bool) -> Iterator[Served]:
     texts = make_run(directory, with_closed=with_closed)
     keys = KeyFile(directory / "keys.json")
     keys.create("any")
-    settings = Settings(run_dirs=(directory / "run",), keys_file=directory / "keys.json", sql=True)
+    limits = Limits(deadline_s=30)  # the machine of the tests may be busy
+    settings = Settings(run_dirs=(directory / "run",), keys_file=directory / "keys.json", sql=True, limits=limits)
     with TestClient(create_app(settings)) as client:
         yield Served(client=client, keys=keys, texts=texts)
 
