@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Protocol
 
-from ui.html.japanese import common, documents, runs, search, sequence, sql, steps, trace
+from ui.html.japanese import documents, every_page, runs, search, sequence, sql, steps, trace
 
 __all__ = ["JAPANESE", "LANGUAGES", "Say", "say_in"]
 
@@ -32,7 +32,7 @@ def _say(words: Mapping[str, str], text: str, /, **values: object) -> str:
 
 
 JAPANESE: Mapping[str, str] = {
-    **common.WORDS,
+    **every_page.WORDS,
     **trace.WORDS,
     **search.WORDS,
     **sequence.WORDS,

@@ -8,6 +8,7 @@ from search_api.client import ApiError
 from ui.html.documents import document_html, exposures_html
 from ui.html.escape import text_html
 from ui.html.messages import message_html, problem_html
+from ui.html.paging import all_steps_link, page_links
 from ui.pages.api import client
 from ui.pages.live import live
 from ui.pages.state import View, number_in_url, text_in_url
@@ -56,18 +57,10 @@ def show(view: View) -> None:
 def _show_found(view: View, found: Json, steps: list[int]) -> None:
     say, place = view.say, view.place
     shown_before = view.number("n", 0, 0, 10**9)
-    links = []
-    if view.text("cursor"):
-        links.append(place.link(place.here(cursor=None, n=None), text_html(say("first page"))))
-    if found["next_cursor"] is not None:
-        href = place.here(cursor=found["next_cursor"], n=shown_before + len(found["exposures"]))
-        links.append(place.link(href, text_html(say("next page"))))
-    whole = ""
-    if place.params.get("first") or place.params.get("last"):
-        href = place.here(first=None, last=None, cursor=None, n=None)
-        whole = f"<p>{place.link(href, text_html(say('Show all steps')))}</p>"
     live(
-        whole, left=exposures_html(place, say, found, shown_before) + f'<p class="near">{" ".join(links)}</p>',
+        all_steps_link(place, say),
+        left=exposures_html(place, say, found, shown_before)
+        + page_links(place, say, found["next_cursor"], shown_before + len(found["exposures"])),
         aside=document_html(place, say, found, steps, max(1, view.run["last_step"])),
         key="documents", page="documents", lang=view.lang,
     )  # fmt: skip

@@ -7,6 +7,7 @@ import streamlit as st
 from search_api.client import ApiError
 from ui.html.escape import text_html
 from ui.html.messages import generation_html, message_html, problem_html
+from ui.html.paging import all_steps_link, page_links
 from ui.html.search import facets_html, hits_html, query_problem_html, quoted, steps_html
 from ui.pages.api import client
 from ui.pages.choices import choice_in_url
@@ -72,26 +73,18 @@ def _submit() -> None:
 def _show_found(view: View, found: Json, source: str) -> None:
     say, place = view.say, view.place
     shown_before = view.number("n", 0, 0, 10**9)
-    pages = []
-    if view.text("cursor"):
-        pages.append(place.link(place.here(cursor=None, n=None), text_html(say("first page"))))
-    if found["next_cursor"] is not None:
-        href = place.here(cursor=found["next_cursor"], n=shown_before + len(found["hits"]))
-        pages.append(place.link(href, text_html(say("next page"))))
     took = say("{n} ms, generation {g} of the index", n=f"{found['took_ms']:,.0f}", g=found["generation"])
-    foot = f'<p class="near">{" ".join(pages)}</p><p class="dim">{text_html(took)}</p>'
+    foot = page_links(place, say, found["next_cursor"], shown_before + len(found["hits"]))
+    foot += f'<p class="dim">{text_html(took)}</p>'
     if found["snippets_cut"]:
         foot += (
             f'<p class="dim">{text_html(say("Snippets are shorter than they could be: the server limits them."))}</p>'
         )
-    whole = ""
-    if place.params.get("first") or place.params.get("last"):
-        whole = f"<p>{place.link(place.here(first=None, last=None, cursor=None, n=None), text_html(say('Show all steps')))}</p>"
     live(
         generation_html(say, view.number_or_none("gen"), found["generation"]),
         left=hits_html(place, say, found, shown_before) + foot,
-        aside=f"<h2>{text_html(say('Over steps'))}</h2>" + whole + steps_html(_narrower(view), say, found["facets"])
-        + facets_html(_narrower(view), say, found, source),
+        aside=f"<h2>{text_html(say('Over steps'))}</h2>" + all_steps_link(place, say)
+        + steps_html(_narrower(view), say, found["facets"]) + facets_html(_narrower(view), say, found, source),
         key="search", page="search", lang=view.lang,
     )  # fmt: skip
 
