@@ -28,9 +28,9 @@ from train_hooks.export_format.errors import InputError
 __all__ = ["BLOCK", "GRAM", "SUPERBLOCK", "SpanArrays", "SpanIndexError", "open_span_arrays"]
 
 SPANS_FILE = "spans.bin"
-FORMAT, FORMAT_VERSION = "kiseki span index", 1
+FORMAT, FORMAT_VERSION = "kiseki span index", 2
 PAGE = 4096
-GRAM = 8
+GRAM, SHORT = 8, 6
 BLOCK = 256
 SUPERBLOCK = 65_536
 ARRAYS = (
@@ -49,7 +49,7 @@ class SpanArrays:
     tokens            u16 | u32 [n]            sequences, each followed by the separator
     sequence_starts   i64 [s + 1]              position of the first token of each sequence; the last is n
     suffix_array      i32 [n]                  positions in numeric order of the suffixes that start there
-    fingerprints      u16 [n]                  by suffix rank: hash of the first 8 tokens of the suffix
+    fingerprints      u16 [n]                  by suffix rank: hash of the suffix's first 6 tokens (11 bits) and 8 tokens (5)
     prefix_table      u64 [ceil(n/256), 2|4]   first 8 tokens of every 256th suffix, packed (2 words for u16, 4 for u32)
     block_range       i32 [ceil(n/256), 2]     smallest and largest position among 256 suffix ranks
     superblock_range  i32 [ceil(n/65536), 2]   the same among 65,536 suffix ranks

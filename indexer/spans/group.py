@@ -9,11 +9,15 @@ Rules:
    side, in threads if there is an executor, and their spans merged: one is maximal in the run exactly if a part lists it
    and no part lists a longer one around it. (A longer one that occurs anywhere lies in a listed one.) Its count is the sum
    over the parts that list it. (A part where it occurs unlisted lists a longer one around it.)
-4. Query tokens that no training token can equal cut the query in pieces.
+4. A search that finds itself waiting for the disk stops, and READERS threads go on with the rest of the query, a stretch
+   of starts each: what is maximal in the query is maximal in its stretch, and what is so in the stretch alone lies in a
+   span that begins earlier. So their reads overlap.
+5. Query tokens that no training token can equal cut the query in pieces.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +32,10 @@ __all__ = ["Member", "SpanGroup", "Spans", "maximal_spans", "span_group", "spans
 
 MAX_KEYS = 1 << 21
 TOGETHER = 64
+PATIENCE = 4
+"""Look-ups that may wait for the disk before others help."""
+READERS, STRETCH = 16, 7
+"""Threads at most that read side by side; each takes a stretch of at least so many times the minimum length."""
 NONE: NDArray[np.int32] = np.zeros(0, np.int32)
 
 
@@ -145,15 +153,34 @@ def _spans_of_part(
     rows, numbers = np.array([member.arrays.row for member in members]), np.array([member.number for member in members])
     chosen = [None if member.filter is None else prepare(member.arrays, member.filter) for member in members]
     filters = np.array([filter_row(m.arrays, each) for m, each in zip(members, chosen, strict=True)], np.int64)
-    work = new_work()
-    spans, ranks = group_kernels.maximal_spans(
-        rows, filters, numbers, group.table, tokens, min_length, group.shards[0].separator, work
-    )
+
+    asked = (rows, filters, numbers, group.table, tokens)
+    search = functools.partial(_search, asked, min_length, group.shards[0].separator)
+    spans, ranks, done, work = search(0, len(tokens), PATIENCE)
+    if done < len(tokens):
+        num = min(READERS, max(1, (len(tokens) - done) // (STRETCH * min_length)))
+        edges = np.linspace(done, len(tokens), num + 1).astype(int).tolist()
+        with ThreadPoolExecutor(num) as readers:
+            parts = list(readers.map(search, edges[:-1], edges[1:], [len(tokens)] * num))
+        spans = np.concatenate([spans, *(part[0] for part in parts)])
+        ranks = np.concatenate([ranks, *(part[1] for part in parts)])
+        work = sum((part[3] for part in parts), work)
+        kept = spans[:, 1] > np.maximum.accumulate(np.append(0, spans[:-1, 1]))
+        spans, ranks = spans[kept], ranks[kept]
     count = ranks[:, :, group_kernels.COUNT]
     return Spans(
         start=spans[:, 0], end=spans[:, 1], count=count.sum(axis=1), shard_lo=ranks[:, :, group_kernels.LO],
         shard_hi=ranks[:, :, group_kernels.HI], shard_count=count, work=work,
     )  # fmt: skip
+
+
+def _search(
+    asked: group_kernels.Asked, min_length: int, separator: int, first: int, end: int, patience: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int, NDArray[np.int64]]:
+    """Spans that begin in query[first:end], as the kernel gives them, and the work done."""
+    work = new_work()
+    spans, ranks, done = group_kernels.maximal_spans(*asked, first, end, min_length, separator, patience, work)
+    return spans, ranks, done, work
 
 
 def _merged(parts: Sequence[Spans]) -> Spans:

@@ -5,12 +5,16 @@ Rules (all of them hold under any filter, because they speak of what occurs in t
 1. *Reach.* If query[s:e] occurs, so does query[s+1:e]: the ends of the longest matches never fall. A span is maximal
    exactly if it ends beyond the spans that start before it.
 2. *Skipping.* Let `reach = max(last end + 1, start + min_length)`. A new span that starts in [start, h] contains
-   query[h:reach]. If that occurs in no shard, the next start is h + 1. The last gram before `reach` is looked up first: in
-   each shard it costs one block of fingerprints, no token. Where it occurs, grams further back are looked up, STEP by
-   STEP, before tokens are compared.
+   query[h:reach]. If that occurs in no shard, the next start is h + 1. So the last gram before `reach` is looked up first; in
+   each shard it costs one block of fingerprints, no token. Below a min_length of TWICE the last SHORT tokens come before it:
+   they occur more often, but where they do not, more starts are passed. Where a gram occurs, grams further back are looked
+   up, STEP by STEP, before tokens are compared. `following` keeps for each shard the first start it has not excluded: it is
+   asked again from there on only. A shard that has the short gram alone is asked for the grams that the others have passed
+   at once, so that all shards stay together.
 3. *One table for all shards.* Where a gram stands in the prefix tables of all shards is one search of a table that has
-   them merged (`SpanGroup`). If a gram is absent, the next ones are known: up to AHEAD of them are looked up together, so that
-   their cache misses overlap; one alone after a gram that occurs, as the next ones may never be asked for.
+   them merged (`SpanGroup`); several searches advance together. If a gram is absent, the next ones are known: up to AHEAD of
+   them are looked up together in FEW shards, so that their cache misses overlap; one alone after a gram that occurs, as the
+   next ones may never be asked for.
 4. *One reach for all shards.* A span is maximal in the group if no shard has a longer one around it. So the shards share
    `start` and `reach`: one that has the start of a long copy spares all others their look-ups inside it. The new span is
    the longest one at the smallest start that a shard reaches back to; its count is the sum over the shards that have that
@@ -26,19 +30,21 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.spans.arrays import BLOCK, GRAM
+from indexer.spans.arrays import BLOCK, GRAM, SHORT
 from indexer.spans.hit_kernels import count_passing, next_passing
-from indexer.spans.jit import jit, prefetch
+from indexer.spans.jit import cycles, jit, prefetch, uncounted, will_need
 from indexer.spans.kernels import (
+    ALIKE,
     I32,
     I64,
     SEARCHES,
     U64,
     ZERO,
     Tokens,
-    any_equal,
+    begins_alike,
     chosen_of,
     fingerprint,
+    least_difference,
     opened,
     pack,
     ranks_of_gram,
@@ -46,13 +52,15 @@ from indexer.spans.kernels import (
     table_bound,
     table_bounds,
 )
-from indexer.spans.match_kernels import NEAR, earliest, is_unfiltered, starting_ranks
+from indexer.spans.match_kernels import NEAR, earliest, is_unfiltered, piece_end, starting_ranks
 
 __all__ = ["COUNT", "HI", "LO", "MergedTable", "maximal_spans"]
 
 MergedTable: TypeAlias = tuple[U64, I32, I64, int, int]
 """(keys u64 [rows, words], owners i32 [rows], before i64 [ceil(rows / every), shards], every, stride), see `SpanGroup`."""
 Found: TypeAlias = NDArray[np.int64]
+Asked: TypeAlias = tuple[I64, I64, I64, MergedTable, Tokens]
+"""Rows, filters and numbers of the shards, the merged table, and the query, as `maximal_spans` takes them."""
 
 START, LENGTH, RANK, LOW, HIGH = 0, 1, 2, 3, 4
 LO, HI, COUNT = 0, 1, 2
@@ -60,83 +68,175 @@ FINGERPRINTS = 3
 """Column of `SpanArrays.row`."""
 LINE = 64
 """Bytes of a cache line."""
-AHEAD = 4
+ROWS, AHEAD, FEW, SLOTS = 8, 4, 4, 8
+"""Grams whose rows are found together; that are looked up together, in FEW shards; that are remembered."""
+TWICE = 2 * GRAM
+STATE = 2
+"""Column of what a shard has of a gram, beside LO and HI."""
+UNKNOWN, NOTHING, FIRST, WHOLE, PENDING, ALIKE_ROW = -1, 0, 1, 2, 3, 4
+"""What a shard has of a gram. The last two: it was asked for, and maybe a row of the prefix table has its first tokens."""
 STEP = 4
+SLOW, SLOW_BLOCK = 40_000, 1_000
+"""Cycles that a look-up takes at most, and for each block of fingerprints, if all is in memory. A disk takes more."""
 RECENT = 256
 """Slots for the last spans by ranks and length, to notice repetition."""
 
 
 @jit
-def first_rows(table: MergedTable, row: int, key: U64, rows: I64) -> bool:
-    """How many of the merged table's keys before `row` each shard owns, into rows [shards]; whether `row` is the key."""
-    keys, owners, before, every = table[0], table[1], table[2], table[3]
-    same = row < len(keys)
-    if same:
-        for word in range(len(key)):
-            same &= keys[row, word] == key[word]
+def first_rows(table: MergedTable, row: int, rows: I64) -> None:
+    """How many of the merged table's keys before `row` each shard owns, into rows [shards]."""
+    owners, before, every = table[1], table[2], table[3]
     if len(owners) == 0:
         rows[0] = row
-        return same
+        return
     sample = row // every
-    for shard in range(len(rows)):
+    for shard in range(before.shape[1]):
         rows[shard] = before[sample, shard]
     for i in range(sample * every, row):
         rows[np.uint64(owners[np.uint64(i)])] += 1
-    return same
+
+
+@jit
+def find_rows(
+    table: MergedTable, query: Tokens, places: tuple[int, int, int], keys: U64, firsts: I64, row_of: I64
+) -> None:
+    """The first row of the merged table not below the gram, for up to ROWS grams at probe, probe + stride …, together.
+
+    `places` is (probe, stride, width); a gram at the query's end that has fewer than GRAM tokens is padded with 0.
+    """
+    probe, stride, width = places
+    num = 0
+    while num < width and probe + num * stride + SHORT <= len(query):
+        pack(query, probe + num * stride, GRAM, 0, keys[num])
+        num += 1
+    table_bounds(table[0], keys, num, firsts)
+    for k in range(num):
+        row_of[probe + k * stride] = firsts[k]
+
+
+@jit
+def least(numbers: I64) -> int:
+    """The smallest of some numbers."""
+    smallest = numbers[0]
+    for number in numbers:
+        smallest = min(smallest, number)
+    return int(smallest)
+
+
+@jit
+def slot_of(known: I64, probe: int, free: int, ranks: Found) -> int:
+    """The slot of the gram at `probe`; if it has none, the slot `free`, emptied for it."""
+    for slot in range(SLOTS):
+        if known[slot] == probe:
+            return slot
+    known[free] = probe
+    for shard in range(ranks.shape[1]):
+        ranks[free, shard, STATE] = UNKNOWN
+    return free
+
+
+@jit
+def slot_if_known(known: I64, grams: Found, probe: int, asked: I64) -> int:
+    """The slot of the gram at `probe` if all shards that are asked know it, else -1."""
+    for slot in range(SLOTS):
+        if known[slot] == probe:
+            for i in range(len(asked)):
+                if asked[i] and grams[slot, i, STATE] == UNKNOWN:
+                    return -1
+            return slot
+    return -1
 
 
 @jit
 def look_up(
-    rows: I64, filters: I64, numbers: I64, table: MergedTable, query: Tokens, probe: int, stride: int, width: int,
-    ahead: I64, ranks: Found, work: I64,
-) -> None:  # fmt: skip
-    """Look `width` grams at probe, probe + stride … up in every shard: their starts into ahead i64 [AHEAD, 2], their suffix
-    ranks into ranks i64 [AHEAD, shards, 2], and whether any shard has some into the second column of `ahead`.
+    rows: I64, filters: I64, numbers: I64, table: MergedTable, query: Tokens, places: tuple[int, int, int], asked: I64,
+    slow: bool, row_of: I64, known: I64, free: int, grams: Found, keys: U64, counts: I64, slots: I64,
+    work: I64,
+) -> tuple[int, int, bool]:  # fmt: skip
+    """Look the gram at `probe` up in all shards that are asked (i64 [shards], 0 or 1); in FEW shards up to `width` grams at
+    probe, probe + stride … , `places` being (probe, stride, width).
 
-    A range of ranks is empty where the shard has no passing suffix with that gram, and this is certain.
+    Into grams i64 [SLOTS, shards, 3] come a gram's suffix ranks, empty where the shard has no passing suffix with it, and
+    what occurs in the shard: NOTHING, its FIRST tokens, or the WHOLE gram. That something does not occur is certain. Of a
+    gram that the query's end cuts short only its first tokens are told. If the last look-up was `slow`, the disk is asked
+    for all blocks together. Returns the slot of the first gram, the next free slot, and whether this look-up was slow.
     """
-    keys, num = np.empty((AHEAD, table[0].shape[1]), np.uint64), 0
-    firsts, counts = np.empty(AHEAD, np.int64), np.empty(max(1, table[2].shape[1]), np.int64)
-    repeated = np.zeros(AHEAD, np.bool_)
-    while num < width and probe + num * stride + GRAM <= len(query):
-        pack(query, probe + num * stride, GRAM, 0, keys[num])
+    probe, stride, width = places
+    if len(rows) > FEW:
+        width = 1
+    if row_of[probe] < 0:
+        find_rows(
+            table,
+            query,
+            (probe, stride, width) if len(rows) <= FEW else (probe, 1 if stride < GRAM else stride, ROWS),
+            keys,
+            counts,
+            row_of,
+        )
+    num, num_blocks = 0, 0
+    while num < width and probe + num * stride < len(query) and row_of[probe + num * stride] >= 0:
+        row = row_of[probe + num * stride]
+        slot = slot_of(known, probe + num * stride, free, grams)
+        if slot == free:
+            free = (free + 1) % SLOTS
+        slots[num] = slot
         num += 1
-    table_bounds(table[0], keys, num, firsts)
-    for k in range(AHEAD):
-        ahead[k, 0], ahead[k, 1] = probe + k * stride if k < num else -1, 0
-    for k in range(num):
-        repeated[k] = first_rows(table, firsts[k], keys[k], counts)
+        counted, hint = False, PENDING
         for i in range(len(rows)):
+            if asked[i] == 0 or grams[slot, i, STATE] != UNKNOWN:
+                continue
+            if not counted:
+                pack(query, known[slot], GRAM, 0, keys[0])
+                first_rows(table, row, counts)
+                if table[4] > 1 or begins_alike(table[0], row, keys[0]):
+                    hint = ALIKE_ROW
+                counted = True
             first = counts[numbers[i]]
             if table[4] > 1:
                 prefixes = opened(rows[i], query)[3]
                 last = min(first * table[4], len(prefixes))
-                first = table_bound(prefixes[:last], max(first - 1, 0) * table[4], keys[k], False)
-                repeated[k] |= first < len(prefixes) and prefixes[first, 0] == keys[k, 0]
-            ranks[k, i, 0] = first
+                first = table_bound(prefixes[:last], max(first - 1, 0) * table[4], keys[0], False)
             line = rows[i, FINGERPRINTS] + max(first - 1, 0) * (2 * BLOCK)
+            if slow:
+                will_need(line)
             for _ in range(2 * BLOCK // LINE):
                 prefetch(line)
                 line += LINE
-    work[SEARCHES] += num * len(rows)
+            grams[slot, i, LO], grams[slot, i, STATE] = first, hint
+            num_blocks += 1
+    work[SEARCHES] += num_blocks
+    if num_blocks == 0:
+        return slots[0], free, False
+    began = cycles()
     for k in range(num):
-        key, wanted = keys[k], fingerprint(keys[k])
+        slot = slots[k]
+        packed, wanted = False, np.uint16(0)
         for i in range(len(rows)):
+            hint = grams[slot, i, STATE]
+            if hint < PENDING:
+                continue
+            if not packed:
+                pack(query, known[slot], GRAM, 0, keys[0])
+                packed, wanted = True, fingerprint(keys[0])
             shard = opened(rows[i], query)
-            first = ranks[k, i, 0]
-            again = repeated[k] and first < len(shard[3]) and shard[3][first, 0] == key[0]
+            first, near, again = grams[slot, i, LO], False, False
+            if hint == ALIKE_ROW:
+                near = begins_alike(shard[3], first, keys[0])
+                again = near and shard[3][first, 0] == keys[0, 0]
             lo = max(first - 1, 0) * BLOCK
-            present = any_equal(shard[2], lo, min(lo + BLOCK, len(shard[2])), wanted)
-            ranks[k, i, 0] = ranks[k, i, 1] = 0
-            if present or again:
-                after = table_bound(shard[3], first, key, True) if again else first
-                lo, hi = ranks_of_gram(shard, key, first, present, after)
+            hi, least = lo, least_difference(shard[2], lo, min(lo + BLOCK, len(shard[2])), wanted)
+            grams[slot, i, STATE] = FIRST if near or least < ALIKE else NOTHING
+            if least == 0 or again:
+                after = table_bound(shard[3], first, keys[0], True) if again else first
+                lo, hi = ranks_of_gram(shard, keys[0], first, least == 0, after)
                 if 0 < hi - lo <= NEAR:
                     chosen = chosen_of(filters[i])
                     if not is_unfiltered(shard, chosen) and next_passing(shard, chosen, lo, hi, work) < 0:
                         hi = lo
-                ranks[k, i, 0], ranks[k, i, 1] = lo, hi
-                ahead[k, 1] |= lo < hi
+                if lo < hi:
+                    grams[slot, i, STATE] = WHOLE
+            grams[slot, i, LO], grams[slot, i, HI] = lo, hi
+    return slots[0], free, cycles() - began > SLOW + SLOW_BLOCK * num_blocks
 
 
 @jit
@@ -165,31 +265,35 @@ def reaching_back(
 
 @jit
 def first_reaching(
-    rows: I64, filters: I64, query: Tokens, places: tuple[int, int, int, int], gram: int, grams: I64, barren: I64,
-    found: I64, work: I64,
-) -> tuple[int, int]:  # fmt: skip
-    """The shard whose match reaches back furthest to `reach`, of those the longest; -1, and h as above, if none has one.
+    rows: I64, filters: I64, query: Tokens, places: tuple[int, int, int, int], gram: int, grams: I64, following: I64,
+    barren: I64, found: I64, work: I64,
+) -> int:  # fmt: skip
+    """The shard whose match reaches back furthest to `reach`, of those the longest; -1 if none has one.
 
-    `places` is (start, at, reach, probe); grams i64 [shards, 2] are the ranks of the gram at `probe`, if it has GRAM
+    `places` is (start, at, reach, probe); grams i64 [shards, 3] are the ranks of the gram at `probe`, if it has GRAM
     tokens. The matches are in found i64 [shards, 5], of length 0 where a shard has none or was not asked further back.
+    following i64 [shards] is moved on where a shard has none.
     """
     start, at, reach, probe = places
-    best, longest, lead, nearest = at + 1, 0, -1, reach
+    best, longest, lead = at + 1, 0, -1
     for i in range(len(rows)):
-        lo, hi = grams[i, 0], grams[i, 1]
+        found[i, LENGTH] = 0
+        back_to = max(start, following[i])
+        if back_to > min(at, best):
+            continue
         if gram < GRAM:
             lo, hi = starting_ranks(opened(rows[i], query), query, probe, gram, work)
-        found[i, LENGTH] = 0
-        if lo >= hi:
-            nearest = min(nearest, probe)
-            continue
-        asked = (start, min(at, best), reach, probe)
-        absent = reaching_back(rows[i], filters[i], query, asked, lo, hi, gram, barren[i], found[i], work)
+        else:
+            lo, hi = grams[i, LO], grams[i, HI]
+        absent = probe
+        if lo < hi:
+            asked = (back_to, min(at, best), reach, probe)
+            absent = reaching_back(rows[i], filters[i], query, asked, lo, hi, gram, barren[i], found[i], work)
         if absent >= 0:
-            nearest = min(nearest, absent)
+            following[i] = absent + 1
         elif found[i, START] < best or found[i, LENGTH] > longest:
             best, longest, lead = found[i, START], found[i, LENGTH], i
-    return lead, nearest
+    return lead
 
 
 @jit
@@ -227,31 +331,24 @@ def same_span(spans: I64, ranks: Found, model: int, lead: int, lo: int, length: 
 
 
 @jit
-def maximal_spans(
-    rows: I64, filters: I64, numbers: I64, table: MergedTable, query: Tokens, min_length: int, separator: int, work: I64
-) -> tuple[I64, Found]:
-    """(start and end i64 [k, 2], suffix ranks and count in each shard i64 [k, shards, 3]) of every maximal span.
-
-    rows i64 [shards, ROW] and filters i64 [shards, 7] open the shards and their filters, numbers i64 [shards] are their
-    columns in the merged table. Separators cut the query in pieces.
-    """
+def spans_from(
+    rows: I64, filters: I64, numbers: I64, table: MergedTable, query: Tokens, first_start: int, end_start: int, min_length: int,
+    separator: int, patience: int, known: I64,
+    grams: Found, row_of: I64, following: I64, asked: I64, barren: I64, found: I64, recent: I64, keys: U64, counts: I64,
+    slots: I64, work: I64,
+) -> tuple[I64, Found, int]:  # fmt: skip
+    """`maximal_spans`, of arrays that are not counted."""
     num_shards, zero = len(rows), int(ZERO[0])
     spans, ranks = np.zeros((64, 2), np.int64), np.zeros((64, num_shards, 3), np.int64)
-    barren, found = np.zeros((num_shards, 3), np.int64), np.zeros((num_shards, 5), np.int64)
-    ahead, grams = np.full((AHEAD, 2), -1, np.int64), np.zeros((AHEAD, num_shards, 2), np.int64)
-    recent = np.full(RECENT, -1, np.int64)
     gram = min(min_length, GRAM)
-    stride = min_length - gram + 1
-    num_spans, begin, width = 0, zero, 1
-    while begin < len(query):
-        stop = begin
-        while stop < len(query) and query[stop] != separator:
-            stop += 1
+    num_spans, begin, width, free, slow, num_slow = 0, first_start, 1, zero, False, 0
+    while begin < end_start:
+        stop = piece_end(query, begin, separator)
         piece = query[:stop]
         start, last_end, begin = begin, begin, stop + 1
         model, shift, verified = -1, 0, 0
-        recent[:] = -1
-        while True:
+        recent[:], following[:] = -1, start
+        while start < end_start:
             if num_spans + 1 >= len(spans):
                 spans, ranks = doubled(spans, ranks)
             if model >= 0:
@@ -269,21 +366,54 @@ def maximal_spans(
             reach = max(last_end + 1, start + min_length)
             if reach > stop:
                 break
+            if num_slow >= patience:
+                return spans[:num_spans], ranks[:num_spans], start
             at, probe, slot = reach - min_length, reach - gram, 0
             if gram == GRAM:
-                while slot < AHEAD and ahead[slot, 0] != probe:
-                    slot += 1
-                if slot == AHEAD:
-                    look_up(rows, filters, numbers, table, piece, probe, stride, width, ahead, grams, work)
-                    slot, width = 0, min(2 * width, AHEAD)
-                if ahead[slot, 1] == 0:
-                    start = probe + 1
+                short, whole, num_left = -1, 0, 0
+                for i in range(num_shards):
+                    asked[i] = following[i] <= at
+                    num_left += asked[i]
+                for size in (SHORT, GRAM, GRAM - 1):
+                    if num_left == 0 or (size < GRAM and min_length >= TWICE):
+                        continue
+                    place = reach - size
+                    slot = slot_if_known(known, grams, place, asked)
+                    if slot < 0:
+                        places = (place, min_length - size + 1, width)
+                        slot, free, slow = look_up(
+                            rows, filters, numbers, table, piece, places, asked, slow, row_of, known, free, grams, keys,
+                            counts, slots, work,
+                        )  # fmt: skip
+                        num_slow += slow
+                        width = min(2 * width, AHEAD)
+                    if size == SHORT:
+                        short = slot
+                    elif size == GRAM:
+                        whole = slot
+                    num_left = 0
+                    for i in range(num_shards):
+                        if asked[i] == 0:
+                            continue
+                        if size == SHORT:
+                            asked[i] = grams[slot, i, STATE] >= FIRST
+                            following[i] = following[i] if asked[i] else place + 1
+                        else:
+                            asked[i] = grams[slot, i, STATE] < WHOLE
+                            if asked[i]:
+                                following[i] = place + 1
+                                if size < GRAM and grams[short, i, STATE] < WHOLE:
+                                    following[i] = place + 2
+                        num_left += asked[i]
+                    width = width if num_left == 0 else 1
+                slot = whole
+                start = max(start, least(following))
+                if start > at:
                     continue
-                width = 1
-            places = (start, at, reach, probe)
-            lead, nearest = first_reaching(rows, filters, piece, places, gram, grams[slot], barren, found, work)
+            around = (start, at, reach, probe)
+            lead = first_reaching(rows, filters, piece, around, gram, grams[slot], following, barren, found, work)
             if lead < 0:
-                start = nearest + 1
+                start = max(start, least(following))
                 continue
             best, longest = found[lead, START], found[lead, LENGTH]
             ranks[num_spans] = 0
@@ -302,4 +432,38 @@ def maximal_spans(
                     if found[i, START] == best and found[i, LENGTH] == longest:
                         ranks_of_span(rows[i], filters[i], piece, found[i], -1, ranks[num_spans, i], work)
             num_spans += 1
-    return spans[:num_spans], ranks[:num_spans]
+    return spans[:num_spans], ranks[:num_spans], end_start
+
+
+@jit
+def maximal_spans(
+    rows: I64, filters: I64, numbers: I64, table: MergedTable, query: Tokens, first_start: int, end_start: int, min_length: int,
+    separator: int, patience: int, work: I64,
+) -> tuple[I64, Found, int]:  # fmt: skip
+    """(start and end i64 [k, 2], suffix ranks and count in each shard i64 [k, shards, 3]) of every span that begins in
+    query[first:end] and is maximal there, `starts` being (first, end); and the start up to which that holds.
+
+    That is `end`, or an earlier one if `patience` look-ups were slow, as those are that wait for the disk. rows i64 [shards,
+    ROW] and filters i64 [shards, 7] open the shards and their filters, numbers i64 [shards] are their columns in the merged
+    table. Separators cut the query in pieces.
+    """
+    num_shards, words = len(rows), table[0].shape[1]
+    known, grams = np.full(SLOTS, -1, np.int64), np.zeros((SLOTS, num_shards, 3), np.int64)
+    row_of, following = np.full(len(query), -1, np.int64), np.zeros(num_shards, np.int64)
+    barren, found = np.zeros((num_shards, 3), np.int64), np.zeros((num_shards, 5), np.int64)
+    recent, asked = np.full(RECENT, -1, np.int64), np.zeros(num_shards, np.int64)
+    keys, counts = np.empty((ROWS, words), np.uint64), np.empty(max(ROWS, table[2].shape[1]), np.int64)
+    slots = np.empty(AHEAD, np.int64)
+    merged = (uncounted(table[0]), uncounted(table[1]), uncounted(table[2]), table[3], table[4])
+    answer = spans_from(
+        uncounted(rows), uncounted(filters), uncounted(numbers), merged, uncounted(query), first_start, end_start,
+        min_length, separator, patience, uncounted(known), uncounted(grams), uncounted(row_of), uncounted(following),
+        uncounted(asked), uncounted(barren), uncounted(found), uncounted(recent), uncounted(keys), uncounted(counts),
+        uncounted(slots), uncounted(work),
+    )  # fmt: skip
+    # Named once more, so that they live until here.
+    work[SEARCHES] += 0 * (
+        known[0] + grams[0, 0, 0] + row_of[0] + following[0] + barren[0, 0] + found[0, 0] + recent[0] + asked[0] + counts[0]
+        + slots[0] + len(keys)
+    )  # fmt: skip
+    return answer

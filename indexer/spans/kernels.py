@@ -35,6 +35,10 @@ Shard: TypeAlias = tuple[Tokens, I32, U16, U64, I32, I32, I64]
 SEARCHES, COMPARED, SCANNED = 0, 1, 2
 LANE = 16
 MIX = 0x9E3779B97F4A7C15
+SHORT_BITS: U64 = np.array([0, 0, 0xFFFFFFFF00000000, 0, 0], np.uint64)
+"""By the words of a packed gram: the bits of the last word that belong to the first SHORT tokens."""
+ALIKE = 32
+"""Fingerprints that differ by less than this in their bits agree about the first SHORT tokens."""
 ZERO: I64 = np.zeros(1, np.int64)
 """int(ZERO[0]) is a zero that numba takes for a variable: for a literal it would compile the callee once more."""
 
@@ -76,12 +80,29 @@ def pack(tokens: Tokens, position: int, length: int, padding: int, key: U64) -> 
 
 @jit
 def fingerprint(key: U64) -> np.uint16:
-    """16-bit hash of a packed gram: multiply and fold, word by word."""
-    mixed = np.uint64(0)
-    for word in range(len(key)):
+    """Hash of a packed gram: its upper 11 bits are of the first SHORT tokens, its lower 5 of all. Multiply and fold."""
+    mixed, last = np.uint64(0), key[len(key) - 1]
+    for word in range(len(key) - 1):
         mixed = (mixed ^ key[word]) * np.uint64(MIX)
         mixed ^= mixed >> np.uint64(32)
-    return np.uint16((mixed * np.uint64(MIX)) >> np.uint64(48))
+    mixed = (mixed ^ (last & SHORT_BITS[len(key)])) * np.uint64(MIX)
+    mixed ^= mixed >> np.uint64(32)
+    whole = (mixed ^ last) * np.uint64(MIX)
+    whole ^= whole >> np.uint64(32)
+    short = (mixed * np.uint64(MIX)) >> np.uint64(48)
+    return np.uint16((short & np.uint64(0xFFE0)) | ((whole * np.uint64(MIX)) >> np.uint64(59)))
+
+
+@jit
+def begins_alike(table: U64, row: int, key: U64) -> bool:
+    """Whether a row of packed grams and a key agree in their first SHORT tokens; not so beyond the table."""
+    if row >= len(table):
+        return False
+    for word in range(len(key) - 1):
+        if table[np.uint64(row), np.uint64(word)] != key[word]:
+            return False
+    last = len(key) - 1
+    return bool((table[np.uint64(row), np.uint64(last)] ^ key[last]) & SHORT_BITS[len(key)] == 0)
 
 
 @jit
@@ -132,12 +153,13 @@ def table_bound(table: U64, first: int, key: U64, after_equal: bool) -> int:
 
 
 @jit
-def any_equal(fingerprints: U16, lo: int, hi: int, wanted: np.uint16) -> bool:
-    """Whether a rank in [lo, hi) has that fingerprint. No early end: the compiler turns this into vector compares."""
-    found = False
+def least_difference(fingerprints: U16, lo: int, hi: int, wanted: np.uint16) -> np.uint16:
+    """Smallest `fingerprint ^ wanted` in ranks [lo, hi): 0 where the gram may be, below ALIKE where its first SHORT tokens
+    may be. No early end: the compiler turns this into vector operations."""
+    least = np.uint16(0xFFFF)
     for rank in range(lo, hi):
-        found |= fingerprints[np.uint64(rank)] == wanted
-    return found
+        least = min(least, np.uint16(fingerprints[np.uint64(rank)] ^ wanted))
+    return least
 
 
 @jit
@@ -159,6 +181,16 @@ def common_prefix(tokens: Tokens, position: int, query: Tokens, start: int, know
         while k < room and tokens[np.uint64(position + k)] == query[np.uint64(start + k)]:
             k += 1
     work[COMPARED] += k - known + 1
+    return k
+
+
+@jit
+def common_suffix(tokens: Tokens, position: int, query: Tokens, start: int, limit: int, work: I64) -> int:
+    """Tokens before tokens[position] and before query[start] that agree, at most `limit`."""
+    k, room = 0, min(limit, position)
+    while k < room and tokens[np.uint64(position - k - 1)] == query[np.uint64(start - k - 1)]:
+        k += 1
+    work[COMPARED] += k + 1
     return k
 
 
@@ -286,7 +318,7 @@ def gram_ranks(shard: Shard, query: Tokens, start: int, work: I64) -> tuple[int,
     first = table_bound(table, int(ZERO[0]), key, False)
     after = table_bound(table, first, key, True) if first < len(table) and table[first, 0] == key[0] else first
     lo = max(first - 1, 0) * BLOCK
-    present = any_equal(fingerprints, lo, min(lo + BLOCK, len(fingerprints)), fingerprint(key))
+    present = least_difference(fingerprints, lo, min(lo + BLOCK, len(fingerprints)), fingerprint(key)) == 0
     return ranks_of_gram(shard, key, first, present, after)
 
 

@@ -3,7 +3,8 @@
 Rules (all of them hold under any filter, because they speak of what occurs in the passing sequences only):
 
 1. *Going back.* What occurs at s occurs at s + 1: the smallest start s such that query[s:reach] occurs is found by
-   galloping backward and bisecting. Going forward, start by start, would compare the whole overlap at each of them.
+   following the occurrence at hand backward in its text, and from where it differs by galloping backward and bisecting.
+   Going forward, start by start, would compare the whole overlap at each of them.
 2. *Nearest passing suffix.* What a suffix shares with the query falls monotonically away from the insertion point. The
    longest passing match is therefore shared by the nearest passing suffix on one side or the other. Walks outward skip
    blocks without a passing position, and end where less is shared than is already found.
@@ -24,10 +25,12 @@ from indexer.spans.kernels import (
     Shard,
     Tokens,
     common_prefix,
+    common_suffix,
     gram_ranks,
     insertion,
     run_edge,
     short_ranks,
+    suffix_at,
 )
 
 NEAR = 32
@@ -194,17 +197,23 @@ def earliest(
     The suffixes that share query[at:reach] are in the given [lo, hi). Length is 0 if not even that passes.
     """
     length, rank, lo, hi = longest(shard, chosen, query, at, reach - at, lo, hi, barren, work)
-    start, outside, jump, galloping = at, first - 1, 1, True
+    start, outside, jump, galloping, followed = at, first - 1, 1, True, at + 1
     while length > 0 and start - outside > 1:
+        back = 0
+        if start < followed:
+            back = common_suffix(shard[0], suffix_at(shard[0], shard[1], rank), query, start, start - outside - 1, work)
+            followed = start
         probe = start - jump if galloping else (start + outside) >> 1
-        if galloping and probe <= outside:
+        if back > 0:
+            probe = start - back
+        elif galloping and probe <= outside:
             galloping = False
             continue
         low, high = starting_ranks(shard, query, probe, reach - probe, work)
         found = longest(shard, chosen, query, probe, reach - probe, low, high, barren, work)
         if found[0] > 0:
             start, (length, rank, lo, hi) = probe, found
-            jump *= 2
+            jump *= 1 if back > 0 else 2
         else:
             outside, galloping = probe, False
     return start, length, rank, lo, hi

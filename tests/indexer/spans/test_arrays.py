@@ -49,7 +49,7 @@ def test_shapes_and_dtypes(shard: Path) -> None:
         (lambda _: b"", "found no header"),
         (lambda data: bytes(arrays.PAGE) + data[arrays.PAGE :], "did not finish"),
         (lambda data: b"[1]".ljust(arrays.PAGE) + data[arrays.PAGE :], "found no header"),
-        (with_header(version=2), "version 1, found 'kiseki span index' version 2"),
+        (with_header(version=1), "version 2, found 'kiseki span index' version 1"),
         (with_header(format="something"), "found 'something'"),
         (with_header(token_dtype="uint8"), "expected uint16 or uint32, found uint8"),
         (with_header(token_dtype="nonsense"), "expected uint16 or uint32, found 'nonsense'"),
