@@ -103,6 +103,10 @@ def olmo_core_command(
     data_dir: Annotated[
         Path | None, typer.Option(help="Where the token files are now, if not where config.json says.")
     ] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(help="Where the texts were when they were tokenized, as `src` in the .csv.gz files has it."),
+    ] = None,
     run_id: Annotated[str | None, typer.Option(help="Name of the run; by default that of its directory.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -110,7 +114,7 @@ def olmo_core_command(
     with console.progress("recomputing steps") as progress:
         done = reconstruct_olmo_core(
             config, run, indices, num_ranks=ranks, last_step=last_step, tokenizer=tokenizer, data_dir=data_dir,
-            run_id=run_id, progress=progress,
+            corpus=corpus, run_id=run_id, progress=progress,
         )  # fmt: skip
     if as_json:
         console.print_json(dataclasses.asdict(done))

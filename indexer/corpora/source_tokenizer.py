@@ -1,8 +1,9 @@
 """How the text of a document may have become the tokens that a trainer packed.
 
-Tokenization scripts differ in two things that the export does not record: whether a special token that is spelled out in a text
-counts as one, and whether the tokenizer puts special tokens around each text. A document is tried in each way that its text
-makes a difference to. Behind a document one special token may follow, the separator, whichever it is.
+Tokenization scripts differ in three things that the export does not record: whether a special token that is spelled out in a
+text counts as one, whether the tokenizer puts special tokens around each text, and whether whitespace around a text is left out
+(the Dolma toolkit does so). A document is tried in each way that its text makes a difference to. Behind a document one special
+token may follow, the separator, whichever it is.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ __all__ = ["SourceTokenizer"]
 Ids = npt.NDArray[np.int64]
 _CONTROL, _BYTE = re.compile(r"<[^<>\s]+>|\[[A-Z]+\]"), re.compile(r"<0x[0-9A-Fa-f]{2}>")
 PLAIN, SPELLED, AROUND = "as it is", "special tokens spelled out in it as text", "with special tokens around it"
+STRIPPED = "whitespace around it left out"
 
 
 class SourceTokenizer:
@@ -57,6 +59,14 @@ class SourceTokenizer:
 
     def ways(self, text: str) -> Iterator[tuple[str, Ids]]:
         """(how, ids) of each way but the first that makes a difference to this text."""
+        yield from self._ways(text)
+        stripped = text.strip()
+        if stripped not in ("", text):
+            yield STRIPPED, _ids(self._plain, stripped, around=False)
+            for how, ids in self._ways(stripped):
+                yield f"{how}, {STRIPPED}", ids
+
+    def _ways(self, text: str) -> Iterator[tuple[str, Ids]]:
         tokenizers = [(self._plain, PLAIN)]
         if any(name in text for name in self._names):
             tokenizers.append((self._spelled, SPELLED))
@@ -73,8 +83,10 @@ class SourceTokenizer:
     def offsets(self, text: str, how: str) -> Ids:
         """Where the characters of each token begin, i64 [n + 1], with the length of the text behind them."""
         tokenizer = self._spelled if SPELLED in how else self._plain
-        encoding = tokenizer.encode(text, add_special_tokens=AROUND in how)
-        starts = [start if end > start else None for start, end in encoding.offsets]
+        given = text.strip() if STRIPPED in how else text
+        before = text.index(given)
+        encoding = tokenizer.encode(given, add_special_tokens=AROUND in how)
+        starts = [before + start if end > start else None for start, end in encoding.offsets]
         found = np.full(len(starts) + 1, len(text), np.int64)
         for index in range(len(starts) - 1, -1, -1):
             start = starts[index]
