@@ -21,7 +21,7 @@ from train_hooks.export_format.origin import Origin, OriginKind
 
 __all__ = ["MegatronSchedule", "ReconstructedMegatron", "reconstruct_megatron"]
 
-WHAT = "Megatron's index caches: recomputed, not observed"
+WHAT = "Megatron's index caches"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

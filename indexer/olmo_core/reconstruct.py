@@ -34,7 +34,7 @@ from train_hooks.export_format.records import Segment
 __all__ = ["Reconstructed", "reconstruct_olmo_core"]
 
 _NAME = re.compile(r"global_indices_dataset_size(\d+)(?:_epoch(\d+))?(?:_seed(\d+))?_v1\.npy")
-WHAT = "OLMo-core's global_indices and configuration: recomputed, not observed"
+WHAT = "OLMo-core's global_indices and configuration"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -51,7 +51,7 @@ def test_it_is_what_the_real_loader_gave(
     assert verify(tmp_path / "run").findings == ()
     assert origin_of(RunReader(tmp_path / "run").info).kind is OriginKind.RECOMPUTED
     code, out, _ = run_here(capsys, monkeypatch, "export", "status", tmp_path / "run")
-    assert code == 0 and "recomputed: OLMo-core's global_indices and configuration: recomputed, not observed" in out
+    assert code == 0 and "recomputed from OLMo-core's global_indices and configuration, not observed by the hook" in out
 
 
 def test_every_token_names_its_document(tmp_path: Path) -> None:
