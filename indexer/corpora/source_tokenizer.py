@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from train_hooks.export_format.errors import RunError
+from indexer.tokenization import open_tokenizer
 
 __all__ = ["SourceTokenizer"]
 
@@ -34,16 +34,9 @@ class SourceTokenizer:
 
     def __init__(self, path: Path) -> None:
         """Raises RunError where `path` is no tokenizer.json."""
-        try:
-            data = path.read_bytes()
-            self._plain, self._spelled = (Tokenizer.from_str(data.decode("utf-8")) for _ in range(2))
-        except Exception as error:  # `tokenizers` raises nothing more precise, whatever is wrong with the file
-            raise RunError(f"{path}: expected a tokenizer.json of the tokenizers library: {error}") from error
-        for tokenizer in (self._plain, self._spelled):
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
+        self._plain, self._spelled = open_tokenizer(path), open_tokenizer(path)
         self._spelled.encode_special_tokens = True
-        self.sha256 = hashlib.sha256(data).hexdigest()
+        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         added = self._plain.get_added_tokens_decoder()
         self.specials = frozenset(
             token_id

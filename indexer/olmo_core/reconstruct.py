@@ -11,14 +11,13 @@ batch size, nor of the number of ranks; it is one attempt from step 1 on.
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from indexer.olmo_core.config import OlmoData, read_config
-from indexer.recomputed_export import RecomputedRow, write_recomputed
+from indexer.recomputed_export import Recomputed, RecomputedRow, write_recomputed
 from train_hooks.attempts import RunSpec
 from train_hooks.documents.dolma_files import (
     TokenFileDocuments,
@@ -31,21 +30,10 @@ from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.origin import Origin, OriginKind
 from train_hooks.export_format.records import Segment
 
-__all__ = ["Reconstructed", "reconstruct_olmo_core"]
+__all__ = ["reconstruct_olmo_core"]
 
 _NAME = re.compile(r"global_indices_dataset_size(\d+)(?:_epoch(\d+))?(?:_seed(\d+))?_v1\.npy")
 WHAT = "OLMo-core's global_indices and configuration"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reconstructed:
-    """What was written. num_without_documents: sequences whose token file has no `.csv.gz` beside it."""
-
-    run_id: str
-    num_steps: int
-    num_rows: int
-    num_tokens: int
-    num_without_documents: int
 
 
 def reconstruct_olmo_core(
@@ -60,7 +48,7 @@ def reconstruct_olmo_core(
     corpus: str | None = None,
     run_id: str | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Reconstructed:
+) -> Recomputed:
     """Write the export of a past training into a run directory that holds none.
 
     indices: one file an epoch, whose names say which. last_step: where the training ended, else that of the last epoch.
@@ -85,15 +73,8 @@ def reconstruct_olmo_core(
         tokenizer=tokenizer,
         config=Origin(kind=OriginKind.RECOMPUTED, what=WHAT, details=details).to_config(),
     )
-    sequences = _Sequences(data, order, num_ranks, corpus or "")
-    run = write_recomputed(run_dir, spec, sequences.rows, num_ranks=num_ranks, num_steps=num_steps, progress=progress)
-    return Reconstructed(
-        run_id=run.run_id,
-        num_steps=num_steps,
-        num_rows=num_steps * data.batch,
-        num_tokens=num_steps * data.batch * data.sequence_length,
-        num_without_documents=sequences.num_without_documents,
-    )
+    rows = _Sequences(data, order, num_ranks, corpus or "").rows
+    return write_recomputed(run_dir, spec, rows, num_ranks=num_ranks, num_steps=num_steps, progress=progress)
 
 
 def _sha256(path: Path) -> str:
@@ -144,7 +125,6 @@ class _Sequences:
         self._named = {number for number, path in enumerate(data.paths) if names_path(path).exists()}
         for number in self._named:
             require_below(data.paths[number], corpus)
-        self.num_without_documents = 0
 
     def rows(self, step: int, rank: int) -> Iterator[RecomputedRow]:
         """The sequences of a step on a rank."""
@@ -164,7 +144,6 @@ class _Sequences:
 
     def _segments(self, file: int, first: int, tokens: npt.NDArray[np.unsignedinteger]) -> tuple[Segment, ...]:
         if file not in self._named:
-            self.num_without_documents += 1
             return () if self._data.eos is None else segments_by_eos(tokens, self._data.eos)
         if file not in self._documents:
             whole = len(self._tokens[file])
