@@ -28,8 +28,10 @@ lint: env
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two processes, each with whole files, so that the fixtures of a module are made once; then what must be alone on the machine.
 test: lint browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not alone'
+	$(BIN)/python -m pytest -m alone
 
 APT := timeout 300 apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20
 

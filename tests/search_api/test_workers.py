@@ -16,6 +16,8 @@ from tests.conftest import TextRun
 from tests.coroutines import run_coroutine
 from tests.search_api.live_server import live_server
 
+pytestmark = pytest.mark.alone
+
 LIMITS = Limits(searches_at_once=1, searches_waiting=1, deadline_s=0.3)
 
 
