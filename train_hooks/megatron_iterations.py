@@ -6,8 +6,8 @@ the first micro-batch: pipeline stages would wait for one another in the first f
 
 A step is over when an optimizer steps; one that does not (an overflow) is a `skipped_update`, known at the next step.
 Iterations that `train` jumps over are `skipped_data`, without rows. Samples that are fetched again in one iteration (by the
-rerun machine) count once. Every `--save-interval` steps the rows are durable on this rank before its part of the model
-checkpoint is written, and the export's state goes to SAVE/kiseki_export; `--load` finds it there.
+rerun machine) count once. Every `--save-interval` steps, and after the last, the rows are durable on this rank before its
+part of the model checkpoint is written, and the export's state goes to SAVE/kiseki_export; `--load` finds it there.
 """
 
 import functools
@@ -106,12 +106,17 @@ class MegatronIterations:
             return
         hook.commit(self._step)
         arguments = self._get_args()
-        if arguments.save and arguments.save_interval and self._step % arguments.save_interval == 0:
+        if arguments.save and self._saved_after(arguments):
             hook.checkpoint_barrier(self._step, this_rank_only=True)
             if hook.rank.is_writer and hook.rank.dp_rank == 0:
                 path = _state_path(arguments.save, self._step)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(hook.state_dict()), encoding="utf-8")
+
+    def _saved_after(self, args: Any) -> bool:
+        """Whether a model checkpoint is due: every --save-interval steps, and at the end."""
+        due = bool(args.save_interval) and self._step % args.save_interval == 0
+        return due or self._step == getattr(args, "train_iters", None)
 
 
 def _state_path(directory: str, step: int) -> Path:
@@ -125,7 +130,7 @@ def _resume_state(args: Any) -> dict[str, object] | None:
     if not path.is_file():
         raise InputError(
             f"expected {path}, written when the model checkpoint of iteration {args.iteration} was due; found none. Load a "
-            "checkpoint of a multiple of --save-interval that was trained with the export, or start from iteration 0"
+            "checkpoint of a multiple of --save-interval, or the last, that was trained with the export, or start from iteration 0"
         )
     found: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
     return found
