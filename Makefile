@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 DEMO_RUN ?= demo-run
 
 # Each framework in an environment of its own, a gigabyte or two; not part of `test`.
-ADAPTERS ?= hf lightning deepspeed megatron composer olmo-core torchtitan $(if $(KISEKI_MEGATRON_DEEPSPEED),megatron-deepspeed) $(if $(KISEKI_MEGATRON_LM),megatron-lm)
+ADAPTERS ?= hf lightning deepspeed megatron composer olmo-core torchtitan $(if $(KISEKI_MEGATRON_DEEPSPEED),megatron-deepspeed) $(if $(KISEKI_MEGATRON_LM),megatron-lm) \
+  $(if $(KISEKI_LLM_RECIPES),llm-recipes)
 
 .PHONY: demo test browser test-adapters lint bench env clean
 
@@ -55,7 +56,14 @@ browser:
 	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
 	touch $@
 
-# Their sources are in no package: KISEKI_MEGATRON_DEEPSPEED and KISEKI_MEGATRON_LM are the paths of checkouts.
+# Their sources are in no package: KISEKI_MEGATRON_DEEPSPEED, KISEKI_MEGATRON_LM, KISEKI_LLM_RECIPES are the paths of checkouts.
+.venv-adapters/llm-recipes/.installed: pyproject.toml constraints.txt constraints-adapters.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
+	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
+	$(@D)/bin/pip install --quiet -c constraints-adapters.txt -e '.[hf]' pybind11
+	touch $@
+
 .venv-adapters/megatron-lm/.installed: pyproject.toml constraints.txt constraints-adapters.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel

@@ -130,7 +130,7 @@ def _resume_state(args: Any) -> dict[str, object] | None:
     if not path.is_file():
         raise InputError(
             f"expected {path}, written when the model checkpoint of iteration {args.iteration} was due; found none. Load a "
-            "checkpoint of a multiple of --save-interval, or the last, that was trained with the export, or start from iteration 0"
+            "checkpoint of a multiple of --save-interval, or the last, trained with the export, or start from iteration 0"
         )
     found: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
     return found
