@@ -18,9 +18,9 @@ from tests.adapters.job import ACCUMULATION, MICRO_BATCH, SAVE_EVERY, STEPS, WOR
 from tests.adapters.texts import EOD, LENGTH, SOURCES
 
 RUN = run_dir()  # sys.argv is Megatron's later
-PIPELINE, TENSOR, SEQUENCE = (int(os.environ.get(name, "1")) for name in ("PIPELINE", "TENSOR", "SEQUENCE"))
+PIPELINE, TENSOR = (int(os.environ.get(name, "1")) for name in ("PIPELINE", "TENSOR"))
 ENGINE = os.environ.get("ENGINE") == "pipeline"
-BATCH = ACCUMULATION * MICRO_BATCH * 2 // (PIPELINE * TENSOR * SEQUENCE)
+BATCH = ACCUMULATION * MICRO_BATCH * 2 // (PIPELINE * TENSOR)
 
 
 def stand_in(name: str, **attributes: Any) -> ModuleType:
@@ -43,7 +43,7 @@ def arguments() -> list[Any]:
     checkpoints = RUN / "checkpoints"
     return [
         "--tensor-model-parallel-size", TENSOR, "--pipeline-model-parallel-size", PIPELINE,
-        "--ds-sequence-parallel-size", SEQUENCE, "--num-layers", 2, "--hidden-size", 32, "--num-attention-heads", 2,
+        "--num-layers", 2, "--hidden-size", 32, "--num-attention-heads", 2,
         "--seq-length", LENGTH, "--max-position-embeddings", LENGTH, "--micro-batch-size", MICRO_BATCH,
         "--global-batch-size", BATCH, "--train-iters", STEPS, "--lr", "1e-3", "--log-interval", 1, "--eval-iters", 1,
         "--eval-interval", SAVE_EVERY, "--data-path", *blend, "--data-impl", "mmap", "--split", "90,10,0",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.adapters import job
-from tests.adapters.checks import crash_and_resume, logged
+from tests.adapters.checks import crash_and_resume, logged, run_once, verify
 from tests.adapters.megatron_loops import check, exported, prepare, trained
 from tests.adapters.texts import SOURCES
 
@@ -57,3 +57,15 @@ def test_pipeline(tmp_path: Path) -> None:
         first, second = (log[attempt, step, stage, microbatch] for stage in (0, 1))
         assert torch.equal(part.batch["text"][:, :-1], first["input_ids"])
         assert torch.equal(part.batch["text"][:, 1:], second["labels"])
+
+
+def test_tensor_parallel(tmp_path: Path) -> None:
+    """Two ranks that share a batch, of which one fetches and writes it."""
+    done = trained("megatron_deepspeed_job.py", tmp_path / "run", job.MICRO_BATCH * job.ACCUMULATION)
+    run_once(done, TENSOR="2", **environment(tmp_path))
+    export, log = exported(done.run, 1), logged(done.run / "log")
+    assert set(export) == {key for key in log if key[2] == 0}
+    for (attempt, step, _, microbatch), part in export.items():
+        for rank in (0, 1):
+            assert torch.equal(part.batch["text"][:, :-1], log[attempt, step, rank, microbatch]["input_ids"])
+    assert verify(done.run) == 0
