@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 DEMO_RUN ?= demo-run
 
 # Each framework in an environment of its own, a gigabyte or two; not part of `test`.
-ADAPTERS ?= hf lightning deepspeed megatron composer olmo-core torchtitan
+ADAPTERS ?= hf lightning deepspeed megatron composer olmo-core torchtitan $(if $(KISEKI_MEGATRON_DEEPSPEED),megatron-deepspeed) $(if $(KISEKI_MEGATRON_LM),megatron-lm) \
+  $(if $(KISEKI_LLM_RECIPES),llm-recipes)
 
 .PHONY: demo test browser test-adapters lint bench env clean
 
@@ -55,6 +56,28 @@ browser:
 	  tqdm psutil packaging importlib-metadata mosaicml-cli==0.8.3 'pillow<12' matplotlib
 	$(@D)/bin/pip install --quiet --no-deps mosaicml==0.32.1 torchvision==0.29.1
 	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
+	touch $@
+
+# Their sources are in no package: KISEKI_MEGATRON_DEEPSPEED, KISEKI_MEGATRON_LM, KISEKI_LLM_RECIPES are the paths of checkouts.
+.venv-adapters/llm-recipes/.installed: pyproject.toml constraints.txt constraints-adapters.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
+	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
+	$(@D)/bin/pip install --quiet -c constraints-adapters.txt -e '.[hf]' pybind11
+	touch $@
+
+.venv-adapters/megatron-lm/.installed: pyproject.toml constraints.txt constraints-adapters.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
+	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
+	$(@D)/bin/pip install --quiet -c constraints-adapters.txt -e '.[megatron]' einops regex six transformers triton
+	touch $@
+
+.venv-adapters/megatron-deepspeed/.installed: pyproject.toml constraints.txt constraints-adapters.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
+	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
+	$(@D)/bin/pip install --quiet -c constraints-adapters.txt -e '.[deepspeed]' einops pybind11 regex six transformers
 	touch $@
 
 test-adapters: $(ADAPTERS:%=.venv-adapters/%/.installed)

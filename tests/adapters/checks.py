@@ -44,8 +44,13 @@ def crash_and_resume(job: Job, **variables: str) -> None:
     kill = f"{job.killed_step},1"
     first = _run(job, KISEKI_TEST_KILL_AT=kill, **variables)
     assert [code for code, _ in first] == [-9] * NUM_RANKS, first
-    second = _run(job, **variables)
-    assert [code for code, _ in second] == [0] * NUM_RANKS, "\n".join(output for _, output in second)
+    run_once(job, **variables)
+
+
+def run_once(job: Job, **variables: str) -> None:
+    """Start it, from its newest checkpoint, to its end."""
+    ended = _run(job, **variables)
+    assert [code for code, _ in ended] == [0] * NUM_RANKS, "\n".join(output for _, output in ended)
 
 
 def _run(job: Job, **variables: str) -> list[tuple[int, str]]:
