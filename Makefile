@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_RUN ?= demo-run
 
 # Each framework in an environment of its own, a gigabyte or two; not part of `test`.
-ADAPTERS ?= hf lightning deepspeed megatron composer llm-foundry olmo-core torchtitan
+ADAPTERS ?= hf lightning deepspeed megatron composer llm-foundry olmo-core torchtitan datatrove
 
 .PHONY: demo test browser test-adapters lint bench env clean
 
@@ -44,6 +44,12 @@ browser:
 	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
 	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
 	$(@D)/bin/pip install --quiet -c constraints-adapters.txt -e '.[$*]'
+	touch $@
+
+.venv-adapters/datatrove/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
+	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout datatrove==0.10.1
 	touch $@
 
 # mosaicml wants a torch before 2.7.1; it runs with the one that everything else is tested with.

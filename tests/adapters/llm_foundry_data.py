@@ -1,6 +1,7 @@
 # ruff: noqa: E402
 """Real texts as an MDS directory, written by the real package, and what a YAML for llm-foundry would say."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ for operator in ("nms", "qnms"):  # missing where torchvision was built for a GP
     torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 from streaming import MDSWriter
+from tokenizers import Tokenizer
 
 from tests.adapters import job
-from tests.adapters.texts import SOURCES, VOCAB_OF_BYTES, bytes_tokenizer, texts
+from tests.adapters.texts import EOS, SOURCES, VOCAB_OF_BYTES, bytes_tokenizer, texts
+from train_hooks.documents.mds import CONCATENATED_COLUMNS, concatenated
 from train_hooks.documents.megatron_preprocessing import SourceText
 
 LENGTH = 64
@@ -27,14 +30,25 @@ def all_texts() -> list[SourceText]:
     return [*{text.text.encode()[:LENGTH]: text for text in cut}.values()]
 
 
+def tokenize(directory: Path) -> Callable[[str], list[int]]:
+    """With the tokenizer of `prepare`."""
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer" / "tokenizer.json"))
+    return lambda text: list(tokenizer.encode(text).ids)
+
+
 def prepare(directory: Path) -> None:
-    """A tokenizer of bytes and an MDS directory of single texts, with their names."""
+    """A tokenizer of bytes, an MDS directory of single texts with their names, and one of all of them, concatenated."""
     bytes_tokenizer(directory / "tokenizer")
     columns = {"text": "str", "source": "str", "id": "str"}
     for split, chosen in (("train", all_texts()), ("held_out", all_texts()[:8])):
         with MDSWriter(out=str(directory / "texts" / split), columns=columns, size_limit=SHARD_BYTES) as out:
             for text in chosen:
                 out.write({"text": text.text, "source": text.source, "id": text.document_id})
+    with MDSWriter(
+        out=str(directory / "packed" / "train"), columns=CONCATENATED_COLUMNS, size_limit=SHARD_BYTES
+    ) as out:
+        for sample in concatenated(all_texts(), tokenize(directory), length=LENGTH, eos=[EOS]):
+            out.write(sample)
 
 
 def configuration(data: Path, run: Path, loader: dict[str, Any]) -> dict[str, Any]:

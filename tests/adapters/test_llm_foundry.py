@@ -1,6 +1,8 @@
 """llm-foundry, the real package: its own `train`, text dataloader and MPT model."""
 
 import json
+import warnings
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,22 @@ from tests.adapters.checks import Job, Key, crash_and_resume, exported, logged, 
 if find_spec("llmfoundry") is None:
     pytest.skip("make test-adapters has llm-foundry", allow_module_level=True)
 
-from tests.adapters.llm_foundry_data import prepare
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of the framework's own imports
+    from tests.adapters.llm_foundry_data import LENGTH, SHARD_BYTES, all_texts, prepare, tokenize
+
+    # isort: split
+    from llmfoundry import registry
+    from llmfoundry.command_utils.data_prep.convert_text_to_mds import ConcatTokensFromFilesDataset
+    from llmfoundry.data import ConcatTokensDataset
+    from streaming import MDSWriter
+    from streaming.base.format.mds.reader import MDSReader
+    from transformers import AutoTokenizer
+
+from tests.adapters.texts import EOS, check_documents
+from train_hooks import Segment
+from train_hooks.documents.mds import MdsPlaces, concatenated
+from train_hooks.export_format.errors import InputError
 from train_hooks.replay import ReplayMicrobatch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -35,7 +52,7 @@ def trained(directory: Path, loader: dict[str, Any]) -> dict[Key, ReplayMicrobat
     assert job.RESUME_STEP <= last < job.KILLED_STEP
     assert set(export) == {key for key in log if key[0] == 2 or key[1] <= last}
     for key, part in export.items():
-        assert {"input_ids", "attention_mask"} <= set(log[key])
+        assert "input_ids" in log[key]
         for name, seen in log[key].items():
             assert torch.equal(part.batch[name].to(seen.dtype), seen), (key, name)
     check_global_batches(export)
@@ -64,5 +81,152 @@ def check_global_batches(export: dict[Key, ReplayMicrobatch]) -> None:
     assert all(sorted(rows[1, step]) == sorted(rows[2, step]) for step in again)
 
 
+def sources(directory: Path) -> dict[tuple[str, str], list[int]]:
+    """Source and id → the tokens of the text, and its end."""
+    ids = tokenize(directory)
+    return {(text.source, text.document_id): [*ids(text.text), EOS] for text in all_texts()}
+
+
 def test_trainer_with_its_text_dataloader(tmp_path: Path) -> None:
     trained(tmp_path, {"name": "text"})
+
+
+def test_training_on_concatenated_samples_that_know_their_documents(tmp_path: Path) -> None:
+    packed = {"name": "text_with_documents", "dataset": {"local": str(tmp_path / "packed")}}
+    export = trained(tmp_path, packed)
+    for part in export.values():
+        check_documents(part, "input_ids", sources(tmp_path))
+    of_sample = dict(rows_by_index(export))
+    raw = raw_samples(tmp_path / "packed" / "train")
+    places = MdsPlaces([tmp_path / "packed" / "train"])
+    assert len(of_sample) == job.STEPS * ROWS_A_STEP
+    for index, row in of_sample.items():
+        place = places.place(index)
+        assert raw[place.shard][place.row]["tokens"].tolist() == row
+
+
+def rows_by_index(export: dict[Key, ReplayMicrobatch]) -> Iterator[tuple[int, list[int]]]:
+    """(sample_index, tokens) of each row."""
+    for part in export.values():
+        for index, row in zip(part.sample_index, part.batch["input_ids"].tolist(), strict=True):
+            assert index is not None
+            yield index, row
+
+
+def raw_samples(directory: Path) -> dict[str, list[dict[str, Any]]]:
+    """Shard → its rows, read by the real reader of a shard."""
+    index = json.loads((directory / "index.json").read_text())
+    readers = {
+        shard["raw_data"]["basename"]: MDSReader.from_json(str(directory), None, shard) for shard in index["shards"]
+    }
+    assert len(readers) > 3
+    return {name: [reader[row] for row in range(len(reader))] for name, reader in readers.items()}
+
+
+def loaded(directory: Path, dataset: dict[str, Any], **options: Any) -> list[dict[str, Any]]:
+    """Every batch of the registered dataloader, with two workers."""
+    registered = registry.dataloaders.get("text_with_documents")
+    tokenizer = AutoTokenizer.from_pretrained(str(directory / "tokenizer"))
+    spec: Any = registered(
+        tokenizer=tokenizer, device_batch_size=4, drop_last=False, num_workers=2, pin_memory=False, persistent_workers=False,
+        dataset={"max_seq_len": LENGTH, "shuffle": True, **dataset}, **options,
+    )  # fmt: skip
+    batches = list(spec.dataloader)
+    assert sum(map(spec.get_num_samples_in_batch, batches)) == sum(len(batch["sample_index"]) for batch in batches)
+    return batches
+
+
+def rows_of_batches(batches: list[dict[str, Any]]) -> Iterator[tuple[int, list[int], list[Segment]]]:
+    """sample_index, tokens, segments."""
+    for batch in batches:
+        yield from zip(batch["sample_index"], batch["input_ids"].tolist(), batch["segments"], strict=True)
+
+
+def test_single_texts_are_named_by_their_columns(data: Path) -> None:
+    rows = list(rows_of_batches(loaded(data, {"local": str(data / "texts"), "split": "train"})))
+    texts, num_padded = all_texts(), 0
+    assert sorted(row[0] for row in rows) == list(range(len(texts)))
+    for index, tokens, (segment,) in rows:
+        text = texts[index]
+        ids = tokenize(data)(text.text)[:LENGTH]
+        assert (segment.source, segment.document_id) == (text.source, text.document_id)
+        assert (segment.start, segment.length, segment.document_token_offset) == (0, len(ids), 0)
+        assert tokens == [*ids, *[0] * (LENGTH - len(ids))]
+        num_padded += len(ids) < LENGTH
+    assert num_padded > 5
+
+
+def test_left_padding_and_columns_of_other_names(data: Path, tmp_path: Path) -> None:
+    with MDSWriter(out=str(tmp_path / "mds"), columns={"text": "str", "subset": "str", "key": "int"}) as out:
+        for number, text in enumerate(["abc", "de" * LENGTH, ""]):
+            out.write({"text": text, "subset": "x", "key": number})
+    tokenizer = AutoTokenizer.from_pretrained(str(data / "tokenizer"), padding_side="left")
+    tokenizer.save_pretrained(str(tmp_path / "tokenizer"))
+    names = {"source_column": "subset", "id_column": "key"}
+    rows = {row[0]: row for row in rows_of_batches(loaded(tmp_path, {"local": str(tmp_path / "mds")}, **names))}
+    segments = [[(s.start, s.length, s.source, s.document_id) for s in rows[number][2]] for number in range(3)]
+    assert segments == [[(LENGTH - 3, 3, "x", "0")], [(0, LENGTH, "x", "1")], []]
+
+
+def test_streams_and_shorter_sequences(data: Path) -> None:
+    """Two streams, one seen twice, of samples cut to `max_seq_len`."""
+    streams = {
+        "a": {"local": str(data / "packed"), "split": "train", "repeat": 2.0},
+        "b": {"local": str(data / "half"), "split": None},
+    }
+    rows = list(rows_of_batches(loaded(data, {"streams": streams, "max_seq_len": 40})))
+    raw = [raw_samples(data / "packed" / "train"), raw_samples(data / "half")]
+    places = MdsPlaces([data / "packed" / "train", data / "half"])
+    num_first = sum(map(len, raw[0].values()))
+    num_second = sum(map(len, raw[1].values()))
+    assert len(rows) == 2 * num_first + num_second and len(places) == num_first + num_second
+    for index, tokens, segments in rows:
+        place = places.place(index)
+        assert raw[place.stream][place.shard][place.row]["tokens"].tolist()[:40] == tokens
+        assert sum(segment.length for segment in segments) == 40
+        for segment in segments:
+            text = sources(data)[segment.source, segment.document_id][segment.document_token_offset :]
+            assert text[: segment.length] == tokens[segment.start : segment.start + segment.length]
+
+
+def test_samples_without_names(data: Path) -> None:
+    unnamed = {"local": str(data / "unnamed")}
+    with pytest.raises(InputError, match=r"sample \d+: expected a column segments, or source and id, found text;"):
+        loaded(data, unnamed)
+    texts = all_texts()
+    raw = raw_samples(data / "unnamed")
+    for index, _, (segment,) in rows_of_batches(loaded(data, unnamed, unnamed_ok=True)):
+        shard, row = segment.document_id.split("#")
+        assert segment.source == "unnamed" and raw[shard][int(row)]["text"] == texts[index].text
+
+
+@pytest.mark.parametrize("no_wrap", [False, True])
+def test_our_samples_are_llm_foundrys(data: Path, tmp_path: Path, no_wrap: bool) -> None:
+    texts = all_texts()
+    tokenizer = AutoTokenizer.from_pretrained(str(data / "tokenizer"))
+    options = {"max_length": 48, "bos_text": "<s>", "eos_text": "</s>", "no_wrap": no_wrap}
+    ours = concatenated(texts, tokenize(data), length=48, bos=[0], eos=[EOS], wrap=not no_wrap)
+    tokens = [sample["tokens"].tolist() for sample in ours]
+    theirs: Any = ConcatTokensDataset([{"text": text.text} for text in texts], tokenizer, **options)
+    assert tokens == [sample["tokens"].tolist() for sample in theirs] and len(tokens) > 50
+    if not no_wrap:
+        paths = []
+        for number, text in enumerate(texts):
+            paths.append(tmp_path / f"{number}.txt")
+            paths[-1].write_text(text.text, encoding="utf-8", newline="")
+        files: Any = ConcatTokensFromFilesDataset(list(map(str, paths)), tokenizer, **options)
+        assert tokens == [sample["tokens"].tolist() for sample in files]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("data")
+    prepare(directory)
+    with MDSWriter(out=str(directory / "unnamed"), columns={"text": "str"}, size_limit=SHARD_BYTES) as out:
+        for text in all_texts():
+            out.write({"text": text.text})
+    columns = {"tokens": "ndarray:int32", "segments": "json"}
+    with MDSWriter(out=str(directory / "half"), columns=columns, size_limit=SHARD_BYTES) as out:
+        for sample in concatenated(all_texts()[::2], tokenize(directory), length=LENGTH, eos=[EOS]):
+            out.write(sample)
+    return directory
