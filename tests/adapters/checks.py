@@ -144,9 +144,9 @@ def _check_global_batches(job: Job, export: Mapping[Key, ReplayMicrobatch]) -> N
     assert set(first).isdisjoint(second) == job.goes_on
 
 
-def verify(run: Path) -> int:
+def verify(run: Path, *options: str) -> int:
     """Exit code of `kiseki export verify`."""
-    command = [sys.executable, "-c", "from ui.cli import main; main()", "export", "verify", str(run)]
+    command = [sys.executable, "-c", "from ui.cli import main; main()", "export", "verify", str(run), *options]
     return subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode
 
 

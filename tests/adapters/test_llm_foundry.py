@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -96,6 +97,11 @@ def test_training_on_concatenated_samples_that_know_their_documents(tmp_path: Pa
     export = trained(tmp_path, packed)
     for part in export.values():
         check_documents(part, "input_ids", sources(tmp_path))
+    (tmp_path / "corpus").mkdir()
+    lines = [{"id": text.document_id, "text": text.text, "source": text.source} for text in all_texts()]
+    corpus = tmp_path / "corpus" / "all.jsonl"
+    corpus.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert verify(tmp_path / "run", "--corpus", str(corpus.parent)) == 0
     of_sample = dict(rows_by_index(export))
     raw = raw_samples(tmp_path / "packed" / "train")
     places = MdsPlaces([tmp_path / "packed" / "train"])
@@ -198,6 +204,19 @@ def test_samples_without_names(data: Path) -> None:
     for index, _, (segment,) in rows_of_batches(loaded(data, unnamed, unnamed_ok=True)):
         shard, row = segment.document_id.split("#")
         assert segment.source == "unnamed" and raw[shard][int(row)]["text"] == texts[index].text
+
+
+def test_a_batch_of_named_and_unnamed_samples(data: Path, tmp_path: Path) -> None:
+    """Tokens that name nobody have no segments, and take none from the others."""
+    with MDSWriter(out=str(tmp_path / "mds"), columns={"tokens": "ndarray:int32"}) as out:
+        for number in range(20):
+            out.write({"tokens": np.full(LENGTH, number, np.int32)})
+    streams = {"a": {"local": str(tmp_path / "mds")}, "b": {"local": str(data / "half")}}
+    batches = loaded(data, {"streams": streams}, unnamed_ok=True)
+    assert any(min(batch["sample_index"]) < 20 <= max(batch["sample_index"]) for batch in batches)
+    for index, tokens, segments in rows_of_batches(batches):
+        assert sum(segment.length for segment in segments) == (0 if index < 20 else LENGTH)
+        assert index >= 20 or set(tokens) == {index}
 
 
 @pytest.mark.parametrize("no_wrap", [False, True])

@@ -63,11 +63,10 @@ class _NamedTextDataset(StreamingTextDataset):
 
     def __getitem__(self, idx: int) -> Any:
         read = super().__getitem__(idx)
-        found = {"item": read.item, "sample_index": int(idx)}
         segments = self._segments(int(idx), read.sample, read.item)
-        return found if segments is None else {**found, "segments": segments}
+        return {"item": read.item, "sample_index": int(idx), "segments": segments}
 
-    def _segments(self, index: int, sample: Mapping[str, Any], item: Any) -> list[Segment] | None:
+    def _segments(self, index: int, sample: Mapping[str, Any], item: Any) -> list[Segment]:
         names = self.names
         if "segments" in sample:
             return segments_of_column(sample["segments"], len(item))
@@ -81,7 +80,7 @@ class _NamedTextDataset(StreamingTextDataset):
         if named:
             return _whole(item, str(sample[names.source_column]), str(sample[names.id_column]))
         if "text" not in sample:
-            return None
+            return []
         place = names.places.place(index)
         return _whole(item, names.stream_names[place.stream], f"{place.shard}#{place.row}")
 
