@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 DEMO_RUN ?= demo-run
 
 # Each framework in an environment of its own, a gigabyte or two; not part of `test`.
-ADAPTERS ?= hf lightning deepspeed megatron composer olmo-core torchtitan $(if $(KISEKI_MEGATRON_DEEPSPEED),megatron-deepspeed) $(if $(KISEKI_MEGATRON_LM),megatron-lm) \
+ADAPTERS ?= hf lightning deepspeed megatron composer llm-foundry olmo-core torchtitan datatrove \
+  $(if $(KISEKI_MEGATRON_DEEPSPEED),megatron-deepspeed) $(if $(KISEKI_MEGATRON_LM),megatron-lm) \
   $(if $(KISEKI_LLM_RECIPES),llm-recipes)
 
 .PHONY: demo test browser test-adapters lint bench env clean
@@ -49,6 +50,12 @@ browser:
 	$(@D)/bin/pip install --quiet -c constraints-adapters.txt -e '.[$*]'
 	touch $@
 
+.venv-adapters/datatrove/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
+	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout datatrove==0.10.1
+	touch $@
+
 # mosaicml wants a torch before 2.7.1; it runs with the one that everything else is tested with.
 .venv-adapters/composer/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(@D)
@@ -78,6 +85,19 @@ browser:
 	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
 	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
 	$(@D)/bin/pip install --quiet -c constraints-adapters.txt -e '.[deepspeed]' einops pybind11 regex six transformers
+	touch $@
+
+# llm-foundry wants a torch before 2.7.1 too, and a transformers that wants other versions than ours: those come last.
+.venv-adapters/llm-foundry/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet torch==2.13.0 'setuptools<81'
+	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
+	$(@D)/bin/pip install --quiet torchmetrics==1.9.0 torch_optimizer==0.3.0 coolname pyyaml py-cpuinfo tabulate tqdm psutil \
+	  mosaicml-cli==0.8.3 'pillow<12' matplotlib transformers==4.51.3 datasets==3.6.0 accelerate==1.8.1 'huggingface_hub<1' \
+	  mlflow-skinny==2.22.1 omegaconf einops==0.8.1 beautifulsoup4 catalogue boto3 Brotli xxhash zstd paramiko python-snappy \
+	  GitPython pandas
+	$(@D)/bin/pip install --quiet --no-deps mosaicml==0.32.1 mosaicml-streaming==0.12.0 llm-foundry==0.22.0 mlflow==2.22.1 \
+	  torchvision==0.28.0
 	touch $@
 
 test-adapters: $(ADAPTERS:%=.venv-adapters/%/.installed)
