@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 DEMO_RUN ?= demo-run
 
 # Each framework in an environment of its own, a gigabyte or two; not part of `test`.
-ADAPTERS ?= hf lightning deepspeed megatron composer olmo-core torchtitan
+ADAPTERS ?= hf lightning deepspeed megatron composer llm-foundry olmo-core torchtitan datatrove \
+  $(if $(KISEKI_MEGATRON_DEEPSPEED),megatron-deepspeed) $(if $(KISEKI_MEGATRON_LM),megatron-lm) \
+  $(if $(KISEKI_LLM_RECIPES),llm-recipes)
 
 .PHONY: demo test browser test-adapters lint bench env clean
 
@@ -28,8 +30,10 @@ lint: env
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two processes, each with whole files, so that the fixtures of a module are made once; then what must be alone on the machine.
 test: lint browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not alone'
+	$(BIN)/python -m pytest -m alone
 
 APT := timeout 300 apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20
 
@@ -46,6 +50,12 @@ browser:
 	$(@D)/bin/pip install --quiet -c constraints-adapters.txt -e '.[$*]'
 	touch $@
 
+.venv-adapters/datatrove/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
+	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout datatrove==0.10.1
+	touch $@
+
 # mosaicml wants a torch before 2.7.1; it runs with the one that everything else is tested with.
 .venv-adapters/composer/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(@D)
@@ -53,6 +63,41 @@ browser:
 	  tqdm psutil packaging importlib-metadata mosaicml-cli==0.8.3 'pillow<12' matplotlib
 	$(@D)/bin/pip install --quiet --no-deps mosaicml==0.32.1 torchvision==0.29.1
 	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
+	touch $@
+
+# Their sources are in no package: KISEKI_MEGATRON_DEEPSPEED, KISEKI_MEGATRON_LM, KISEKI_LLM_RECIPES are the paths of checkouts.
+.venv-adapters/llm-recipes/.installed: pyproject.toml constraints.txt constraints-adapters.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
+	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
+	$(@D)/bin/pip install --quiet -c constraints-adapters.txt -e '.[hf]' pybind11
+	touch $@
+
+.venv-adapters/megatron-lm/.installed: pyproject.toml constraints.txt constraints-adapters.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
+	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
+	$(@D)/bin/pip install --quiet -c constraints-adapters.txt -e '.[megatron]' einops regex six transformers triton
+	touch $@
+
+.venv-adapters/megatron-deepspeed/.installed: pyproject.toml constraints.txt constraints-adapters.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
+	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
+	$(@D)/bin/pip install --quiet -c constraints-adapters.txt -e '.[deepspeed]' einops pybind11 regex six transformers
+	touch $@
+
+# llm-foundry wants a torch before 2.7.1 too, and a transformers that wants other versions than ours: those come last.
+.venv-adapters/llm-foundry/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet torch==2.13.0 'setuptools<81'
+	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
+	$(@D)/bin/pip install --quiet torchmetrics==1.9.0 torch_optimizer==0.3.0 coolname pyyaml py-cpuinfo tabulate tqdm psutil \
+	  mosaicml-cli==0.8.3 'pillow<12' matplotlib transformers==4.51.3 datasets==3.6.0 accelerate==1.8.1 'huggingface_hub<1' \
+	  mlflow-skinny==2.22.1 omegaconf einops==0.8.1 beautifulsoup4 catalogue boto3 Brotli xxhash zstd paramiko python-snappy \
+	  GitPython pandas
+	$(@D)/bin/pip install --quiet --no-deps mosaicml==0.32.1 mosaicml-streaming==0.12.0 llm-foundry==0.22.0 mlflow==2.22.1 \
+	  torchvision==0.28.0
 	touch $@
 
 test-adapters: $(ADAPTERS:%=.venv-adapters/%/.installed)

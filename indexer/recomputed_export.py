@@ -19,7 +19,7 @@ from train_hooks.export_format.records import Row, RunInfo, Segment, SequenceAdd
 from train_hooks.export_format.tensors import encode_tensor
 from train_hooks.export_format.writer import Frame, RankWriter
 
-__all__ = ["RecomputedRow", "write_recomputed"]
+__all__ = ["Recomputed", "RecomputedRow", "write_recomputed"]
 
 GROUP_ROWS = 1024
 
@@ -37,6 +37,17 @@ class RecomputedRow:
     tensors: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recomputed:
+    """What was written. num_without_documents: sequences of which nothing says what documents are in them."""
+
+    run_id: str
+    num_steps: int
+    num_rows: int
+    num_tokens: int
+    num_without_documents: int
+
+
 def write_recomputed(
     run_dir: Path,
     spec: RunSpec,
@@ -45,7 +56,7 @@ def write_recomputed(
     num_ranks: int,
     num_steps: int,
     progress: Callable[[int, int], None] | None = None,
-) -> RunInfo:
+) -> Recomputed:
     """Write steps 1 to `num_steps` of each rank; rows_of: (step, rank) → rows, by micro-batch and slot.
 
     Raises RunError where `run_dir` holds an export, InputError for a token beyond the vocabulary; then nothing is left behind.
@@ -55,11 +66,14 @@ def write_recomputed(
         attempt = claim_attempt(OsFileSystem(), run_dir, run, num_writers=num_ranks, resume=None, config={})
         secret = RunReader(run_dir).secret()
         directory = ExportPaths(run_dir).attempt_dir(attempt.attempt)
+        num_rows = num_without_documents = 0
         for rank in range(num_ranks):
             writer = RankWriter(OsFileSystem(), directory, run, attempt, rank)
             group: list[Frame] = []
             for frame in _frames(run, secret, rank, num_steps, rows_of):
                 group.append(frame)
+                num_rows += len(frame.rows)
+                num_without_documents += sum(not any(part.document_id for part in row.segments) for row in frame.rows)
                 if sum(len(item.rows) for item in group) >= GROUP_ROWS:
                     writer.append(group)
                     group = []
@@ -67,7 +81,13 @@ def write_recomputed(
                     progress(rank * num_steps + frame.global_step, num_ranks * num_steps)
             writer.append(group)
             writer.close()
-    return run
+    return Recomputed(
+        run_id=run.run_id,
+        num_steps=num_steps,
+        num_rows=num_rows,
+        num_tokens=num_rows * run.sequence_length,
+        num_without_documents=num_without_documents,
+    )
 
 
 def _frames(

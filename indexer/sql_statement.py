@@ -6,11 +6,12 @@ outside the main schema. This makes errors early and clear; the worker's lock an
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import duckdb
 
-__all__ = ["StatementRefused", "check_statement"]
+__all__ = ["StatementRefused", "check_statement", "distinct_names"]
 
 QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 TABLE_FUNCTIONS = {"range", "generate_series", "unnest", "json_each", "json_tree"}
@@ -20,6 +21,18 @@ SYSTEM_TABLES = ("duckdb_", "pragma_", "sqlite_", "pg_")
 
 class StatementRefused(Exception):
     """A statement that is not for strangers, and why."""
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """Names of a result's columns, as keys of an object: the second one called `name` is `name_2`."""
+    found: list[str] = []
+    for name in names:
+        number, distinct = 1, name
+        while distinct in found:
+            number += 1
+            distinct = f"{name}_{number}"
+        found.append(distinct)
+    return found
 
 
 def check_statement(connection: duckdb.DuckDBPyConnection, sql: str) -> None:

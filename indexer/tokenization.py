@@ -17,7 +17,7 @@ from indexer.token_bytes import token_bytes
 from train_hooks.export_format.errors import InputError, QueryError, RunError
 from train_hooks.export_format.reader import RunReader
 
-__all__ = ["Encoded", "RunTokenizer", "highest_token_id", "text_of_ids"]
+__all__ = ["Encoded", "RunTokenizer", "highest_token_id", "open_tokenizer", "text_of_ids"]
 
 _HALF = re.compile("[\ud800-\udfff]")
 
@@ -37,7 +37,7 @@ class RunTokenizer:
     def __init__(self, run: RunReader) -> None:
         """Raises RunError where the run has no tokenizer or one that is not a `tokenizers` file or does not fit."""
         path = run.tokenizer_path()
-        self._tokenizer = _open(path)
+        self._tokenizer = open_tokenizer(path)
         self._vocab_size = run.info.vocab_size
         highest = max(self._tokenizer.get_vocab().values(), default=-1)
         if highest >= run.info.vocab_size:
@@ -105,7 +105,7 @@ def text_of_ids(path: Path, token_ids: Sequence[int]) -> str:
 
     Raises RunError for no such file, QueryError for ids that it does not have.
     """
-    tokenizer = _open(path)
+    tokenizer = open_tokenizer(path)
     known = set(tokenizer.get_vocab().values())
     strange = sorted({token_id for token_id in token_ids if token_id not in known})
     if strange:
@@ -115,10 +115,11 @@ def text_of_ids(path: Path, token_ids: Sequence[int]) -> str:
 
 def highest_token_id(path: Path) -> int:
     """Of the tokenizer.json at `path`, added tokens included. Raises RunError where it is none."""
-    return max(_open(path).get_vocab().values(), default=-1)
+    return max(open_tokenizer(path).get_vocab().values(), default=-1)
 
 
-def _open(path: Path) -> Tokenizer:
+def open_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer that neither cuts nor pads. Raises RunError where `path` is no tokenizer.json."""
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # `tokenizers` raises nothing more precise, whatever is wrong with the file

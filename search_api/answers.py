@@ -226,10 +226,18 @@ class SequencesAnswer(Envelope):
     next_cursor: str | None
 
 
+class RunOrigin(Closed):
+    """Where a run's rows come from: observed by the hook, imported from somebody else's record, or recomputed by nobody's."""
+
+    kind: Literal["observed", "imported", "recomputed"]
+    what: Annotated[str, Field(description="What was taken for it.")]
+
+
 class Run(Closed):
     """A run and its index. Numbers of rows are of what the key may see."""
 
     run_id: str
+    origin: RunOrigin
     generation: int
     shards_total: int
     shards_failed: int

@@ -51,8 +51,7 @@ def print_corpus_report(report: CorpusReport) -> None:
     if report.num_unnamed:
         console.output.print(f"note       {plural(report.num_unnamed, 'segment')} without a document: identity unknown")
     for how, number in report.ways:
-        if number:
-            console.output.print(f"note       {plural(number, 'segment')} of texts tokenized with {how}", markup=False)
+        console.output.print(f"note       {plural(number, 'segment')} of texts tokenized with {how}", markup=False)
     if report.tokenizer_sha256 != report.run_tokenizer_sha256:
         console.output.print(Text(f"note       {_tokenizers(report)}"), style="dim")
     console.output.print(_verdict(report), markup=False)

@@ -30,6 +30,7 @@ from indexer.spans.group import maximal_spans
 from indexer.tombstones import TombstoneFile
 from indexer.trace import TraceOptions, trace
 from train_hooks.export_format.errors import DamageError, KisekiError
+from train_hooks.export_format.origin import origin_of
 from train_hooks.export_format.reader import RunReader
 from train_hooks.export_format.status import status
 
@@ -90,7 +91,8 @@ def check_run(run_dir: Path) -> Iterator[Check]:
     yield Check(
         name="run",
         verdict="fine",
-        found=f"{info.run_id}: sequences of {info.sequence_length:,} tokens, vocabulary {info.vocab_size:,}",
+        found=f"{info.run_id}: sequences of {info.sequence_length:,} tokens, vocabulary {info.vocab_size:,}; "
+        f"{origin_of(info).sentence()}",
     )
     yield _guarded("tokenizer", lambda: _check_tokenizer(run))
     yield _guarded("secret", lambda: _check_secret(run))

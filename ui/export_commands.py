@@ -53,7 +53,7 @@ def _print_status(found: RunStatus) -> None:
         markup=False,
     )
     if found.origin.kind is not OriginKind.OBSERVED:
-        console.output.print(Text(safe(f"{found.origin.kind.value}: {found.origin.what}")), style="yellow")
+        console.output.print(Text(safe(found.origin.sentence())), style="yellow")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in (
         "attempt",

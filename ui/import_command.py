@@ -11,6 +11,7 @@ from indexer.imported_metrics import ImportedFile, import_metrics
 from indexer.llm_jp.importer import ImportedDump, import_dump
 from indexer.megatron_cache.reconstruct import MegatronSchedule, reconstruct_megatron
 from indexer.olmo_core.reconstruct import reconstruct_olmo_core
+from indexer.recomputed_export import Recomputed
 from ui import console
 from ui.arguments import JsonOption, RunArgument
 from ui.render import plural, safe
@@ -103,6 +104,10 @@ def olmo_core_command(
     data_dir: Annotated[
         Path | None, typer.Option(help="Where the token files are now, if not where config.json says.")
     ] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(help="Where the texts were when they were tokenized, as `src` in the .csv.gz files has it."),
+    ] = None,
     run_id: Annotated[str | None, typer.Option(help="Name of the run; by default that of its directory.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -110,20 +115,9 @@ def olmo_core_command(
     with console.progress("recomputing steps") as progress:
         done = reconstruct_olmo_core(
             config, run, indices, num_ranks=ranks, last_step=last_step, tokenizer=tokenizer, data_dir=data_dir,
-            run_id=run_id, progress=progress,
+            corpus=corpus, run_id=run_id, progress=progress,
         )  # fmt: skip
-    if as_json:
-        console.print_json(dataclasses.asdict(done))
-        return
-    console.output.print(
-        f"run {done.run_id}: {done.num_steps:,} steps, {done.num_rows:,} sequences, {done.num_tokens:,} tokens, recomputed",
-        markup=False,
-    )
-    if done.num_without_documents:
-        console.output.print(
-            f"  {plural(done.num_without_documents, 'sequence')} of token files without .csv.gz: identity unknown"
-        )
-    console.output.print(f"run `kiseki index {run}` to search it", markup=False)
+    _print_recomputed(done, run, as_json=as_json)
 
 
 @import_app.command("megatron")
@@ -153,6 +147,10 @@ def megatron_command(
             description, run, schedule, tokenizer=tokenizer, vocab_size=vocab_size, data_dir=data_dir, run_id=run_id,
             progress=progress,
         )  # fmt: skip
+    _print_recomputed(done, run, as_json=as_json)
+
+
+def _print_recomputed(done: Recomputed, run: Path, *, as_json: bool) -> None:
     if as_json:
         console.print_json(dataclasses.asdict(done))
         return
@@ -160,6 +158,8 @@ def megatron_command(
         f"run {done.run_id}: {done.num_steps:,} steps, {done.num_rows:,} sequences, {done.num_tokens:,} tokens, recomputed",
         markup=False,
     )
+    if done.num_without_documents:
+        console.output.print(f"  {plural(done.num_without_documents, 'sequence')} of documents that nothing names")
     console.output.print(f"run `kiseki index {run}` to search it", markup=False)
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.cells import cell_len, set_cell_size
 
+from indexer.sql_statement import distinct_names
 from ui.render import safe
 
 __all__ = ["SqlFormat", "write_rows"]
@@ -100,22 +101,10 @@ _TEXTS: dict[SqlFormat, Callable[[pa.RecordBatchReader], Iterator[tuple[int, str
 
 
 def _objects(batch: pa.RecordBatch) -> Iterator[str]:
-    names = _distinct(batch.schema.names)
+    names = distinct_names(batch.schema.names)
     columns = [[_plain(value) for value in column.to_pylist()] for column in batch.columns]
     for row in zip(*columns, strict=True):
         yield json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False)
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Names of an object: the second column of one name is called name_2."""
-    found: list[str] = []
-    for name in names:
-        number, unique = 1, name
-        while unique in found:
-            number += 1
-            unique = f"{name}_{number}"
-        found.append(unique)
-    return found
 
 
 def _plain(value: Any) -> Any:

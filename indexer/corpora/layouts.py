@@ -4,7 +4,7 @@
 |---|---|---|
 | llm-jp (v1, v2, v3) | the subset: `ja_wiki` of `ja/ja_wiki/train_0.jsonl.gz` | `meta.id` or `meta.hexsha`, else path#line |
 | pile | `meta.pile_set_name` | path#line |
-| dolma | `source`, else the name of the file | id@path#line: v1.7 has the same id several times |
+| dolma | the directory: `wiki` of `wiki/v0/documents/1.json.gz` | id@path#line: v1.7 has the same id several times |
 | fineweb | `dump` | `id`, the WARC record's |
 | redpajama-v2 | redpajama-v2 | snapshot/shard/file.json.gz/row, however it was written |
 | dclm | dclm | `metadata.WARC-Record-ID` |
@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from train_hooks.documents.dolma_files import dolma_name
+
 __all__ = ["LAYOUTS", "Layout", "Named", "layout_of", "positional_id"]
 
 Record = Mapping[str, Any]
@@ -30,12 +32,13 @@ _REDPAJAMA = re.compile(r"(\d{4}-\d{2})/(\d{4})/([a-z]{2}_(?:head|middle|tail))(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Named:
-    """A record with its names. native_id: what the corpus itself calls it, where it calls it anything."""
+    """A record with its names. native_id, native_source: what the corpus itself calls it, where it calls it anything."""
 
     source: str
     document_id: str
     native_id: str | None
     text: str
+    native_source: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,10 +109,14 @@ def _pile(record: Record, file: str, number: int) -> Named:
 
 def _dolma(record: Record, file: str, number: int) -> Named:
     native = _plain(record.get("id"))
-    place = f"{file}#{number}"
-    source = _plain(record.get("source")) or _ENDINGS.sub("", file.rpartition("/")[2])
-    document_id = place if native is None else f"{native}@{place}"
-    return Named(source=source, document_id=document_id, native_id=native, text=_text(record, "text"))
+    source, document_id = dolma_name(file, number, native)
+    return Named(
+        source=source,
+        document_id=document_id,
+        native_id=native,
+        text=_text(record, "text"),
+        native_source=_plain(record.get("source")),
+    )
 
 
 def _fineweb(record: Record, file: str, number: int) -> Named:

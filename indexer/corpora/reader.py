@@ -23,6 +23,7 @@ class CorpusDocument:
     source: str
     document_id: str
     native_id: str | None
+    native_source: str | None
     text: str
     file: str
     number: int
@@ -34,9 +35,10 @@ class CorpusDocument:
 
     @property
     def names(self) -> tuple[tuple[str, str], ...]:
-        """(source, document_id) that an export may have it under: the stable id, and the corpus's own where it is another."""
-        own = () if self.native_id in (None, self.document_id) else ((self.source, str(self.native_id)),)
-        return ((self.source, self.document_id), *own)
+        """(source, document_id) that an export may have it under: the stable ones, and the corpus's own where they differ."""
+        sources = dict.fromkeys((self.source, self.native_source or self.source))
+        ids = dict.fromkeys((self.document_id, self.native_id or self.document_id))
+        return tuple((source, document_id) for document_id in ids for source in sources)
 
 
 class CorpusReader:
@@ -81,8 +83,8 @@ class CorpusReader:
                 self.problems.add(f"{file.name} {what} {number}: {error}")
                 continue
             yield CorpusDocument(
-                source=named.source, document_id=named.document_id, native_id=named.native_id, text=named.text,
-                file=file.name, number=number,
+                source=named.source, document_id=named.document_id, native_id=named.native_id,
+                native_source=named.native_source, text=named.text, file=file.name, number=number,
             )  # fmt: skip
 
     def _advance(self, num_bytes: int) -> None:

@@ -1,8 +1,9 @@
 """How the text of a document may have become the tokens that a trainer packed.
 
-Tokenization scripts differ in two things that the export does not record: whether a special token that is spelled out in a text
-counts as one, and whether the tokenizer puts special tokens around each text. A document is tried in each way that its text
-makes a difference to. Behind a document one special token may follow, the separator, whichever it is.
+Tokenization scripts differ in three things that the export does not record: whether a special token that is spelled out in a
+text counts as one, whether the tokenizer puts special tokens around each text, and whether whitespace around a text is left out
+(the Dolma toolkit does so). A document is tried in each way that its text makes a difference to. Behind a document one special
+token may follow, the separator, whichever it is.
 """
 
 import hashlib
@@ -14,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from train_hooks.export_format.errors import RunError
+from indexer.tokenization import open_tokenizer
 
 __all__ = ["SourceTokenizer"]
 
 Ids = npt.NDArray[np.int64]
 _CONTROL, _BYTE = re.compile(r"<[^<>\s]+>|\[[A-Z]+\]"), re.compile(r"<0x[0-9A-Fa-f]{2}>")
 PLAIN, SPELLED, AROUND = "as it is", "special tokens spelled out in it as text", "with special tokens around it"
+STRIPPED = "whitespace around it left out"
 
 
 class SourceTokenizer:
@@ -32,16 +34,9 @@ class SourceTokenizer:
 
     def __init__(self, path: Path) -> None:
         """Raises RunError where `path` is no tokenizer.json."""
-        try:
-            data = path.read_bytes()
-            self._plain, self._spelled = (Tokenizer.from_str(data.decode("utf-8")) for _ in range(2))
-        except Exception as error:  # `tokenizers` raises nothing more precise, whatever is wrong with the file
-            raise RunError(f"{path}: expected a tokenizer.json of the tokenizers library: {error}") from error
-        for tokenizer in (self._plain, self._spelled):
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
+        self._plain, self._spelled = open_tokenizer(path), open_tokenizer(path)
         self._spelled.encode_special_tokens = True
-        self.sha256 = hashlib.sha256(data).hexdigest()
+        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         added = self._plain.get_added_tokens_decoder()
         self.specials = frozenset(
             token_id
@@ -57,6 +52,14 @@ class SourceTokenizer:
 
     def ways(self, text: str) -> Iterator[tuple[str, Ids]]:
         """(how, ids) of each way but the first that makes a difference to this text."""
+        yield from self._ways(text)
+        stripped = text.strip()
+        if stripped not in ("", text):
+            yield STRIPPED, _ids(self._plain, stripped, around=False)
+            for how, ids in self._ways(stripped):
+                yield f"{how}, {STRIPPED}", ids
+
+    def _ways(self, text: str) -> Iterator[tuple[str, Ids]]:
         tokenizers = [(self._plain, PLAIN)]
         if any(name in text for name in self._names):
             tokenizers.append((self._spelled, SPELLED))
@@ -73,8 +76,10 @@ class SourceTokenizer:
     def offsets(self, text: str, how: str) -> Ids:
         """Where the characters of each token begin, i64 [n + 1], with the length of the text behind them."""
         tokenizer = self._spelled if SPELLED in how else self._plain
-        encoding = tokenizer.encode(text, add_special_tokens=AROUND in how)
-        starts = [start if end > start else None for start, end in encoding.offsets]
+        given = text.strip() if STRIPPED in how else text
+        before = text.index(given)
+        encoding = tokenizer.encode(given, add_special_tokens=AROUND in how)
+        starts = [before + start if end > start else None for start, end in encoding.offsets]
         found = np.full(len(starts) + 1, len(text), np.int64)
         for index in range(len(starts) - 1, -1, -1):
             start = starts[index]

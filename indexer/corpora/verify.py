@@ -151,7 +151,8 @@ class _Comparison:
         for how, ids in self._tokenizer.ways(document.text):
             before = len(rest)
             rest = self._settle(claims, rest, ids)
-            self._ways[how] += before - len(rest)
+            if len(rest) < before:
+                self._ways[how] += before - len(rest)
         claims["state"][rest] = DIFFERENT
         for index in rest.tolist():
             if self._num_explained < MAX_EXPLAINED:

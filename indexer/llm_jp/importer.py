@@ -35,7 +35,7 @@ from train_hooks.export_format.writer import Frame, RankWriter
 __all__ = ["ImportedDump", "import_dump"]
 
 GROUP_ROWS = 2048
-WHAT = "an LLM-jp dump (used_data_{fold}/used_data_{rank}.jsonl.gz): as the dump says, not observed by the hook"
+WHAT = "an LLM-jp dump (used_data_{fold}/used_data_{rank}.jsonl.gz)"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,14 +14,14 @@ from pathlib import Path
 
 from indexer.megatron_cache.samples import Samples, open_samples
 from indexer.new_export import vocab_size_of
-from indexer.recomputed_export import RecomputedRow, write_recomputed
+from indexer.recomputed_export import Recomputed, RecomputedRow, write_recomputed
 from train_hooks.attempts import RunSpec
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.origin import Origin, OriginKind
 
-__all__ = ["MegatronSchedule", "ReconstructedMegatron", "reconstruct_megatron"]
+__all__ = ["MegatronSchedule", "reconstruct_megatron"]
 
-WHAT = "Megatron's index caches: recomputed, not observed"
+WHAT = "Megatron's index caches"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,16 +49,6 @@ class MegatronSchedule:
             yield from ((microbatch, slot, first + slot) for slot in range(self.micro_batch_size))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReconstructedMegatron:
-    """What was written."""
-
-    run_id: str
-    num_steps: int
-    num_rows: int
-    num_tokens: int
-
-
 def reconstruct_megatron(
     description: Path,
     run_dir: Path,
@@ -69,7 +59,7 @@ def reconstruct_megatron(
     data_dir: Path | None = None,
     run_id: str | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> ReconstructedMegatron:
+) -> Recomputed:
     """Write the export of a past training into a run directory that holds none. `description` as `open_samples` has it.
 
     Raises InputError for caches that do not fit the data, or are too short; RunError where `run_dir` holds an export.
@@ -94,17 +84,13 @@ def reconstruct_megatron(
         tokenizer=tokenizer,
         config=Origin(kind=OriginKind.RECOMPUTED, what=WHAT, details=details).to_config(),
     )
-    run = write_recomputed(
+    return write_recomputed(
         run_dir,
         spec,
         lambda step, rank: _rows(samples, schedule, step, rank),
         num_ranks=schedule.num_ranks,
         num_steps=num_steps,
         progress=progress,
-    )
-    num_rows = num_steps * schedule.global_batch_size
-    return ReconstructedMegatron(
-        run_id=run.run_id, num_steps=num_steps, num_rows=num_rows, num_tokens=num_rows * run.sequence_length
     )
 
 

@@ -11,36 +11,29 @@ batch size, nor of the number of ranks; it is one attempt from step 1 on.
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from indexer.olmo_core.config import OlmoData, read_config
-from indexer.olmo_core.documents import FileDocuments, read_documents
-from indexer.recomputed_export import RecomputedRow, write_recomputed
+from indexer.recomputed_export import Recomputed, RecomputedRow, write_recomputed
 from train_hooks.attempts import RunSpec
+from train_hooks.documents.dolma_files import (
+    TokenFileDocuments,
+    names_path,
+    require_below,
+    token_file_documents,
+)
 from train_hooks.export_format.boundaries import segments_by_eos
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.origin import Origin, OriginKind
 from train_hooks.export_format.records import Segment
 
-__all__ = ["Reconstructed", "reconstruct_olmo_core"]
+__all__ = ["reconstruct_olmo_core"]
 
 _NAME = re.compile(r"global_indices_dataset_size(\d+)(?:_epoch(\d+))?(?:_seed(\d+))?_v1\.npy")
-WHAT = "OLMo-core's global_indices and configuration: recomputed, not observed"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reconstructed:
-    """What was written. num_without_documents: sequences whose token file has no `.csv.gz` beside it."""
-
-    run_id: str
-    num_steps: int
-    num_rows: int
-    num_tokens: int
-    num_without_documents: int
+WHAT = "OLMo-core's global_indices and configuration"
 
 
 def reconstruct_olmo_core(
@@ -52,12 +45,14 @@ def reconstruct_olmo_core(
     last_step: int | None = None,
     tokenizer: Path | None = None,
     data_dir: Path | None = None,
+    corpus: str | None = None,
     run_id: str | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Reconstructed:
+) -> Recomputed:
     """Write the export of a past training into a run directory that holds none.
 
     indices: one file an epoch, whose names say which. last_step: where the training ended, else that of the last epoch.
+    corpus: where the texts were when they were tokenized, as in `src` of the `.csv.gz`; needed where documents have names.
     Raises InputError for files that do not fit one another, RunError where `run_dir` holds an export.
     """
     data = read_config(config, data_dir)
@@ -78,15 +73,8 @@ def reconstruct_olmo_core(
         tokenizer=tokenizer,
         config=Origin(kind=OriginKind.RECOMPUTED, what=WHAT, details=details).to_config(),
     )
-    sequences = _Sequences(data, order, num_ranks)
-    run = write_recomputed(run_dir, spec, sequences.rows, num_ranks=num_ranks, num_steps=num_steps, progress=progress)
-    return Reconstructed(
-        run_id=run.run_id,
-        num_steps=num_steps,
-        num_rows=num_steps * data.batch,
-        num_tokens=num_steps * data.batch * data.sequence_length,
-        num_without_documents=sequences.num_without_documents,
-    )
+    rows = _Sequences(data, order, num_ranks, corpus or "").rows
+    return write_recomputed(run_dir, spec, rows, num_ranks=num_ranks, num_steps=num_steps, progress=progress)
 
 
 def _sha256(path: Path) -> str:
@@ -126,15 +114,17 @@ def _order(indices: Sequence[Path], data: OlmoData) -> npt.NDArray[np.uint32]:
 
 
 class _Sequences:
-    def __init__(self, data: OlmoData, order: npt.NDArray[np.uint32], num_ranks: int) -> None:
-        self._data, self._order, self._num_ranks = data, order, num_ranks
+    def __init__(self, data: OlmoData, order: npt.NDArray[np.uint32], num_ranks: int, corpus: str) -> None:
+        self._data, self._order, self._num_ranks, self._corpus = data, order, num_ranks, corpus
         self._begins = np.cumsum([0, *data.num_instances()])
         self._tokens = [
             np.memmap(path, data.dtype, mode="r") if path.stat().st_size else np.zeros(0, data.dtype)
             for path in data.paths
         ]
-        self._documents: dict[int, FileDocuments | None] = {}
-        self.num_without_documents = 0
+        self._documents: dict[int, TokenFileDocuments] = {}
+        self._named = {number for number, path in enumerate(data.paths) if names_path(path).exists()}
+        for number in self._named:
+            require_below(data.paths[number], corpus)
 
     def rows(self, step: int, rank: int) -> Iterator[RecomputedRow]:
         """The sequences of a step on a rank."""
@@ -153,10 +143,9 @@ class _Sequences:
             )
 
     def _segments(self, file: int, first: int, tokens: npt.NDArray[np.unsignedinteger]) -> tuple[Segment, ...]:
-        if file not in self._documents:
-            self._documents[file] = read_documents(self._data.paths[file])
-        documents = self._documents[file]
-        if documents is None:
-            self.num_without_documents += 1
+        if file not in self._named:
             return () if self._data.eos is None else segments_by_eos(tokens, self._data.eos)
-        return documents.segments(first, len(tokens))
+        if file not in self._documents:
+            whole = len(self._tokens[file])
+            self._documents[file] = token_file_documents(self._data.paths[file], whole, self._corpus)
+        return self._documents[file].segments(first, len(tokens))

@@ -14,6 +14,7 @@ from search_api.asks import Answer, Ask, asks
 from search_api.keys import Action
 from search_api.negotiation import JSON, ROW_FORMATS, Rows, json_bytes
 from search_api.routes.documented import one, rows
+from train_hooks.export_format.origin import origin_of
 
 __all__ = ["router"]
 
@@ -81,8 +82,10 @@ async def list_gaps(run_id: str, ask: Annotated[Ask, asks(Action.RUNS, ROW_FORMA
 def _run(ask: Ask, run_id: str) -> dict[str, Any]:
     reader = ask.service.runs.current(run_id)
     num_sequences, num_tokens = reader.visible_sizes(ask.access.visibility)
+    origin = origin_of(reader.info)
     return {
         "run_id": run_id,
+        "origin": {"kind": origin.kind.value, "what": origin.what},
         "generation": reader.generation.number,
         "shards_total": len(reader.generation.shards),
         "shards_failed": len(reader.failed),

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Response
 
 from indexer.index_reader import IndexReader
+from indexer.sql_statement import distinct_names
 from indexer.visibility import EVERYTHING
 from search_api.answers import SqlAnswer
 from search_api.asks import Answer, Ask, asks
@@ -33,24 +34,12 @@ async def post_sql(body: SqlRequest, ask: Annotated[Ask, asks(Action.SQL, ROW_FO
 
     def answer(reader: IndexReader) -> Answer:
         result = ask.service.sandboxes.of(reader).run(body.sql)
-        table = result.table.rename_columns(_distinct(result.table.column_names))
+        table = result.table.rename_columns(distinct_names(result.table.column_names))
         listed = [{name: _plain(value) for name, value in row.items()} for row in table.to_pylist()]
         found = Rows(name="rows", rows=listed, schema=table.schema, table=table, more={"columns": table.column_names})
         return Answer(rows=found, truncated=result.truncated)
 
     return await ask.answer(body.run, answer, body, deadline_s=DEADLINE_S)
-
-
-def _distinct(names: list[str]) -> list[str]:
-    """The names, with a number behind those that stood before."""
-    found: list[str] = []
-    for name in names:
-        number, distinct = 1, name
-        while distinct in found:
-            number += 1
-            distinct = f"{name}_{number}"
-        found.append(distinct)
-    return found
 
 
 def _plain(value: Any) -> Any:

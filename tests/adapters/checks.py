@@ -39,17 +39,22 @@ class Job:
     timeout_s: float = 200
 
 
-def crash_and_resume(job: Job, **variables: str) -> None:
-    """Start it twice: the first time all ranks kill themselves in a forward of `killed_step`."""
+def crash_and_resume(job: Job, *arguments: str, **variables: str) -> None:
+    """Start it twice: the first time all ranks kill themselves in a forward of `killed_step`. arguments: behind the run."""
     kill = f"{job.killed_step},1"
-    first = _run(job, KISEKI_TEST_KILL_AT=kill, **variables)
+    first = _run(job, *arguments, KISEKI_TEST_KILL_AT=kill, **variables)
     assert [code for code, _ in first] == [-9] * NUM_RANKS, first
-    second = _run(job, **variables)
-    assert [code for code, _ in second] == [0] * NUM_RANKS, "\n".join(output for _, output in second)
+    run_once(job, *arguments, **variables)
 
 
-def _run(job: Job, **variables: str) -> list[tuple[int, str]]:
-    processes = start(job.script, [job.run], num_ranks=NUM_RANKS, **variables)
+def run_once(job: Job, *arguments: str, **variables: str) -> None:
+    """Start it, from its newest checkpoint, to its end."""
+    ended = _run(job, *arguments, **variables)
+    assert [code for code, _ in ended] == [0] * NUM_RANKS, "\n".join(output for _, output in ended)
+
+
+def _run(job: Job, *arguments: str, **variables: str) -> list[tuple[int, str]]:
+    processes = start(job.script, [job.run, *arguments], num_ranks=NUM_RANKS, **variables)
     deadline = time.monotonic() + job.timeout_s
     ended = []
     try:
@@ -144,9 +149,9 @@ def _check_global_batches(job: Job, export: Mapping[Key, ReplayMicrobatch]) -> N
     assert set(first).isdisjoint(second) == job.goes_on
 
 
-def verify(run: Path) -> int:
+def verify(run: Path, *options: str) -> int:
     """Exit code of `kiseki export verify`."""
-    command = [sys.executable, "-c", "from ui.cli import main; main()", "export", "verify", str(run)]
+    command = [sys.executable, "-c", "from ui.cli import main; main()", "export", "verify", str(run), *options]
     return subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode
 
 

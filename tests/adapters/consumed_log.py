@@ -39,7 +39,7 @@ class ConsumedLog:
         self._num_forwards = self._num_forwards + 1 if step == self._last_step else 0
         self._last_step = step
         tensors = {name: kwargs[name].tolist() for name in TENSORS if isinstance(kwargs.get(name), Tensor)}
-        if args:
+        if args and isinstance(args[0], Tensor):
             tensors["input_ids"] = args[0].tolist()
         line = {"life": self.life, "step": step, "microbatch": self._num_forwards, "tensors": tensors}
         self._file.write(json.dumps(line) + "\n")

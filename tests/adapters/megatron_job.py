@@ -75,7 +75,8 @@ def main() -> None:
         save=str(checkpoints), load=str(checkpoints), save_interval=SAVE_EVERY,
     )  # fmt: skip
     init_num_microbatches_calculator(rank(), [8, 4, 24], 16, MICRO_BATCH, 2, decrease_batch_size_if_needed=False)
-    base = Small(vocabulary=VOCAB, length=LENGTH)
+    export = MegatronExport(run, lambda: args, config={"trainer": "megatron"})
+    base = export.model(Small)(vocabulary=VOCAB, length=LENGTH)
     saved = sorted(checkpoints.glob("*.pt"))
     if saved:
         state = torch.load(saved[-1])
@@ -84,7 +85,6 @@ def main() -> None:
     model, optimizer = DistributedDataParallel(base), torch.optim.AdamW(base.parameters(), lr=1e-3)
     ConsumedLog(base, run / "log", rank(), lambda: args.curr_iteration, kill_at=kill_at())
 
-    export = MegatronExport(run, lambda: args, config={"trainer": "megatron"})
     wrapped = export.datasets(provider)
     assert wrapped.is_distributed  # type: ignore[attr-defined]
     dataset, _, _ = wrapped([NUM_SAMPLES, 0, 0])

@@ -38,7 +38,9 @@ def main() -> None:
         work_dir=str(run.parent / "work"), dp_world_size=RANKS, dp_rank=rank(), fs_local_rank=rank(), num_workers=WORKERS,
         seed=3,
     )  # fmt: skip
-    export = ExportCallback(run, sequence_length=LENGTH, vocab_size=VOCAB, config={"trainer": "olmo-core"})
+    export = ExportCallback(
+        run, corpus="corpus", sequence_length=LENGTH, vocab_size=VOCAB, config={"trainer": "olmo-core"}
+    )
     trainer: Any = TrainerConfig(
         save_folder=str(run / "checkpoints"), max_duration=Duration.steps(STEPS), metrics_collect_interval=1,
         steps_to_skip=[StepSkipRange(start=SKIPPED_STEP, stop=SKIPPED_STEP + 1)],

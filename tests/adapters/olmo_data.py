@@ -34,7 +34,7 @@ def named_tokens() -> dict[tuple[str, str], list[int]]:
     """Source and id of every document, as the resolver names them → its tokens."""
     tokens = all_tokens()
     return {
-        (source, f"{text.document_id}@corpus/{source}/{text.file}#{text.line}"): tokens[source, text.document_id]
+        (source, f"{text.document_id}@{source}/{text.file}#{text.line}"): tokens[source, text.document_id]
         for source in SOURCES
         for text in texts(source)
     }

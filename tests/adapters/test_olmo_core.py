@@ -74,7 +74,7 @@ def check_positions(export: dict[Any, Any]) -> None:
 def test_every_instance_names_its_documents_and_offsets(tmp_path: Path) -> None:
     prepare(tmp_path)
     dataset, tokens = dataset_of(tmp_path), named_tokens()
-    resolver = OlmoDocuments(dataset)
+    resolver = OlmoDocuments(dataset, corpus="corpus")
     seen = set()
     for index in range(len(dataset)):
         ids = dataset[index]["input_ids"].numpy()
@@ -91,17 +91,17 @@ def test_files_of_other_data(tmp_path: Path) -> None:
     paths = prepare(tmp_path)
     dataset = dataset_of(tmp_path)
     with pytest.raises(InputError, match="expected the tokens of"):
-        OlmoDocuments(dataset).segments(0, dataset[1]["input_ids"].numpy())
+        OlmoDocuments(dataset, corpus="corpus").segments(0, dataset[1]["input_ids"].numpy())
     with pytest.raises(InputError, match="expected an instance below"):
-        OlmoDocuments(dataset).segments(len(dataset), dataset[1]["input_ids"].numpy())
+        OlmoDocuments(dataset, corpus="corpus").segments(len(dataset), dataset[1]["input_ids"].numpy())
     names = Path(paths[0]).with_suffix(".csv.gz")
     names.rename(tmp_path / "away")
     with pytest.raises(InputError, match=r"each with its \.csv\.gz"):
-        OlmoDocuments(dataset)
+        OlmoDocuments(dataset, corpus="corpus")
     longest = max(paths[1:], key=lambda path: Path(path).stat().st_size)
     names.write_bytes(Path(longest).with_suffix(".csv.gz").read_bytes())
     if Path(longest).stat().st_size > Path(paths[0]).stat().st_size:
         with pytest.raises(InputError, match="belongs to another token file"):
-            OlmoDocuments(dataset).segments(0, dataset[0]["input_ids"].numpy())
+            OlmoDocuments(dataset, corpus="corpus").segments(0, dataset[0]["input_ids"].numpy())
     with pytest.raises(InputError, match="expected a NumpyFSLDataset"):
-        OlmoDocuments([1])
+        OlmoDocuments([1], corpus="corpus")

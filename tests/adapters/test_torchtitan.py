@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tests.adapters import job
 from tests.adapters.checks import Job, crash_and_resume, exported, logged, verify
-from tests.adapters.texts import SOURCES, texts
+from tests.adapters.texts import SOURCES, bytes_tokenizer, texts
 
 pytestmark = pytest.mark.skipif(find_spec("torchtitan") is None, reason="make test-adapters has torchtitan")
 NAMES = {"input_ids": "0.input", "position_ids": "0.positions", "labels": "1"}
@@ -18,22 +17,12 @@ NAMES = {"input_ids": "0.input", "position_ids": "0.positions", "labels": "1"}
 
 def prepare(directory: Path) -> None:
     """Real texts as a dataset of two shards, and a tokenizer of bytes."""
-    corpus, tokenizer = directory / "corpus", directory / "tokenizer"
+    corpus = directory / "corpus"
     corpus.mkdir()
-    tokenizer.mkdir()
     for source in SOURCES[:2]:
         lines = [json.dumps({"text": text.text}) + "\n" for text in texts(source) if text.text]
         (corpus / f"{source}.jsonl").write_text("".join(lines), encoding="utf-8")
-    bytes_alone = Tokenizer(models.BPE())
-    bytes_alone.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_alone.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=258, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
-    )
-    bytes_alone.train_from_iterator([], trainer)
-    bytes_alone.save(str(tokenizer / "tokenizer.json"))
-    (tokenizer / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    bytes_tokenizer(directory / "tokenizer")
 
 
 def test_loader(tmp_path: Path) -> None:

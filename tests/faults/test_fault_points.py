@@ -7,7 +7,11 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
+import pytest
+
 from tests.faults.scenario import MODES, Fault, operations, play_fault
+
+pytestmark = pytest.mark.alone
 
 
 def _failure(fault: Fault) -> str | None:

@@ -10,6 +10,8 @@ from indexer.index_reader import IndexReader
 from indexer.trace import TraceOptions, trace
 from tests.conftest import TextRun
 
+pytestmark = pytest.mark.alone
+
 
 def test_a_long_trace_ends(text_run: TextRun) -> None:
     reader = IndexReader.open(text_run.run_dir)

@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.indexer.index_kills import play
+
+pytestmark = pytest.mark.alone
 
 
 def test_kill_9_while_indexing_with_readers(tmp_path: Path) -> None:

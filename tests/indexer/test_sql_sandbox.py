@@ -25,6 +25,8 @@ from indexer.sql_worker import receive_frame, send_frame
 from tests.conftest import TextRun
 from train_hooks.export_format.errors import InputError
 
+pytestmark = pytest.mark.alone
+
 CANARY = "canary-8d1f"
 DEADLINE_S, MAX_GROWTH = 0.4, 512 << 20
 SLACK_S = 5.0

@@ -55,6 +55,7 @@ def test_sequences_and_runs(client: TestClient, text_run: TextRun) -> None:
     runs = client.get("/v1/runs").json()["runs"]
     assert [(run["run_id"], run["last_step"]) for run in runs] == [("text", text_run.num_steps)]
     one = client.get("/v1/runs/text").json()
+    assert one["origin"] == runs[0]["origin"] == {"kind": "observed", "what": "by the hook, at the forward call"}
     assert one["attempts"][0]["num_writers"] == 2
     sequence = client.get("/v1/sequences/text/a1/s2/r1/m0/q0").json()
     assert len(sequence["token_ids"]) == 64

@@ -28,6 +28,7 @@ from search_api.async_client import AsyncClient
 from search_api.client import ApiError, Client, ClientOptions, RequestError
 from search_api.trace_html import marked_html
 from tests.conftest import TextRun
+from tests.coroutines import run_coroutine
 from tests.export_maker import MadeStep, make_attempt
 from tests.search_api.live_server import live_server
 from train_hooks import Segment
@@ -189,7 +190,7 @@ def test_asynchronously(url: str, passage: str) -> None:
             with pytest.raises(RequestError):
                 await client.sequence("nonsense")
 
-    asyncio.run(main())
+    run_coroutine(main())
 
 
 def test_the_other_questions_asynchronously(url: str, text_run: TextRun) -> None:
@@ -209,7 +210,7 @@ def test_the_other_questions_asynchronously(url: str, text_run: TextRun) -> None
                 assert exposures == list(same.document(source, document_id))
                 assert await client.sql("SELECT 1 AS one") == [{"one": 1}]
 
-    asyncio.run(main())
+    run_coroutine(main())
 
 
 def test_a_trace_shows_itself_escaped(url: str) -> None:

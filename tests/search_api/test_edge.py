@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from search_api import Limits, Settings, create_app
 from tests.conftest import TextRun
+from tests.coroutines import run_coroutine
 from tests.search_api.test_api import check_problem
 
 ADDRESS = "/v1/sequences/text/a1/s2/r1/m0/q0"
@@ -88,7 +89,7 @@ def test_a_body_that_does_not_arrive_is_a_problem(client: TestClient) -> None:
         }  # fmt: skip
         await client.app(scope, receive, send)
 
-    asyncio.run(ask())
+    run_coroutine(ask())
     assert sent[0]["status"] == 408
     assert json.loads(sent[1]["body"])["type"] == "urn:kiseki:problem:body-timeout"
 

@@ -20,6 +20,8 @@ import pytest
 from tests.conftest import TextRun
 from tests.ui.test_cli import PROGRAM
 
+pytestmark = pytest.mark.alone
+
 DEADLINE_S, SLACK_S = 2.0, 0.5
 JSON_TYPE = {"Content-Type": "application/json"}
 

@@ -13,7 +13,10 @@ from search_api import Limits, Settings
 from search_api.problems import Problem
 from search_api.workers import Workers
 from tests.conftest import TextRun
+from tests.coroutines import run_coroutine
 from tests.search_api.live_server import live_server
+
+pytestmark = pytest.mark.alone
 
 LIMITS = Limits(searches_at_once=1, searches_waiting=1, deadline_s=0.3)
 
@@ -50,7 +53,7 @@ def test_deadline_queue_and_places() -> None:
             await workers.run(lambda: 1 // 0)
         workers.close()
 
-    asyncio.run(main())
+    run_coroutine(main())
 
 
 @pytest.fixture

@@ -3,8 +3,12 @@
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
+import pytest
+
 from tests.simulated_job.__main__ import play_range
 from tests.simulated_job.invariants import play
+
+pytestmark = pytest.mark.alone
 
 NUM_SEEDS = 1000
 

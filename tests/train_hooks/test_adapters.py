@@ -20,6 +20,7 @@ OWN = {
     "accelerate": {"accelerate"},
     "composer": {"composer"},
     "lightning": {"lightning"},
+    "llm_foundry": {"llmfoundry"},
     "deepspeed": {"deepspeed"},
     "megatron": {"megatron"},
     "olmo_core": {"olmo_core"},

@@ -146,11 +146,11 @@ def test_olmo(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "part.csv.gz", "wt") as file:
         for ordinal, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
             file.write(f"{start},{end},d{ordinal},s3://bucket/wiki/0.json.gz,{ordinal + 1}\n")
-    resolver = OlmoDocuments(NumpyFSLDataset(tmp_path / "part.npy", len(tokens)))
+    resolver = OlmoDocuments(NumpyFSLDataset(tmp_path / "part.npy", len(tokens)), corpus="s3://bucket")
     for index in range(len(tokens) // LENGTH):
         here = slice(LENGTH * index, LENGTH * (index + 1))
         segments = list(resolver.segments(index, np.array(tokens[here])))
         found = [(name.split("@")[0], offset) for name, offset in spread(segments)]
         assert found == owners[here]
         assert {segment.source for segment in segments} == {"wiki"}
-    assert segments[-1].document_id == "d9@s3://bucket/wiki/0.json.gz#10"
+    assert segments[-1].document_id == "d9@wiki/0.json.gz#10"

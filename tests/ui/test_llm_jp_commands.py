@@ -23,7 +23,7 @@ def test_out_and_in_again(
     assert code == 0 and f"attempt 1: steps 1–{text_run.num_steps}" in out and "run `kiseki index" in out
     assert "importing bytes" in err
     code, out, _ = run_here(capsys, monkeypatch, "export", "status", run)
-    assert code == 0 and "imported: an LLM-jp dump" in out and "not observed by the hook" in out
+    assert code == 0 and "imported from an LLM-jp dump" in out and "not observed by the hook" in out
     code, out, _ = run_here(capsys, monkeypatch, "export", "status", run, "--json")
     assert json.loads(out)["origin"]["kind"] == "imported"
     assert run_here(capsys, monkeypatch, "export", "verify", run)[0] == 0

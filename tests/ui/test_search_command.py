@@ -1,4 +1,4 @@
-"""`kiseki search` as a user has it: a real process."""
+"""`kiseki search` as a user has it: a real process, or the same in this one."""
 
 import json
 import os
@@ -49,11 +49,8 @@ def test_json_is_the_result_and_its_cursor_the_next_page(text_run: TextRun) -> N
     seen: list[str] = []
     cursor: list[str] = []
     while True:
-        code, out, _ = kiseki(
-            text_run.run_dir, '"of the" step:1..40', "--sort", "step", "--limit", "5", "--json", *cursor
-        )
-        page = json.loads(out)
-        assert code == 0 and page["count_relation"] == "eq" and page["sort"] == "step"
+        page = answer(text_run.run_dir, '"of the" step:1..40', "--sort", "step", "--limit", "5", *cursor)
+        assert page["count_relation"] == "eq" and page["sort"] == "step"
         seen += [hit["address"] for hit in page["hits"]]
         if page["next_cursor"] is None:
             break

@@ -4,11 +4,18 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import TextRun
-from tests.ui.test_cli import kiseki
+from tests.ui.test_cli import run_here
 
 
-def test_hide_look_and_remove(text_run: TextRun, tmp_path: Path) -> None:
+def test_hide_look_and_remove(
+    text_run: TextRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kiseki(*arguments: object) -> tuple[int, str, str]:
+        return run_here(capsys, monkeypatch, *arguments)
+
     run = tmp_path / "run"
     shutil.copytree(text_run.run_dir / "export", run / "export")
     assert kiseki("index", run)[0] == 0

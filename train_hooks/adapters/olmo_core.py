@@ -1,6 +1,6 @@
 """OLMo-core.
 
-    TrainerConfig(…).with_callback("kiseki", ExportCallback(run_dir, sequence_length=L, vocab_size=V, config={…}))
+    TrainerConfig(…).with_callback("kiseki", ExportCallback(run_dir, corpus=…, sequence_length=L, …))
 
 `pre_step` shows a rank's batch before it goes to the device; it is cut into micro-batches as the train module will cut it,
 with the labels that it will make. `post_train_batch` ends the step: trained on if `pre_optim_step` came in between, else
@@ -29,14 +29,20 @@ class ExportCallback(Callback):
 
     priority: ClassVar[int] = 2  # before the checkpointer's
 
-    def __init__(self, run_dir: Any, *, find_documents: bool = True, **options: Any) -> None:
-        """options: as of `ExportHook.attach`. find_documents: by `OlmoDocuments`, if options have no resolver.
+    def __init__(self, run_dir: Any, *, corpus: str | None = None, find_documents: bool = True, **options: Any) -> None:
+        """options: as of `ExportHook.attach`. find_documents: by `OlmoDocuments` with `corpus`, if options have no resolver.
 
-        Raises InputError for a version of ai2-olmo-core that is not known.
+        Raises InputError for a version of ai2-olmo-core that is not known, or documents to find without a corpus.
         """
         require_version("ai2-olmo-core", "3.0", "4")
+        if find_documents and corpus is None and "documents" not in options:
+            raise InputError(
+                "corpus: expected where the texts were when they were tokenized, as `src` in the .csv.gz files has it, found "
+                "None; documents are named by their place in it. find_documents=False leaves them out"
+            )
         self.hook: ExportHook | None = None
-        self._run_dir, self._find_documents, self._options = run_dir, find_documents, options
+        self._run_dir, self._options = run_dir, options
+        self._corpus = corpus if find_documents else None
         self._resume: dict[str, Any] | None = None
         self._num_microbatches = 0
         self._trained = False
@@ -60,8 +66,8 @@ class ExportCallback(Callback):
                 "state; start from step 0, or resume from a checkpoint that has it"
             )
         options = {"mesh": self.trainer.train_module.world_mesh, **self._options}
-        if self._find_documents and "documents" not in options:
-            options["documents"] = OlmoDocuments(self.trainer.data_loader.dataset)
+        if self._corpus is not None and "documents" not in options:
+            options["documents"] = OlmoDocuments(self.trainer.data_loader.dataset, corpus=self._corpus)
         self.hook = ExportHook.attach(self.trainer.train_module.model, self._run_dir, resume=self._resume, **options)
         self.hook.listen(None)
 

@@ -64,6 +64,12 @@ class SidecarWriter:
             self._write(self._rows, {})
             self._rows = []
 
+    def abandon(self) -> None:
+        """Leave no sidecar."""
+        self._writer.close()
+        self._file.close()
+        self._half.unlink()
+
     def finish(self, index: Path, num_documents: int) -> None:
         """All names are there. Raises InputError, and leaves no sidecar, where they are not as many as the documents."""
         self._write(self._rows, {})
@@ -106,11 +112,20 @@ class Sidecar:
 
     def name(self, ordinal: int) -> tuple[str, str]:
         """Source and document_id of document `ordinal`, from 0."""
+        batch, row = self._at(ordinal)
+        return batch.column(0)[row].as_py(), batch.column(1)[row].as_py()
+
+    def document(self, ordinal: int) -> DocumentName:
+        """All that is known of document `ordinal`, from 0."""
+        batch, row = self._at(ordinal)
+        return DocumentName(**{name: batch.column(name)[row].as_py() for name in _SCHEMA.names})
+
+    def _at(self, ordinal: int) -> tuple[pa.RecordBatch, int]:
         number, row = divmod(ordinal, BATCH_ROWS)
         if number != self._number:
             self._number, self._batch = number, self._reader.get_batch(number)
         assert self._batch is not None
-        return self._batch.column(0)[row].as_py(), self._batch.column(1)[row].as_py()
+        return self._batch, row
 
 
 def _sha256(path: Path) -> bytes:

@@ -24,11 +24,17 @@ class OriginKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """Where an export comes from. details: what its importer keeps of it, plain JSON."""
+    """Where an export comes from. what: a noun, what was taken for it; details: what its importer keeps of it, plain JSON."""
 
     kind: OriginKind
     what: str
     details: Mapping[str, object]
+
+    def sentence(self) -> str:
+        """Where the rows come from, in words: `recomputed from …, not observed by the hook`."""
+        if self.kind is OriginKind.OBSERVED:
+            return f"{self.kind.value} {self.what}"
+        return f"{self.kind.value} from {self.what}, not observed by the hook"
 
     def to_config(self) -> dict[str, object]:
         """What stands in a run's configuration."""

@@ -1,9 +1,12 @@
 """Errors, warnings and empty answers in words, with the way out."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from ui.html.escape import text_html
 from ui.html.texts import Say
 
-__all__ = ["generation_html", "message_html", "problem_html"]
+__all__ = ["generation_html", "message_html", "origin_html", "problem_html"]
 
 _WAYS_OUT = {
     "unauthorized": "The pages' key is not valid. Whoever runs the server sets it in KISEKI_API_KEY.",
@@ -37,6 +40,18 @@ def message_html(text: str, kind: str = "") -> str:
     """Some words in a box. kind: "", "warning" or "error"."""
     role = "alert" if kind == "error" else "status"
     return f'<div class="msg {kind}" role="{role}">{text_html(text)}</div>'
+
+
+def origin_html(say: Say, run: Mapping[str, Any]) -> str:
+    """A line that says where the rows of a run come from, unless the hook observed them."""
+    kind, what = run["origin"]["kind"], run["origin"]["what"]
+    if kind == "recomputed":
+        text = say("Recomputed from {what}, not observed: nobody saw training consume these sequences.", what=what)
+    elif kind == "imported":
+        text = say("Imported from {what}, not observed by the hook.", what=what)
+    else:
+        return ""
+    return f'<p class="origin">{text_html(text)}</p>'
 
 
 def generation_html(say: Say, asked: int | None, now: int) -> str:

@@ -7,11 +7,12 @@ from typing import Any
 
 import streamlit as st
 
+from ui.html.messages import origin_html
 from ui.html.places import Place
 from ui.html.texts import LANGUAGES, say_in
 from ui.pages import documents_page, runs_page, search_page, sequence_page, sql_page, steps_page, trace_page
 from ui.pages.api import problems_in_words, run_of, runs
-from ui.pages.live import GO_PAGE
+from ui.pages.live import GO_PAGE, live
 from ui.pages.state import View, change_url, put
 
 __all__: list[str] = []
@@ -78,7 +79,10 @@ def _show(name: str) -> None:
         if len(run_ids) > 1 or wanted not in run_ids:
             _choose_run(run_ids, wanted if wanted in run_ids else None, say("Run"))
             params = {**params, "run": wanted}
-        SHOWN[name](View(Place(name, params), run_of(wanted), say, lang))
+        run = run_of(wanted)
+        if origin := origin_html(say, run):
+            live(origin, key="origin", page=name, lang=lang)
+        SHOWN[name](View(Place(name, params), run, say, lang))
 
 
 def _run_of_address(address: str, run_ids: list[str]) -> str | None:

@@ -123,11 +123,11 @@ def write_dolma(directory: Path, items: list[str]) -> list[tuple[str, str]]:
             for index, text in enumerate(part)
         ]  # fmt: skip
         del records[-1]["id"]
-        name = f"cc_en_head-{number:04d}.json.gz"
+        name = f"cc_en_head/cc_en_head-{number:04d}.json.gz"
         write_lines(directory / name, records)
         places = [f"{name}#{index + 1}" for index in range(len(part))]
         expected += [
-            ("common-crawl", f"{record['id']}@{place}" if "id" in record else place)
+            ("cc_en_head", f"{record['id']}@{place}" if "id" in record else place)
             for record, place in zip(records, places, strict=True)
         ]
     return expected

@@ -104,7 +104,7 @@ def test_each_changed_byte_of_a_text_is_found(layout: str, tmp_path: Path) -> No
 
 def test_the_edit_is_shown(dolma: tuple[Path, Path, Path]) -> None:
     run_dir, corpus, _ = dolma
-    file = corpus / "cc_en_head-0000.json.gz"
+    file = corpus / "cc_en_head/cc_en_head-0000.json.gz"
     records = [json.loads(line) for line in gzip.decompress(file.read_bytes()).decode().split("\n")[:-1]]
     text = records[0]["text"]
     place = text.index(" ", len(text) // 2)
@@ -112,7 +112,9 @@ def test_the_edit_is_shown(dolma: tuple[Path, Path, Path]) -> None:
     write_lines(file, records)
     report = compare(run_dir, corpus)
     first, *others = sorted(report.findings, key=lambda finding: finding.document_token_offset)
-    assert first.reason is Reason.EDITED_TEXT and first.place == f"{file.name}#1" and "EDITED" in first.message
+    assert (
+        first.reason is Reason.EDITED_TEXT and first.place == f"cc_en_head/{file.name}#1" and "EDITED" in first.message
+    )
     assert {finding.document_id for finding in report.findings} == {first.document_id}
     assert others and all(finding.reason is Reason.OTHER_PLACE for finding in others)
     before = [row for row in all_rows(run_dir) for segment in row.segments if segment.document_id == first.document_id]
@@ -125,20 +127,25 @@ def test_the_edit_is_shown(dolma: tuple[Path, Path, Path]) -> None:
 
 def test_missing_documents_and_files(dolma: tuple[Path, Path, Path], tmp_path: Path) -> None:
     run_dir, corpus, _ = dolma
-    (corpus / "cc_en_head-0001.json.gz").rename(tmp_path / "cc_en_head-0001.json.gz")
+    (corpus / "cc_en_head/cc_en_head-0001.json.gz").rename(tmp_path / "cc_en_head-0001.json.gz")
     report = compare(run_dir, corpus)
     assert report.exit_code == 3 and report.num_missing and not report.num_different
     assert {finding.reason for finding in report.findings} == {Reason.MISSING_FILE}
-    assert "cc_en_head-0001.json.gz is not in the corpus" in report.findings[0].message
+    assert "cc_en_head/cc_en_head-0001.json.gz is not in the corpus" in report.findings[0].message
     assert len(report.findings) == report.num_documents_missing
-    shutil.copy(tmp_path / "cc_en_head-0001.json.gz", corpus / "cc_en_head-0003.json.gz")
-    assert compare(run_dir, corpus).missing_files == ("cc_en_head-0001.json.gz", "cc_en_head-0002.json.gz")
-    file = corpus / "cc_en_head-0000.json.gz"
+    shutil.copy(tmp_path / "cc_en_head-0001.json.gz", corpus / "cc_en_head/cc_en_head-0003.json.gz")
+    assert compare(run_dir, corpus).missing_files == (
+        "cc_en_head/cc_en_head-0001.json.gz",
+        "cc_en_head/cc_en_head-0002.json.gz",
+    )
+    file = corpus / "cc_en_head/cc_en_head-0000.json.gz"
     lines = gzip.decompress(file.read_bytes()).split(b"\n")
     lines[2] = lines[2][:-9]
     file.write_bytes(gzip.compress(b"\n".join(lines)))
     report = compare(run_dir, corpus)
-    assert report.num_problems == 1 and report.problems[0].startswith("cc_en_head-0000.json.gz line 3: expected a JSON")
+    assert report.num_problems == 1 and report.problems[0].startswith(
+        "cc_en_head/cc_en_head-0000.json.gz line 3: expected a JSON"
+    )
     assert Reason.MISSING_DOCUMENT in {finding.reason for finding in report.findings}
 
 

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ def test_it_is_what_the_real_loader_gave(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["import", "olmo-core", FILES / "config.json", tmp_path / "run", "--data-dir", FILES, "--ranks", "2"]
+    arguments += ["--corpus", "/data"]
     for path in reversed(ORDER):  # names say the order
         arguments += ["--indices", path]
     code, out, err = run_here(capsys, monkeypatch, *arguments)
@@ -49,17 +51,17 @@ def test_it_is_what_the_real_loader_gave(
     assert verify(tmp_path / "run").findings == ()
     assert origin_of(RunReader(tmp_path / "run").info).kind is OriginKind.RECOMPUTED
     code, out, _ = run_here(capsys, monkeypatch, "export", "status", tmp_path / "run")
-    assert code == 0 and "recomputed: OLMo-core's global_indices and configuration: recomputed, not observed" in out
+    assert code == 0 and "recomputed from OLMo-core's global_indices and configuration, not observed by the hook" in out
 
 
 def test_every_token_names_its_document(tmp_path: Path) -> None:
-    reconstruct_olmo_core(FILES / "config.json", tmp_path / "run", ORDER[:1], data_dir=FILES)
+    reconstruct_olmo_core(FILES / "config.json", tmp_path / "run", ORDER[:1], data_dir=FILES, corpus="/data")
     documents: dict[str, np.ndarray] = {}
     for number in range(2):
         tokens = np.fromfile(FILES / f"part-{number}-00000.npy", np.uint16)
         for line in gzip.decompress((FILES / f"part-{number}-00000.csv.gz").read_bytes()).decode().split():
-            start, end, name, _, _ = line.split(",")
-            documents[name] = tokens[int(start) : int(end)]
+            start, end, name, src, number_of_line = line.split(",")
+            documents[f"{name}@{src.removeprefix('/data/')}#{number_of_line}"] = tokens[int(start) : int(end)]
     named = unknown = 0
     for row in all_rows(tmp_path / "run"):
         assert sum(segment.length for segment in row.segments) == LENGTH
@@ -70,11 +72,11 @@ def test_every_token_names_its_document(tmp_path: Path) -> None:
             named += 1
             part = documents[segment.document_id][segment.document_token_offset :][: segment.length]
             assert np.array_equal(row.tokens[segment.start : segment.start + segment.length], part)
-            assert segment.source == f"/data/src-{segment.document_id[4]}.jsonl.gz"
+            assert segment.source == "src"
     assert named > 100 and unknown > 10
     update_index(tmp_path / "run")
-    history = document_history(IndexReader.open(tmp_path / "run"), "/data/src-0.jsonl.gz", "doc-0-3")
-    assert history.num_tokens_distinct == len(documents["doc-0-3"])
+    history = document_history(IndexReader.open(tmp_path / "run"), "src", "doc-0-3@src-0.jsonl.gz#4")
+    assert history.num_tokens_distinct == len(documents["doc-0-3@src-0.jsonl.gz#4"])
 
 
 def test_without_documents_beside_the_tokens(tmp_path: Path) -> None:
@@ -104,7 +106,7 @@ def shorter(directory: Path) -> None:
 
 
 def overlapping(directory: Path) -> None:
-    (directory / "part-0-00000.csv.gz").write_bytes(gzip.compress(b"0,40,a,b,1\n30,1000,c,d,2\n"))
+    (directory / "part-0-00000.csv.gz").write_bytes(gzip.compress(b"0,40,a,/data/b,1\n30,1000,c,/data/d,2\n"))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,10 @@ def overlapping(directory: Path) -> None:
         ),
         (lambda directory: (directory / "part-2-00000.npy").unlink(), "1 of 3 token files are not there"),
         (overlapping, "found ones that overlap"),
-        (lambda directory: (directory / "part-0-00000.csv.gz").write_bytes(gzip.compress(b"0;40\n")), "line 1: "),
+        (
+            lambda directory: (directory / "part-0-00000.csv.gz").write_bytes(gzip.compress(b"0;40\n")),
+            "expected a line start,end,id,src,loc",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(spoil: Callable[[Path], None], message: str, tmp_path: Path) -> None:
@@ -136,23 +141,24 @@ def test_what_does_not_fit_is_refused(spoil: Callable[[Path], None], message: st
     shutil.copytree(FILES, data)
     spoil(data)
     with pytest.raises(InputError, match=message):
-        reconstruct_olmo_core(data / "config.json", tmp_path / "run", ORDER[:1], data_dir=data)
+        reconstruct_olmo_core(data / "config.json", tmp_path / "run", ORDER[:1], data_dir=data, corpus="/data")
     assert not (tmp_path / "run").exists()
 
 
 def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     arguments = (FILES / "config.json", tmp_path / "run")
+    given: dict[str, Any] = {"data_dir": FILES, "corpus": "/data"}
     with pytest.raises(InputError, match="expected a divisor of 8"):
-        reconstruct_olmo_core(*arguments, ORDER, data_dir=FILES, num_ranks=3)
+        reconstruct_olmo_core(*arguments, ORDER, **given, num_ranks=3)
     with pytest.raises(InputError, match="expected 1 to 26"):
-        reconstruct_olmo_core(*arguments, ORDER, data_dir=FILES, last_step=27)
+        reconstruct_olmo_core(*arguments, ORDER, **given, last_step=27)
     with pytest.raises(InputError, match="of one seed, found epochs"):
-        reconstruct_olmo_core(*arguments, [ORDER[0], ORDER[0]], data_dir=FILES)
+        reconstruct_olmo_core(*arguments, [ORDER[0], ORDER[0]], **given)
     with pytest.raises(InputError, match="expected a file global_indices"):
-        reconstruct_olmo_core(*arguments, [FILES / "part-0-00000.npy"], data_dir=FILES)
+        reconstruct_olmo_core(*arguments, [FILES / "part-0-00000.npy"], **given)
     with pytest.raises(InputError, match="token files are not there"):
         reconstruct_olmo_core(*arguments, ORDER)
     assert not (tmp_path / "run").exists()
-    reconstruct_olmo_core(*arguments, ORDER, data_dir=FILES, last_step=1)
+    reconstruct_olmo_core(*arguments, ORDER, **given, last_step=1)
     with pytest.raises(RunError, match="holds an export already"):
-        reconstruct_olmo_core(*arguments, ORDER, data_dir=FILES)
+        reconstruct_olmo_core(*arguments, ORDER, **given)

@@ -1,4 +1,4 @@
-"""Pages whose API is not there say so in words, with the way out."""
+"""Pages whose API is not there, or does less, say so in words, with the way out; and of a run that was not observed."""
 
 import os
 import socket
@@ -8,11 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Browser, expect
 
+from indexer.build import update_index
+from indexer.olmo_core.reconstruct import reconstruct_olmo_core
 from search_api import Settings
+from tests.indexer.olmo_core.test_reconstruct import FILES, ORDER
 from tests.search_api.live_server import live_server
 from tests.ui.browser.conftest import Served, wait_for
+from ui.html.texts import JAPANESE
 
 MAIN = Path(__file__).parents[3] / "ui" / "pages" / "main.py"
 
@@ -63,12 +68,45 @@ def test_an_api_that_is_down(browser: Browser) -> None:
     context.close()
 
 
-def test_a_server_without_sql_says_how_it_is_turned_on(browser: Browser, served: Served) -> None:
+@pytest.fixture(scope="module")
+def two_runs(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The pages of a server without SQL, of the run of all tests and of one that nobody observed."""
+    recomputed = tmp_path_factory.mktemp("recomputed") / "run"
+    reconstruct_olmo_core(FILES / "config.json", recomputed, ORDER[:1], data_dir=FILES, corpus="/data", run_id="again")
+    update_index(recomputed)
+    with live_server(Settings(run_dirs=(served.run.run_dir, recomputed))) as api_url, pages_of(api_url) as url:
+        yield url
+
+
+def test_a_server_without_sql_says_how_it_is_turned_on(browser: Browser, two_runs: str) -> None:
     context = browser.new_context()
     page = context.new_page()
-    with live_server(Settings(run_dirs=(served.run.run_dir,))) as api_url, pages_of(api_url) as url:
-        page.goto(url + "/sql?canned=loss")
-        expect(page.locator(".msg.warning")).to_contain_text("`kiseki serve RUN --sql`", timeout=30_000)
-        page.goto(url + "/steps")
-        expect(page.locator("svg .line").first).to_be_visible(timeout=30_000)
+    page.goto(two_runs + "/sql?canned=loss&run=pages")
+    expect(page.locator(".msg.warning")).to_contain_text("`kiseki serve RUN --sql`", timeout=30_000)
+    page.goto(two_runs + "/steps?run=pages")
+    expect(page.locator("svg .line").first).to_be_visible(timeout=30_000)
+    expect(page.locator(".origin")).to_have_count(0)
+    context.close()
+
+
+def test_every_page_says_that_a_run_was_not_observed(browser: Browser, two_runs: str) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    for name in ("trace", "steps", "sql", "runs"):
+        page.goto(f"{two_runs}/{name}?run=again")
+        line = page.locator(".origin")
+        expect(line).to_have_text(
+            "Recomputed from OLMo-core's global_indices and configuration, not observed: nobody saw training consume these "
+            "sequences.",
+            timeout=30_000,
+        )
+    page.get_by_role("link", name="日本語").click()
+    expect(line).to_have_text(
+        JAPANESE["Recomputed from {what}, not observed: nobody saw training consume these sequences."].format(
+            what="OLMo-core's global_indices and configuration"
+        )
+    )
+    page.goto(f"{two_runs}/runs?run=pages")
+    expect(page.get_by_role("status")).to_contain_text("Complete", timeout=30_000)
+    expect(line).to_have_count(0)
     context.close()

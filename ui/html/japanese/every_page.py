@@ -35,6 +35,10 @@ WORDS: Mapping[str, str] = {
     "{n} times": "{n} 回",
     "at least {n} times": "{n} 回以上",
     "{n} tokens": "{n} トークン",
+    "Recomputed from {what}, not observed: nobody saw training consume these sequences.": (
+        "{what} から再計算したランです。学習がこれらのシーケンスを実際に使うところは観測されていません。"
+    ),
+    "Imported from {what}, not observed by the hook.": "{what} から取り込んだランです。フックが観測した記録ではありません。",
     "The API does not answer. See whether `kiseki serve` is still running, then load the page again.": (
         "API が応答しません。`kiseki serve` が動いているか確かめてから、ページを読み込み直してください。"
     ),

@@ -1,0 +1,121 @@
+"""A rank of Megatron-DeepSpeed's own pretrain_gpt.py, on a CPU: its arguments, data, model, loop, engine, checkpoints.
+
+Stands in for what is not there: torchvision (imported for vision models), deepspeed's compression (imported, not called),
+which newer versions no longer have, and views of strided tensors in the attention that is not fused.
+"""
+
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+import torch
+import transformers  # noqa: F401  looks for torchvision, so it comes first
+from torch import Tensor, nn
+
+from tests.adapters.consumed_log import ConsumedLog
+from tests.adapters.job import ACCUMULATION, MICRO_BATCH, SAVE_EVERY, STEPS, WORKERS, kill_at, rank, run_dir
+from tests.adapters.texts import EOD, LENGTH, SOURCES
+
+RUN = run_dir()  # sys.argv is Megatron's later
+PIPELINE, TENSOR = (int(os.environ.get(name, "1")) for name in ("PIPELINE", "TENSOR"))
+ENGINE = os.environ.get("ENGINE") == "pipeline"
+BATCH = ACCUMULATION * MICRO_BATCH * 2 // (PIPELINE * TENSOR)
+
+
+def stand_in(name: str, **attributes: Any) -> ModuleType:
+    """A module that is imported and not used."""
+    module = sys.modules[name] = ModuleType(name)
+    module.__dict__.update(attributes)
+    return module
+
+
+class Tap(nn.Module):
+    """Where the log listens, if no module gets all of it."""
+
+    def forward(self, **tensors: Tensor) -> None:
+        """Nothing."""
+
+
+def arguments() -> list[Any]:
+    """Of pretrain_gpt.py."""
+    blend = [each for source in SOURCES for each in ("1", RUN.parent / "data" / source)]
+    checkpoints = RUN / "checkpoints"
+    return [
+        "--tensor-model-parallel-size", TENSOR, "--pipeline-model-parallel-size", PIPELINE,
+        "--num-layers", 2, "--hidden-size", 32, "--num-attention-heads", 2,
+        "--seq-length", LENGTH, "--max-position-embeddings", LENGTH, "--micro-batch-size", MICRO_BATCH,
+        "--global-batch-size", BATCH, "--train-iters", STEPS, "--lr", "1e-3", "--log-interval", 1, "--eval-iters", 1,
+        "--eval-interval", SAVE_EVERY, "--data-path", *blend, "--data-impl", "mmap", "--split", "90,10,0",
+        "--data-cache-path", RUN.parent / "cache", "--tokenizer-type", "NullTokenizer", "--vocab-size", EOD,
+        "--save-interval", SAVE_EVERY, "--save", checkpoints, "--load", checkpoints, "--num-workers", WORKERS,
+        "--no-gradient-accumulation-fusion", "--no-masked-softmax-fusion", "--distributed-backend", "gloo",
+        "--deepspeed", "--deepspeed_config", RUN.parent / "deepspeed.json", "--zero-stage", 1,
+        "--return-data-index", *([] if ENGINE else ["--no-pipeline-parallel"]),
+    ]  # fmt: skip
+
+
+def logged(model: nn.Module, step: Any) -> nn.Module:
+    """Each stage of a pipeline writes down what it is given: the first the tokens, the last the labels."""
+    if not ENGINE:
+        ConsumedLog(model, RUN / "log", rank(), step, kill_at=kill_at())
+        return model
+    tap, kill = Tap(), kill_at()
+    last = rank() == PIPELINE - 1 and PIPELINE > 1
+    # the second micro-batch will not reach the last stage when the first stage is killed in it
+    ConsumedLog(tap, RUN / "log", rank(), step, kill_at=(kill[0], 0) if kill and last else kill)
+    if last:
+        pipe: Any = model
+        loss = pipe.loss_fn
+        pipe.loss_fn = lambda output, labels: (tap(labels=labels[0]), loss(output, labels))[1]
+    else:
+        first: Any = next(module for module in model.modules() if type(module).__name__ == "EmbeddingPipe")
+        first.register_forward_pre_hook(
+            lambda _, inputs: tap(input_ids=inputs[0][0], position_ids=inputs[0][1]), prepend=True
+        )
+    return model
+
+
+def main() -> None:
+    """Train, from the newest checkpoint if there is one."""
+    torch.set_num_threads(1)
+    stand_in(
+        "torchvision",
+        transforms=stand_in("torchvision.transforms"),
+        datasets=stand_in("torchvision.datasets", VisionDataset=object),
+    )
+    try:
+        import deepspeed.compression.compress  # noqa: F401
+    except ImportError:
+        stand_in("deepspeed.compression.compress", init_compression=None, redundancy_clean=None)
+    sys.path.append(os.environ["KISEKI_MEGATRON_DEEPSPEED"])  # last: it has a package named tests too
+    import pretrain_gpt
+    from megatron import get_args
+    from megatron.core.enums import ModelType
+    from megatron.model.transformer import CoreAttention
+
+    from train_hooks.adapters.megatron_deepspeed import MegatronDeepSpeedExport
+
+    forward = CoreAttention.forward
+    CoreAttention.forward = lambda self, query, key, value, *rest, **more: forward(
+        self, query.contiguous(), key.contiguous(), value.contiguous(), *rest, **more
+    )
+
+    def model_provider(*given: Any, **more: Any) -> nn.Module:
+        return logged(pretrain_gpt.model_provider(*given, **more), lambda: get_args().curr_iteration)
+
+    sys.argv[1:] = map(str, arguments())
+    export = MegatronDeepSpeedExport(RUN, get_args, config={"trainer": "megatron-deepspeed"})
+    pretrain_gpt.pretrain(
+        export.datasets(pretrain_gpt.train_valid_test_datasets_provider),
+        export.model(model_provider),
+        ModelType.encoder_or_decoder,
+        export.forward_step(pretrain_gpt.forward_step),
+        data_post_process=pretrain_gpt.data_post_process,
+    )
+    export.close()
+    os._exit(0)  # the loader's and gloo's threads are left to the system
+
+
+if __name__ == "__main__":
+    main()

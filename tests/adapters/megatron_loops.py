@@ -1,0 +1,64 @@
+"""What the tests of Megatron's and Megatron-DeepSpeed's own training loops share."""
+
+import os
+from collections import defaultdict
+from pathlib import Path
+
+from tests.adapters import job
+from tests.adapters.checks import Job, Key, verify
+from tests.adapters.texts import EOD, SOURCES, VOCAB, all_tokens, check_documents, texts
+from tests.train_hooks.torch_fsdp.torchrun import ROOT
+from train_hooks.documents.megatron_preprocessing import write_indexed
+from train_hooks.export_format.reader import RunReader
+from train_hooks.replay import ReplayDataset, ReplayMicrobatch
+
+
+def prepare(directory: Path) -> dict[str, str]:
+    """The data, and the environment of the job."""
+    (directory / "data").mkdir()
+    for source in SOURCES:
+        write_indexed(
+            directory / "data" / source, texts(source), lambda text: list(text.encode()), vocab_size=VOCAB,
+            end_of_document=EOD,
+        )  # fmt: skip
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return {"PYTHONPATH": path}
+
+
+def trained(script: str, run: Path, rows_a_step: int) -> Job:
+    """The job of the test."""
+    return Job(
+        script=Path(__file__).parent / script, run=run, last_step=job.STEPS,
+        killed_step=job.KILLED_STEP, resume_step=job.RESUME_STEP, rows_a_step=rows_a_step, timeout_s=400,
+    )  # fmt: skip
+
+
+def exported(run: Path, num_ranks: int) -> dict[Key, ReplayMicrobatch]:
+    """Every micro-batch of every attempt."""
+    found = {}
+    for attempt in RunReader(run).attempts():
+        number = attempt.info.attempt
+        for rank in range(num_ranks):
+            for part in ReplayDataset(run, dp_rank=rank, attempt=number):
+                if part.addresses[0].attempt == number:
+                    found[number, part.global_step, rank, part.microbatch] = part
+    return found
+
+
+def check(done: Job, export: dict[Key, ReplayMicrobatch], tokens: str) -> None:
+    """Steps, order of the data, documents. tokens: the key of the token ids."""
+    last = max(step for attempt, step, _, _ in export if attempt == 1)
+    assert done.resume_step <= last < done.killed_step
+    steps = {(1, step) for step in range(1, last + 1)}
+    steps |= {(2, step) for step in range(done.resume_step + 1, done.last_step + 1)}
+    sources = all_tokens()
+    samples: dict[tuple[int, int], list[int | None]] = defaultdict(list)
+    for (attempt, step, _, _), part in export.items():
+        samples[attempt, step].extend(part.sample_index)
+        check_documents(part, tokens, sources)
+    assert set(samples) == steps
+    for (_, step), found in samples.items():
+        size = done.rows_a_step
+        assert sorted(found, key=str) == sorted(range((step - 1) * size, step * size), key=str)
+    assert RunReader(done.run).attempt(2).info.resume_step == done.resume_step
+    assert verify(done.run) == 0

@@ -1,0 +1,48 @@
+"""llm-recipes, its own source: its training loop on two ranks."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.adapters import job
+from tests.adapters.checks import crash_and_resume, logged
+from tests.adapters.megatron_loops import check, exported, prepare, trained
+
+CHECKOUT = os.environ.get("KISEKI_LLM_RECIPES", "")
+pytestmark = [
+    pytest.mark.skipif(not CHECKOUT, reason="KISEKI_LLM_RECIPES: the path of a checkout of llm-recipes, v1.0.1"),
+    pytest.mark.skipif(find_spec("transformers") is None, reason="make test-adapters has transformers"),
+    pytest.mark.timeout(600),
+]
+
+
+def compile_helpers() -> None:
+    """What its install.sh does, for this Python."""
+    includes = subprocess.run(
+        [sys.executable, "-m", "pybind11", "--includes"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    directory = Path(CHECKOUT) / "megatron_lm" / "megatron" / "core" / "datasets"
+    subprocess.run(
+        ["make", "-C", directory, f"LIBEXT={suffix}", f"CPPFLAGS={includes}"], check=True, capture_output=True
+    )
+
+
+def test_continual_pretraining(tmp_path: Path) -> None:
+    """FSDP, accumulation, evaluation, a crash and a resume: rows are what the model's forward was given."""
+    compile_helpers()
+    done = trained("llm_recipes_job.py", tmp_path / "run", job.MICRO_BATCH * job.ACCUMULATION * 2)
+    crash_and_resume(done, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1", **prepare(tmp_path))  # it was written for torch 2.3
+    export, log = exported(done.run, 2), logged(done.run / "log")
+    check(done, export, "input_ids")
+    last = max(step for attempt, step, _, _ in export if attempt == 1)
+    assert set(export) == {key for key in log if key[0] == 2 or key[1] <= last}
+    for key, part in export.items():
+        assert torch.equal(part.batch["input_ids"], log[key]["input_ids"]), key
+        assert torch.equal(part.batch["labels"], log[key]["labels"]), key

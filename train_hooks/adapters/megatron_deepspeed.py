@@ -1,0 +1,153 @@
+"""Megatron-DeepSpeed, by what `pretrain` is given.
+
+    export = MegatronDeepSpeedExport(run_dir, get_args, config={…})
+    pretrain(export.datasets(train_valid_test_datasets_provider), export.model(model_provider),
+             ModelType.encoder_or_decoder, export.forward_step(forward_step), …)
+
+The training dataset's items say their index, which goes through the sampler, loader and collate function into the
+micro-batch. Rows are `text`: sequence length + 1 tokens, of which the model is fed the first, and compared with the last.
+
+Two ways lead to the model. Without DeepSpeed's pipeline (`--no-pipeline-parallel`) a forward step in training mode fetches
+the micro-batch. With it, the pipeline engine fetches, and gives it to the function in the model's `_megatron_batch_fn`,
+which `training.py` passes on to `PipelineEngine.set_batch_fn`; first and last stage both fetch. The writer is tensor,
+sequence (Ulysses) and pipeline rank 0. `megatron_iterations` has the rules of steps, skips and model checkpoints.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from megatron.core import package_info, parallel_state
+
+from train_hooks.adapters.versions import require_version
+from train_hooks.documents.megatron import MegatronDocuments
+from train_hooks.documents.megatron_deepspeed import as_megatron
+from train_hooks.documents_in_batches import Indexed
+from train_hooks.export_format.errors import InputError
+from train_hooks.megatron_iterations import MegatronIterations
+from train_hooks.tagged_loader import tagged
+from train_hooks.torch_fsdp import ExportHook
+
+__all__ = ["MegatronDeepSpeedExport"]
+
+_KNOWN_CORE = "0.2.0"  # the megatron.core in its tree; the repository has no other version
+
+
+class MegatronDeepSpeedExport:
+    """Exports what `pretrain` consumes."""
+
+    def __init__(
+        self, run_dir: Path | str, get_args: Callable[[], Any], *, unnamed_ok: bool = False, **options: Any
+    ) -> None:
+        """get_args: Megatron's. unnamed_ok: as of `MegatronDocuments`. options: as of `ExportHook.attach`; sequence_length
+        and vocab_size are Megatron's by default.
+
+        Raises InputError for a version of deepspeed or Megatron-DeepSpeed that is not known.
+        """
+        require_version("deepspeed", "0.17", "0.20")
+        found = package_info.__version__
+        if found != _KNOWN_CORE or not hasattr(parallel_state, "get_sequence_data_parallel_group"):
+            raise InputError(
+                f"expected Megatron-DeepSpeed with megatron.core {_KNOWN_CORE} on the Python path, found megatron.core {found}"
+                "; this adapter knows only that: check out Megatron-DeepSpeed, or use the adapter for Megatron-LM"
+            )
+        self._iterations = MegatronIterations(run_dir, get_args, tokens="text", mesh=_Layout(), options=options)
+        self._unnamed_ok = unnamed_ok
+        self._model: Any = None
+
+    @property
+    def hook(self) -> ExportHook | None:
+        """The ExportHook, once training has begun."""
+        return self._iterations.hook
+
+    def model(self, provider: Callable[..., Any]) -> Callable[..., Any]:
+        """A provider of models with which the export begins when they are first put into training mode."""
+
+        @functools.wraps(provider)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            self._model = model = provider(*args, **kwargs)
+            self._iterations.attach_when_training(model, _options)
+            if hasattr(model, "_megatron_batch_fn"):
+                model._megatron_batch_fn = self._batch_fn(model._megatron_batch_fn)
+            return model
+
+        return watched
+
+    def datasets(self, provider: Callable[..., Any]) -> Callable[..., Any]:
+        """A provider whose training dataset (BlendableDataset, GPTDataset) says the index of each sample."""
+
+        @functools.wraps(provider)
+        def indexed(*args: Any, **kwargs: Any) -> Any:
+            train, *others = provider(*args, **kwargs)
+            if train is not None:
+                self._iterations.documents = MegatronDocuments(as_megatron(train), unnamed_ok=self._unnamed_ok)
+                train = Indexed(train)
+            return (train, *others)
+
+        return indexed
+
+    def forward_step(self, forward_step: Callable[..., Any]) -> Callable[..., Any]:
+        """A forward step whose micro-batches are remembered."""
+
+        @functools.wraps(forward_step)
+        def watched(data_iterator: Any, *args: Any, **kwargs: Any) -> Any:
+            if not (self._model and self._model.training):  # the engine's own mode stays what it was
+                return forward_step(data_iterator, *args, **kwargs)
+            tagging = None if data_iterator is None else tagged(data_iterator, self._iterations.tag)
+            result = forward_step(tagging, *args, **kwargs)
+            self._iterations.consume()
+            return result
+
+        return watched
+
+    def close(self) -> None:
+        """Seal the export; otherwise that happens when the process ends."""
+        self._iterations.close()
+
+    def _batch_fn(self, batch_fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """What the pipeline engine calls with each micro-batch that it fetched; None where another tensor rank did."""
+
+        @functools.wraps(batch_fn)
+        def watched(data: Any) -> Any:
+            if not self._model.training:
+                return batch_fn(data)
+            result = batch_fn(None if data is None else self._iterations.tag(data))
+            self._iterations.consume()
+            return result
+
+        return watched
+
+
+def _options(args: Any) -> dict[str, Any]:
+    if args.virtual_pipeline_model_parallel_size is not None:
+        raise InputError("expected no virtual pipeline stages, found them; this adapter knows one model chunk a rank")
+    if args.curriculum_learning_legacy:
+        raise InputError(
+            "expected sequences of one length, found a curriculum that cuts them in the model (curriculum_learning of the "
+            "DeepSpeed configuration); train without it, or without the export"
+        )
+    return {"sequence_length": args.seq_length + 1, "vocab_size": args.padded_vocab_size}
+
+
+class _Layout:
+    """Megatron-DeepSpeed's groups as a mesh."""
+
+    mesh_dim_names = ("dp", "sp", "tp", "pp")
+
+    def get_coordinate(self) -> list[int]:
+        return [
+            parallel_state.get_data_parallel_rank(),
+            parallel_state.get_sequence_parallel_rank(),
+            parallel_state.get_tensor_model_parallel_rank(),
+            parallel_state.get_pipeline_model_parallel_rank(),
+        ]
+
+    def size(self, axis: int) -> int:
+        sizes = (
+            parallel_state.get_data_parallel_world_size,
+            parallel_state.get_sequence_parallel_world_size,
+            parallel_state.get_tensor_model_parallel_world_size,
+            parallel_state.get_pipeline_model_parallel_world_size,
+        )
+        return int(sizes[axis]())

@@ -1,0 +1,136 @@
+"""The loop that Megatron's `train` and those grown from it have in common, as a hook sees it.
+
+`args.curr_iteration` says which iteration is under way, `args.iteration` from which model checkpoint the job resumes. The
+hook is attached when the model is first put into training mode, which `train` does on every rank, after loading and before
+the first micro-batch: pipeline stages would wait for one another in the first forward.
+
+A step is over when an optimizer steps; one that does not (an overflow) is a `skipped_update`, known at the next step.
+Iterations that `train` jumps over are `skipped_data`, without rows. Samples that are fetched again in one iteration (by the
+rerun machine) count once. Every `--save-interval` steps, and after the last, the rows are durable on this rank before its
+part of the model checkpoint is written, and the export's state goes to SAVE/kiseki_export; `--load` finds it there.
+"""
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+
+from train_hooks.documents import DocumentResolver
+from train_hooks.export_format.errors import InputError
+from train_hooks.export_format.records import StepStatus
+from train_hooks.torch_fsdp import ExportHook
+
+__all__ = ["MegatronIterations"]
+
+
+class MegatronIterations:
+    """Attaches a hook and ends its steps. `hook`: the ExportHook, from the first training on."""
+
+    def __init__(
+        self, run_dir: Path | str, get_args: Callable[[], Any], *, tokens: str, mesh: Any, options: dict[str, Any]
+    ) -> None:
+        """tokens: the key of the token ids in micro-batches. mesh, options: as of `ExportHook.attach`."""
+        self.hook: ExportHook | None = None
+        self.documents: DocumentResolver | None = None
+        self._run_dir, self._get_args, self._mesh, self._options = run_dir, get_args, mesh, options
+        self._tokens = tokens
+        self._step = 0
+        self._seen: set[tuple[int, ...]] = set()
+        self._num_new = 0
+
+    def attach_when_training(self, model: Any, options: Callable[[Any], dict[str, Any]]) -> None:
+        """Attach once `model` is put into training mode. options: further ones, from Megatron's arguments then."""
+        train = model.train
+
+        @functools.wraps(train)
+        def attached(mode: bool = True) -> Any:
+            if mode and self.hook is None:
+                self._attach(model, options(self._get_args()))
+            return train(mode)
+
+        model.train = attached
+
+    def tag(self, batch: Any) -> Any:
+        """A micro-batch that was fetched, as the trainer shall see it."""
+        hook = self._at_step()
+        samples = tuple(batch["sample_index"].tolist())
+        if samples in self._seen:
+            return {key: value for key, value in batch.items() if key != "sample_index"}
+        self._seen.add(samples)
+        self._num_new += 1
+        return hook.tag(batch, self._tokens)
+
+    def consume(self) -> None:
+        """What was fetched since the last call has been trained on."""
+        hook = self._at_step()
+        hook.consume(self._num_new)
+        self._num_new = 0
+
+    def close(self) -> None:
+        """Seal the export; otherwise that happens when the process ends."""
+        if self.hook:
+            self.hook.close()
+            self.hook = None
+
+    def _at_step(self) -> ExportHook:
+        """The hook, in the step that Megatron's counter says."""
+        hook = self.hook
+        if hook is None:
+            raise InputError("expected the model of export.model(model_provider), found another; give that to pretrain")
+        step = self._get_args().curr_iteration + 1
+        if step != self._step:
+            if hook.committed_step < self._step:
+                hook.commit(self._step, status=StepStatus.SKIPPED_UPDATE)
+            while hook.committed_step + 1 < step:
+                hook.commit(hook.committed_step + 1, status=StepStatus.SKIPPED_DATA)
+            self._step = step
+            self._seen.clear()
+        return hook
+
+    def _attach(self, model: nn.Module, options: dict[str, Any]) -> None:
+        resume = _resume_state(self._get_args())
+        self.hook = ExportHook.attach(
+            model, self._run_dir, resume=resume, mesh=self._mesh, documents=self.documents,
+            **{**options, **self._options},
+        )  # fmt: skip
+        self.hook.listen(None)
+        register_optimizer_step_post_hook(self._after_optimizer)
+
+    def _after_optimizer(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        hook = self.hook
+        if hook is None or hook.committed_step >= self._step:  # closed, or the next of several optimizers
+            return
+        hook.commit(self._step)
+        arguments = self._get_args()
+        if arguments.save and self._saved_after(arguments):
+            hook.checkpoint_barrier(self._step, this_rank_only=True)
+            if hook.rank.is_writer and hook.rank.dp_rank == 0:
+                path = _state_path(arguments.save, self._step)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(hook.state_dict()), encoding="utf-8")
+
+    def _saved_after(self, args: Any) -> bool:
+        """Whether a model checkpoint is due: every --save-interval steps, and at the end."""
+        due = bool(args.save_interval) and self._step % args.save_interval == 0
+        return due or self._step == getattr(args, "train_iters", None)
+
+
+def _state_path(directory: str, step: int) -> Path:
+    return Path(directory) / "kiseki_export" / f"iter_{step:07d}.json"
+
+
+def _resume_state(args: Any) -> dict[str, object] | None:
+    if not args.iteration:
+        return None
+    path = _state_path(args.load, args.iteration)
+    if not path.is_file():
+        raise InputError(
+            f"expected {path}, written when the model checkpoint of iteration {args.iteration} was due; found none. Load a "
+            "checkpoint of a multiple of --save-interval, or the last, trained with the export, or start from iteration 0"
+        )
+    found: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    return found
