@@ -50,9 +50,9 @@ def test_shards_give_what_one_shard_gives(dtype: DTypeLike, data: st.DataObject)
     query = data.draw(shards.queries(sequences, dtype))
     chosen = data.draw(shards.filters(len(sequences)))
     each = [part_of(chosen, first, last) for first, last in bounds]
-    together = data.draw(st.sampled_from([1, 2, 64]))
-    for min_length in (1, 3, 8, 12):
-        with patch.object(group, "TOGETHER", together):
+    together, patience = data.draw(st.sampled_from([1, 2, 64])), data.draw(st.sampled_from([0, group.PATIENCE]))
+    for min_length in (1, 3, 8, 12, 17):
+        with patch.multiple(group, TOGETHER=together, PATIENCE=patience, STRETCH=1):
             found = spans_of_group(span_group(parts), query, min_length, members_of(parts, each))
         expected = reference.maximal_spans(whole, query, min_length, chosen)
         assert plain(found) == [[start, end, count] for start, end, _, _, count in expected]
