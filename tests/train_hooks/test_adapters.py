@@ -22,7 +22,9 @@ OWN = {
     "lightning": {"lightning"},
     "llm_foundry": {"llmfoundry"},
     "deepspeed": {"deepspeed"},
+    "llm_recipes": {"llama_recipes"},
     "megatron": {"megatron"},
+    "megatron_deepspeed": {"megatron"},  # what Megatron-DeepSpeed calls its own package
     "olmo_core": {"olmo_core"},
     "torchtitan": {"torchtitan"},
 }
@@ -49,6 +51,7 @@ def test_a_framework_is_imported_in_its_own_adapter_alone() -> None:
         "json",
         "re",
         "importlib",
+        "inspect",
         "dataclasses",
         "functools",
     }
