@@ -441,11 +441,11 @@ def maximal_spans(
     separator: int, patience: int, work: I64,
 ) -> tuple[I64, Found, int]:  # fmt: skip
     """(start and end i64 [k, 2], suffix ranks and count in each shard i64 [k, shards, 3]) of every span that begins in
-    query[first:end] and is maximal there, `starts` being (first, end); and the start up to which that holds.
+    query[first_start:end_start] and is maximal there; and the start up to which that holds.
 
-    That is `end`, or an earlier one if `patience` look-ups were slow, as those are that wait for the disk. rows i64 [shards,
-    ROW] and filters i64 [shards, 7] open the shards and their filters, numbers i64 [shards] are their columns in the merged
-    table. Separators cut the query in pieces.
+    That is `end_start`, or an earlier one if `patience` look-ups were slow, as those are that wait for the disk. rows i64
+    [shards, ROW] and filters i64 [shards, 7] open the shards and their filters, numbers i64 [shards] are their columns in the
+    merged table. Separators cut the query in pieces.
     """
     num_shards, words = len(rows), table[0].shape[1]
     known, grams = np.full(SLOTS, -1, np.int64), np.zeros((SLOTS, num_shards, 3), np.int64)

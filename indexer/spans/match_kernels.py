@@ -3,7 +3,7 @@
 Rules (all of them hold under any filter, because they speak of what occurs in the passing sequences only):
 
 1. *Going back.* What occurs at s occurs at s + 1: the smallest start s such that query[s:reach] occurs is found by
-   following the occurrence at hand backward in its text, and from where it differs by galloping backward and bisecting.
+   following one occurrence backward in its text, and from where it differs by galloping backward and bisecting.
    Going forward, start by start, would compare the whole overlap at each of them.
 2. *Nearest passing suffix.* What a suffix shares with the query falls monotonically away from the insertion point. The
    longest passing match is therefore shared by the nearest passing suffix on one side or the other. Walks outward skip
@@ -197,16 +197,12 @@ def earliest(
     The suffixes that share query[at:reach] are in the given [lo, hi). Length is 0 if not even that passes.
     """
     length, rank, lo, hi = longest(shard, chosen, query, at, reach - at, lo, hi, barren, work)
-    start, outside, jump, galloping, followed = at, first - 1, 1, True, at + 1
+    start, outside, jump, galloping, back = at, first - 1, 1, True, 0
+    if length > 0 and at > first:
+        back = common_suffix(shard[0], suffix_at(shard[0], shard[1], rank), query, at, at - first, work)
     while length > 0 and start - outside > 1:
-        back = 0
-        if start < followed:
-            back = common_suffix(shard[0], suffix_at(shard[0], shard[1], rank), query, start, start - outside - 1, work)
-            followed = start
-        probe = start - jump if galloping else (start + outside) >> 1
-        if back > 0:
-            probe = start - back
-        elif galloping and probe <= outside:
+        probe = start - (back if back > 0 else jump) if galloping else (start + outside) >> 1
+        if probe <= outside:
             galloping = False
             continue
         low, high = starting_ranks(shard, query, probe, reach - probe, work)
@@ -216,4 +212,5 @@ def earliest(
             jump *= 1 if back > 0 else 2
         else:
             outside, galloping = probe, False
+        back = 0
     return start, length, rank, lo, hi
