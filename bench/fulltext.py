@@ -106,12 +106,12 @@ def corpus(name: str, run_dir: Path) -> Corpus:
     return Corpus(name=name, run_dir=run_dir, tokens=tokens, segments=segments, texts=texts)
 
 
-def units(made: Corpus, *, with_text: bool) -> Iterable[FullTextUnit]:
+def units(made: Corpus) -> Iterable[FullTextUnit]:
     """What an index is built of."""
-    for number, (tokens, text) in enumerate(zip(made.segments, made.texts, strict=True)):
+    for number, text in enumerate(made.texts):
         yield FullTextUnit(
             unit=number, global_step=number // 40, dp_rank=number % 2, status="applied", source="bench",
-            document_id=f"d{number}", text=text if with_text else None, tokens=tokens,
+            document_id=f"d{number}", text=text,
         )  # fmt: skip
 
 
@@ -121,14 +121,12 @@ def size_of(directory: Path) -> int:
 
 
 def build_rates(made: Corpus, directory: Path) -> None:
-    """Both fields, each alone, and what stands before them; SQLite FTS5 over the same texts."""
+    """The full text, and what stands before it; SQLite FTS5 over the same texts."""
     num = len(made.tokens)
     tokenizer = RunTokenizer(RunReader(made.run_dir))
     decoding = timed(lambda: tokenizer.decode_many(made.segments))
     cutting = timed(lambda: [spaced_terms(text) for text in made.texts])
-    both = timed(lambda: build_full_text(directory / "both", units(made, with_text=True), num))
-    ids = timed(lambda: build_full_text(directory / "ids", units(made, with_text=False), num))
-    sizes = size_of(directory / "both"), size_of(directory / "ids")
+    text = timed(lambda: build_full_text(directory / "text", units(made), num))
     fts, bytes_of_fts = sqlite_index(made, directory)
     characters = sum(map(len, made.texts)) / num
     print(f"\n{made.name}: {num:,} tokens, {characters:.2f} characters a token")
@@ -136,9 +134,7 @@ def build_rates(made: Corpus, directory: Path) -> None:
     for name, seconds, size in (
         ("decoding", decoding, None),
         ("cutting into terms", cutting, None),
-        ("field text, with cutting", both - ids, sizes[0] - sizes[1]),
-        ("field token_ids", ids, sizes[1]),
-        ("both fields", both, sizes[0]),
+        ("full text, with cutting", text, size_of(directory / "text")),
         ("SQLite FTS5, text alone", fts, bytes_of_fts),
     ):
         print(f"{name:34}{num / seconds / 1e6:>16.2f}{'' if size is None else f'{size / num:.2f}':>14}", flush=True)

@@ -1,12 +1,12 @@
-"""Full text and n-grams of one shard in Tantivy: one document a segment of a packed sequence.
+"""Full text of one shard in Tantivy: one document a segment of a packed sequence.
 
     text          the decoded text's terms (`indexer.analysis`), with positions; absent where the run has no tokenizer
-    token_ids     the tokens, as decimal numbers with spaces between them, with positions
     source, document, status   as they are; source is a column as well, for facets
     global_step, dp_rank, unit   numbers, as columns; `unit` says which stretch of the shard the document is
 
-Neither text nor tokens are stored: they are in the span index. What a sequence has outside its segments, or all of it where
-it has none, are documents too, without source.
+Neither text nor tokens are stored: they are in the span index, which also says which units hold a token n-gram; `unit` is
+a term as well, so that those are clauses of a query like any other. What a sequence has outside its segments, or all of it
+where it has none, are documents too, without source.
 
 The engine aborts by a panic where its files are damaged; that becomes FullTextDamage here.
 """
@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import tantivy
 
 from indexer.analysis import MAX_TERM_BYTES, spaced_terms
@@ -29,7 +27,7 @@ from train_hooks.export_format.errors import DamageError, QueryError
 
 __all__ = ["FullTextDamage", "FullTextHit", "FullTextIndex", "FullTextUnit", "build_full_text"]
 
-_TERMS, _WORDS = "kiseki_terms", "kiseki_words"
+_TERMS = "kiseki_terms"
 _MIN_HEAP_BYTES, _MAX_HEAP_BYTES, _HEAP_BYTES_PER_TOKEN = 32 << 20, 1 << 30, 16
 
 
@@ -39,7 +37,7 @@ class FullTextDamage(DamageError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FullTextUnit:
-    """One document. `unit`: its stretch of the shard; text None: the run has no tokenizer; tokens integers [n]."""
+    """One document. `unit`: its stretch of the shard; text None: the run has no tokenizer."""
 
     unit: int
     global_step: int
@@ -48,7 +46,6 @@ class FullTextUnit:
     source: str | None
     document_id: str | None
     text: str | None
-    tokens: npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,20 +59,18 @@ class FullTextHit:
 def _schema() -> tantivy.Schema:
     builder = tantivy.SchemaBuilder()
     builder.add_text_field("text", tokenizer_name=_TERMS, index_option="position")
-    builder.add_text_field("token_ids", tokenizer_name=_WORDS, index_option="position")
     builder.add_text_field("source", tokenizer_name="raw", index_option="basic", fast=True)
     for name in ("document", "status"):
         builder.add_text_field(name, tokenizer_name="raw", index_option="basic")
-    for name in ("unit", "global_step", "dp_rank"):
+    builder.add_unsigned_field("unit", fast=True, indexed=True)
+    for name in ("global_step", "dp_rank"):
         builder.add_unsigned_field(name, fast=True)
     return builder.build()
 
 
 def _register(index: tantivy.Index) -> None:
-    words = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace()).build()
     short = tantivy.Filter.remove_long(MAX_TERM_BYTES + 1)
     terms = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace()).filter(short).build()
-    index.register_tokenizer(_WORDS, words)
     index.register_tokenizer(_TERMS, terms)
 
 
@@ -88,21 +83,16 @@ def build_full_text(directory: Path, units: Iterable[FullTextUnit], num_tokens: 
     _register(index)
     heap = min(max(num_tokens * _HEAP_BYTES_PER_TOKEN, _MIN_HEAP_BYTES), _MAX_HEAP_BYTES)
     writer = index.writer(heap, 1)
-    names = np.zeros(0, object)
     for unit in units:
-        if len(unit.tokens) and int(unit.tokens.max()) >= len(names):
-            names = np.array([str(token_id) for token_id in range(2 * int(unit.tokens.max()) + 1)], object)
-        writer.add_document(_document(unit, names))
+        writer.add_document(_document(unit))
     writer.commit()
     writer.wait_merging_threads()
 
 
-def _document(unit: FullTextUnit, names: npt.NDArray[np.object_]) -> tantivy.Document:
-    """names: each token id in decimal."""
+def _document(unit: FullTextUnit) -> tantivy.Document:
     document = tantivy.Document()
     if unit.text is not None:
         document.add_text("text", spaced_terms(unit.text))
-    document.add_text("token_ids", " ".join(names[unit.tokens].tolist()))
     document.add_text("status", unit.status)
     if unit.source is not None:
         document.add_text("source", unit.source)

@@ -1,18 +1,25 @@
 """A token n-gram in the selected rows: how often, and every place of it page by page, without holding all of them.
 
+What follows is exact, and reads the span index alone. `units_of_ngram` says which stretches of a shard hold an n-gram, for
+boolean queries (`indexer.search_plan`).
+
 Places are ordered by attempt, step, rank, micro-batch, slot and offset: by shard, and by token position in the shard. A page
 ends with a place, and the next one begins after it, on the same generation.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from indexer.index_reader import IndexReader
 from indexer.selection import Selection
-from indexer.shard import ShardDamage
-from indexer.spans.search import count, find, page
+from indexer.shard import SegmentUnits, ShardDamage
+from indexer.spans.arrays import SpanArrays
+from indexer.spans.filters import Filter
+from indexer.spans.search import count, find, histogram, page
 from indexer.trace_hits import FoundPlace, describe_places, places_of
 from indexer.trace_records import Hit
 from train_hooks.export_format.errors import QueryError
@@ -26,6 +33,7 @@ __all__ = [
     "hit_of_shard",
     "hits_of_ngram",
     "ids_of",
+    "units_of_ngram",
 ]
 
 MAX_PAGE = 1000
@@ -125,6 +133,27 @@ def _hits(
     last = places[limit - 1][0] if len(places) > limit else None
     hits = describe_places(reader, [place for _, place in places[:limit]], context_tokens, visibility)
     return NgramHits(hits=tuple(hits), last=last, shards_searched=len(selected))
+
+
+def units_of_ngram(
+    spans: SpanArrays, units: SegmentUnits, token_ids: Sequence[int], begin: int, end: int
+) -> npt.NDArray[np.int64]:
+    """Those units of the sequences [begin, end) that hold an n-gram from its first token to its last: ascending, i64 [k].
+
+    No hit is held where there are more hits than units: they are counted by unit.
+    """
+    lo, hi = find(spans, token_ids)
+    starts, length = units.starts, len(token_ids)
+    if hi - lo < len(starts):
+        positions = page(spans, lo, hi, Filter(first=begin, last=end), limit=hi - lo)
+        found = np.searchsorted(starts, positions, side="right") - 1
+        return np.unique(found[positions + length <= starts[found + 1]])
+    edges = np.empty(2 * len(starts) - 1, np.int64)  # where each unit begins, and where the last hit that it holds does
+    edges[::2], edges[1::2] = starts, np.maximum(starts[:-1], starts[1:] - length + 1)
+    first, last = (2 * int(unit) for unit in np.searchsorted(units.ordinal, [begin, end]))
+    stretches = dataclasses.replace(spans, sequence_starts=edges)
+    counts = histogram(stretches, lo, hi, np.arange(len(edges)), Filter(first=first, last=last))
+    return np.flatnonzero(counts[::2])
 
 
 def counts_by_shard(reader: IndexReader, token_ids: Sequence[int], selection: Selection) -> list[int]:

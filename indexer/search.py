@@ -20,7 +20,7 @@ import tantivy
 from indexer.fulltext import FullTextHit
 from indexer.index_reader import IndexReader
 from indexer.query.compiler import filtered, numbers_query
-from indexer.query.patterns import Pattern
+from indexer.query.patterns import Gram, Pattern
 from indexer.search_cursor import Cursor, Place
 from indexer.search_facets import facets_of, wanted_facets
 from indexer.search_plan import Question, ShardQuery, ask_shards, plan, question_of
@@ -173,7 +173,7 @@ def _facets(reader: IndexReader, plans: Sequence[ShardQuery], edges: tuple[int, 
     return facets_of(found, edges)
 
 
-def _hit(reader: IndexReader, shard: Shard, hit: FullTextHit, patterns: Sequence[Pattern]) -> SearchHit:
+def _hit(reader: IndexReader, shard: Shard, hit: FullTextHit, patterns: Sequence[Pattern | Gram]) -> SearchHit:
     units = shard.units
     ordinal, row = int(units.ordinal[hit.unit]), int(units.segment[hit.unit])
     sequence = reader.sequence_at(shard, ordinal)

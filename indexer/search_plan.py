@@ -1,21 +1,23 @@
 """What a search asks the engine in each shard: the question and the selection as one query.
 
 A step range, a rank, a source or a document is a clause beside the question, so rows of others are never looked at. Terms
-are counted in every shard first, also in those that the selection leaves out: scores depend on no selection, and on what
-may be seen alone.
+and token n-grams are counted in every shard first, also in those that the selection leaves out: scores depend on no
+selection, and on what may be seen alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import tantivy
 
 from indexer.fulltext import FullTextDamage
 from indexer.index_reader import IndexReader
-from indexer.query.compiler import Frequencies, ShardCompiler, filtered, numbers_query, value_query
+from indexer.ngrams import count_of_ngram, units_of_ngram
+from indexer.query.compiler import FoundGram, Frequencies, ShardCompiler, filtered, numbers_query, value_query
 from indexer.query.parser import MAX_NUMBER, parse
-from indexer.query.patterns import Pattern, PatternMaker
+from indexer.query.patterns import Gram, Pattern, PatternMaker
 from indexer.query.records import Node, NumberRange, Value, leaves
 from indexer.search_facets import step_edges
 from indexer.search_visibility import visible_query
@@ -36,10 +38,10 @@ class Question:
     """A query made ready: its records, the patterns of its leaves, and which rows it is about."""
 
     node: Node
-    patterns: Mapping[Node, Sequence[Pattern]]
+    patterns: Mapping[Node, Sequence[Pattern | Gram]]
     selection: Selection
 
-    def highlighted(self) -> list[Pattern]:
+    def highlighted(self) -> list[Pattern | Gram]:
         """Patterns of the leaves that are not negated."""
         kept = [leaf for leaf, negated in leaves(self.node) if not negated]
         return [pattern for leaf in dict.fromkeys(kept) for pattern in self.patterns.get(leaf, ())]
@@ -72,7 +74,7 @@ def _check_selection(selection: Selection) -> None:
             raise QueryError(f"{name}: expected text, found half a character in {value!r}") from error
 
 
-def _patterns(reader: IndexReader, node: Node, query: str) -> dict[Node, Sequence[Pattern]]:
+def _patterns(reader: IndexReader, node: Node, query: str) -> dict[Node, Sequence[Pattern | Gram]]:
     def tokenize(text: str) -> list[list[int]]:
         encoded = (reader.tokenizer.encode(text), as_if_after_space(reader.tokenizer, text))
         return [variant.token_ids.tolist() for variant in encoded]
@@ -84,8 +86,10 @@ def _patterns(reader: IndexReader, node: Node, query: str) -> dict[Node, Sequenc
 
 def plan(reader: IndexReader, question: Question) -> tuple[list[ShardQuery], tuple[int, ...]]:
     """The shards to ask and what, and the edges of the bins of steps."""
-    exact = {pattern for found in question.patterns.values() for pattern in found if pattern.is_exact}
-    terms: set[tuple[str, str]] = {(pattern.field, term) for pattern in exact for term in pattern.terms}
+    patterns = {pattern for found in question.patterns.values() for pattern in found}
+    terms = {
+        term for pattern in patterns if isinstance(pattern, Pattern) and pattern.is_exact for term in pattern.terms
+    }
     in_shards = {
         shard.info.name: counted for shard, counted in zip(reader.shards, _counted(reader, terms), strict=True)
     }
@@ -96,6 +100,12 @@ def plan(reader: IndexReader, question: Question) -> tuple[list[ShardQuery], tup
         num_documents=sum(counted.num_documents for counted in visible.values()),
         of_term={term: sum(counted.of_term[term] for counted in visible.values()) for term in terms},
     )
+    everything = Selection(lineage="all", visibility=question.selection.visibility)
+    scores = {
+        gram: in_index.idf(min(in_index.num_documents, count_of_ngram(reader, gram.token_ids, everything).count))
+        for gram in patterns
+        if isinstance(gram, Gram)
+    }
     plans: list[ShardQuery] = []
     first, last = None, 0
     for shard in reader.shards:
@@ -107,6 +117,7 @@ def plan(reader: IndexReader, question: Question) -> tuple[list[ShardQuery], tup
             schema=shard.full_text.schema,
             attempt=shard.info.attempt,
             patterns=question.patterns,
+            grams=_grams(shard, scores, steps),
             in_shard=in_shards[shard.info.name],
             in_index=in_index,
         )
@@ -117,17 +128,26 @@ def plan(reader: IndexReader, question: Question) -> tuple[list[ShardQuery], tup
     return plans, () if first is None else step_edges(first, last)
 
 
-def _counted(reader: IndexReader, terms: set[tuple[str, str]]) -> list[Frequencies]:
+def _grams(shard: Shard, scores: Mapping[Gram, float], steps: tuple[int, int]) -> dict[Gram, FoundGram]:
+    """Where n-grams stand in the steps of a shard, the first and the last of which are given."""
+    begin, end = (int(ordinal) for ordinal in np.searchsorted(shard.steps, [steps[0], steps[1] + 1]))
+    return {
+        gram: FoundGram(units=units_of_ngram(shard.spans, shard.units, gram.token_ids, begin, end), score=score)
+        for gram, score in scores.items()
+    }
+
+
+def _counted(reader: IndexReader, terms: set[str]) -> list[Frequencies]:
     def counted(shard: Shard) -> Frequencies:
         index = shard.full_text
-        of_term = {(name, term): index.document_frequency(name, term) for name, term in terms}
+        of_term = {term: index.document_frequency("text", term) for term in terms}
         return Frequencies(num_documents=index.num_documents, of_term=of_term)
 
     return _side_by_side(reader, reader.shards, lambda shard: shard, counted)
 
 
 def _visible_counts(
-    reader: IndexReader, terms: set[tuple[str, str]], seen: Mapping[str, tantivy.Query | None]
+    reader: IndexReader, terms: set[str], seen: Mapping[str, tantivy.Query | None]
 ) -> dict[str, Frequencies]:
     """How many visible segments there are, and hold each term, by shard name."""
 
@@ -137,7 +157,7 @@ def _visible_counts(
         def number(query: tantivy.Query) -> int:
             return index.first(filtered(query, filters), 0, last=False)[0]
 
-        of_term = {(name, term): number(value_query(index.schema, name, term)) for name, term in terms}
+        of_term = {term: number(value_query(index.schema, "text", term)) for term in terms}
         return Frequencies(num_documents=number(tantivy.Query.all_query()), of_term=of_term)
 
     found = _side_by_side(reader, reader.shards, lambda shard: shard, counted)

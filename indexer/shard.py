@@ -8,7 +8,7 @@
     unigrams.npy        how often each token id occurs, i64
     document_*.npy      segments by document (indexer.document_index)
     anchors.npy         Bloom filter of a sample of token n-grams, u64 (indexer.statistics.anchors)
-    text/               full text and n-grams (indexer.fulltext)
+    text/               full text (indexer.fulltext)
     shard.json          the manifest: what it covers, and SHA-256 and size of every other file; written last
 
 A shard is built under a `.building` name and renamed when it is whole and synced, so one that has its name is whole. Its
@@ -59,7 +59,7 @@ __all__ = [
     "shard_name",
 ]
 
-SHARD_FORMAT = "kiseki-shard-v2"
+SHARD_FORMAT = "kiseki-shard-v3"
 _MANIFEST, _SEQUENCES, _SEGMENTS, _TEXT = "shard.json", "sequences.parquet", "segments.parquet", "text"
 _UNIGRAMS, _ANCHORS, _RECORDS, _STATUSES = "unigrams.npy", "anchors.npy", "records.parquet", "statuses.parquet"
 _DECODE_BATCH = 1024
@@ -236,9 +236,10 @@ def _full_text(
     sources, documents = (segments.column(name).combine_chunks() for name in ("source", "document_id"))
     begins, ends = (places - units.ordinal for places in units.bounds)  # `tokens` has no separators
     for numbers in np.array_split(np.flatnonzero(begins < ends), max(1, len(begins) // _DECODE_BATCH)):
-        pieces = [tokens[begins[unit] : ends[unit]] for unit in numbers]
-        texts: Sequence[str | None] = [None] * len(pieces) if tokenizer is None else tokenizer.decode_many(pieces)
-        for unit, piece, text in zip(numbers.tolist(), pieces, texts, strict=True):
+        texts: Sequence[str | None] = [None] * len(numbers)
+        if tokenizer is not None:
+            texts = tokenizer.decode_many([tokens[begins[unit] : ends[unit]] for unit in numbers])
+        for unit, text in zip(numbers.tolist(), texts, strict=True):
             ordinal, segment = int(units.ordinal[unit]), int(units.segment[unit])
             yield FullTextUnit(
                 unit=unit,
@@ -248,7 +249,6 @@ def _full_text(
                 source=sources[segment].as_py() if segment >= 0 else None,
                 document_id=documents[segment].as_py() if segment >= 0 else None,
                 text=text,
-                tokens=piece,
             )
 
 
@@ -398,7 +398,7 @@ class Shard:
 
     @cached_property
     def full_text(self) -> FullTextIndex:
-        """Full text and n-grams. Raises ShardDamage where they do not open."""
+        """Full text. Raises ShardDamage where they do not open."""
         try:
             return FullTextIndex(self.directory / _TEXT)
         except FullTextDamage as error:

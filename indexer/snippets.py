@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.analysis import LocatedTerms, located_terms
-from indexer.query.patterns import Pattern
+from indexer.query.patterns import Gram, Pattern
 from indexer.search_records import Snippet
 
 __all__ = ["SNIPPET_CHARACTERS", "snippet_of"]
@@ -23,15 +23,14 @@ MAX_HIGHLIGHTS, MAX_NGRAM_HIGHLIGHTS = 200, 20
 Decode = Callable[[npt.NDArray[np.integer]], str]
 
 
-def snippet_of(tokens: npt.NDArray[np.integer], decode: Decode, patterns: Sequence[Pattern]) -> Snippet:
+def snippet_of(tokens: npt.NDArray[np.integer], decode: Decode, patterns: Sequence[Pattern | Gram]) -> Snippet:
     """The stretch of the tokens' text with most kinds of matches, then with most of them."""
     text = decode(tokens)
-    located = located_terms(text if any(pattern.field == "text" for pattern in patterns) else "")
+    located = located_terms(text if any(isinstance(pattern, Pattern) for pattern in patterns) else "")
     character_of = functools.cache(lambda token: len(decode(tokens[:token])))
     found: list[tuple[int, int, int]] = []
     for kind, pattern in enumerate(patterns):
-        places = _in_text(located, pattern) if pattern.field == "text" else _in_tokens(tokens, character_of, pattern)
-        found += [(start, end, kind) for start, end in places]
+        found += [(start, end, kind) for start, end in _places(tokens, located, character_of, pattern)]
     found.sort()
     start = _best_start(text, found)
     end = min(len(text), start + SNIPPET_CHARACTERS)
@@ -71,6 +70,18 @@ def _joined(places: Sequence[tuple[int, int]], start: int, end: int) -> tuple[tu
     return tuple(joined)
 
 
+def _places(
+    tokens: npt.NDArray[np.integer],
+    located: LocatedTerms,
+    character_of: Callable[[int], int],
+    pattern: Pattern | Gram,
+) -> list[tuple[int, int]]:
+    """First and last character (not included) of each match."""
+    if isinstance(pattern, Gram):
+        return _in_tokens(tokens, character_of, pattern)
+    return _in_text(located, pattern)
+
+
 def _in_text(located: LocatedTerms, pattern: Pattern) -> list[tuple[int, int]]:
     wanted, terms, length = list(pattern.terms), located.terms, len(pattern.terms)
     if pattern.distance:
@@ -100,9 +111,9 @@ def _next_to_each_other(terms: list[str], wanted: list[str]) -> Iterator[int]:
 
 
 def _in_tokens(
-    tokens: npt.NDArray[np.integer], character_of: Callable[[int], int], pattern: Pattern
+    tokens: npt.NDArray[np.integer], character_of: Callable[[int], int], gram: Gram
 ) -> list[tuple[int, int]]:
-    wanted = [int(term) for term in pattern.terms]
+    wanted = list(gram.token_ids)
     starts = [
         at for at in np.flatnonzero(tokens == wanted[0]).tolist() if tokens[at : at + len(wanted)].tolist() == wanted
     ]

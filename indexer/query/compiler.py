@@ -1,6 +1,9 @@
 """A query's records → query objects of the engine, for one shard.
 
-Scores: a clause of terms scores by BM25, a prefix or a fuzzy term scores 1, a filter and whatever is negated score nothing.
+A token n-gram is no question to the engine: the span index has found the units that hold it, and they are the clause.
+
+Scores: a clause of terms scores by BM25, an n-gram its inverse document frequency in the whole index, a prefix or a fuzzy
+term 1, a filter and whatever is negated nothing.
 The engine knows the frequencies of its shard alone, so every clause is boosted by what its inverse document frequency is in
 the whole index over what it is in the shard (`Frequencies`): scores of different shards compare, but for the mean length of
 their segments, which is theirs.
@@ -13,29 +16,40 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import tantivy
 
-from indexer.query.patterns import Pattern
+from indexer.query.patterns import Gram, Pattern
 from indexer.query.records import And, Node, Not, NumberRange, Or, Value
 
-__all__ = ["Frequencies", "ShardCompiler", "filtered", "numbers_query", "value_query"]
+__all__ = ["FoundGram", "Frequencies", "ShardCompiler", "filtered", "numbers_query", "value_query"]
 
 _FIELD_OF = {"step": "global_step", "dp_rank": "dp_rank"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Frequencies:
-    """In how many of `num_documents` documents each (field, term) stands."""
+    """In how many of `num_documents` documents each term stands."""
 
     num_documents: int
-    of_term: Mapping[tuple[str, str], int]
+    of_term: Mapping[str, int]
 
-    def idf(self, pattern: Pattern) -> float:
+    def of_pattern(self, pattern: Pattern) -> float:
         """Sum of the inverse document frequencies of a pattern's terms, as the engine has them."""
-        return sum(self._idf(self.of_term[pattern.field, term]) for term in pattern.terms)
+        return sum(self.idf(self.of_term[term]) for term in pattern.terms)
 
-    def _idf(self, frequency: int) -> float:
+    def idf(self, frequency: int) -> float:
+        """Inverse document frequency of what stands in so many documents."""
         return math.log1p((self.num_documents - frequency + 0.5) / (frequency + 0.5))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoundGram:
+    """A token n-gram in one shard: the units that hold it, i64 [n]; `score` of each."""
+
+    units: npt.NDArray[np.int64]
+    score: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +58,8 @@ class ShardCompiler:
 
     schema: tantivy.Schema
     attempt: int
-    patterns: Mapping[Node, Sequence[Pattern]]
+    patterns: Mapping[Node, Sequence[Pattern | Gram]]
+    grams: Mapping[Gram, FoundGram]
     in_shard: Frequencies
     in_index: Frequencies
 
@@ -61,7 +76,10 @@ class ShardCompiler:
             return self._range(node)
         if isinstance(node, Value):
             return value_query(self.schema, node.name, node.value)
-        found = [self._pattern(pattern) for pattern in self.patterns[node]]
+        found = [
+            self._pattern(pattern) if isinstance(pattern, Pattern) else self._units(self.grams[pattern])
+            for pattern in self.patterns[node]
+        ]
         if len(found) == 1:
             return found[0]
         return tantivy.Query.boolean_query([(tantivy.Occur.Should, query) for query in found])
@@ -81,8 +99,14 @@ class ShardCompiler:
         inside = (node.low or 0) <= self.attempt and (node.high is None or self.attempt < node.high)
         return _unscored(tantivy.Query.all_query()) if inside else tantivy.Query.empty_query()
 
+    def _units(self, found: FoundGram) -> tantivy.Query:
+        if len(found.units) == 0:
+            return tantivy.Query.empty_query()
+        units = tantivy.Query.term_set_query(self.schema, "unit", found.units.tolist())
+        return tantivy.Query.const_score_query(units, found.score)
+
     def _pattern(self, pattern: Pattern) -> tantivy.Query:
-        field, terms, query = pattern.field, list(pattern.terms), tantivy.Query
+        field, terms, query = "text", list(pattern.terms), tantivy.Query
         if pattern.distance:
             return query.fuzzy_term_query(self.schema, field, terms[0], pattern.distance, True)
         if pattern.is_prefix and len(terms) > 1:
@@ -94,7 +118,7 @@ class ShardCompiler:
             found = query.term_query(self.schema, field, terms[0])
         else:
             found = query.phrase_query(self.schema, field, list(terms), pattern.slop)
-        return query.boost_query(found, self.in_index.idf(pattern) / self.in_shard.idf(pattern))
+        return query.boost_query(found, self.in_index.of_pattern(pattern) / self.in_shard.of_pattern(pattern))
 
 
 def numbers_query(schema: tantivy.Schema, field: str, low: int | None, high: int | None) -> tantivy.Query:

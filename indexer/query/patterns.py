@@ -1,17 +1,17 @@
 """What the leaves of a query look for: terms of the text, or token ids, next to each other.
 
-The same patterns are compiled for the engine (`compiler`) and looked for in a hit's text, to highlight it (`snippets`).
+Patterns of terms are compiled for the engine (`compiler`), n-grams of tokens are found in the span index (`indexer.ngrams`);
+both are looked for again in a hit, to highlight it (`snippets`).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from indexer.analysis import MAX_TERM_BYTES, terms_of
 from indexer.query.records import Fuzzy, Ids, Ngram, Phrase, Prefix, Word
 from train_hooks.export_format.errors import QuerySyntaxError
 
-__all__ = ["MAX_PHRASE_TERMS", "MAX_SLOP_TERMS", "Pattern", "PatternMaker"]
+__all__ = ["MAX_PHRASE_TERMS", "MAX_SLOP_TERMS", "Gram", "Pattern", "PatternMaker"]
 
 MAX_PHRASE_TERMS, MAX_SLOP_TERMS = 256, 6
 Vocabulary = Callable[[str], Sequence[Sequence[int]]]
@@ -19,12 +19,8 @@ Vocabulary = Callable[[str], Sequence[Sequence[int]]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pattern:
-    """Terms next to each other, moved by `slop` at most. is_prefix: the last one may go on. distance: of a fuzzy term.
+    """Terms next to each other, moved by `slop` at most. is_prefix: the last one may go on. distance: of a fuzzy term."""
 
-    In `token_ids` a term is a token id in decimal.
-    """
-
-    field: Literal["text", "token_ids"]
     terms: tuple[str, ...]
     slop: int = 0
     is_prefix: bool = False
@@ -34,6 +30,13 @@ class Pattern:
     def is_exact(self) -> bool:
         """Whether its terms stand in the index as they are, so that they have frequencies."""
         return not self.is_prefix and not self.distance
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gram:
+    """Token ids next to each other."""
+
+    token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +50,7 @@ class PatternMaker:
     vocab_size: int
     tokenize: Vocabulary | None
 
-    def patterns_of(self, leaf: Word | Phrase | Prefix | Fuzzy | Ids | Ngram) -> tuple[Pattern, ...]:
+    def patterns_of(self, leaf: Word | Phrase | Prefix | Fuzzy | Ids | Ngram) -> tuple[Pattern | Gram, ...]:
         """Alternatives: a segment with one of them has the leaf. Raises QuerySyntaxError for what cannot be looked for."""
         if isinstance(leaf, Ids):
             return (self._ids(leaf.token_ids, leaf.position),)
@@ -67,11 +70,11 @@ class PatternMaker:
                     f"expected one term of more than {leaf.distance} letters before ~, found {' '.join(terms)[:60]!r}",
                     leaf.position,
                 )
-            return (Pattern(field="text", terms=terms, distance=leaf.distance),)
+            return (Pattern(terms=terms, distance=leaf.distance),)
         slop = leaf.slop if isinstance(leaf, Phrase) and len(terms) > 1 else 0
         if slop and len(terms) > MAX_SLOP_TERMS:  # the engine's work doubles with each
             raise self._wrong(f"expected at most {MAX_SLOP_TERMS} words before ~, found {len(terms)}", leaf.position)
-        return (Pattern(field="text", terms=terms, slop=slop, is_prefix=isinstance(leaf, Prefix)),)
+        return (Pattern(terms=terms, slop=slop, is_prefix=isinstance(leaf, Prefix)),)
 
     def _terms(self, text: str, position: int) -> tuple[str, ...]:
         terms = tuple(terms_of(text))
@@ -89,11 +92,11 @@ class PatternMaker:
             )
         return terms
 
-    def _ids(self, ids: Sequence[int], position: int) -> Pattern:
+    def _ids(self, ids: Sequence[int], position: int) -> Gram:
         self._check_length(len(ids), "tokens", position)
         if max(ids) >= self.vocab_size:
             raise self._wrong(f"expected token ids in [0, {self.vocab_size}), found {max(ids)}", position)
-        return Pattern(field="token_ids", terms=tuple(map(str, ids)))
+        return Gram(token_ids=tuple(ids))
 
     def _check_length(self, length: int, what: str, position: int) -> None:
         if length > MAX_PHRASE_TERMS:
