@@ -4,9 +4,9 @@ A value at least as extreme as c of the N rows of the window has log2((N + 1) / 
 log2(1 + distance / spread) on top, spread being what lies between the window's median and its 5th or 95th percentile, and at
 least the feature's floor. One row in 20 is no news: bits above log2(20) count.
 
-Company weighs more: k of the step's m rows that are as unusual as t of the window's each are as surprising together as
--log2(C(m, k) t^k) bits, an upper bound of chance. Each of them gets that, at most twice its own bits: so a fault of many rows
-comes before a rare language, and a single row beyond all others is not drowned by a step whose mixture is new.
+Company weighs more: k of the step's m rows that are news, and as unusual as t of the window's each, are as surprising together
+as -log2(C(m, k) t^k) bits, an upper bound of chance. Each of them gets that, at most COMPANY times its own bits: so a fault of
+many rows comes before a row that is rare in several ways, and a step whose mixture is new does not drown all else.
 
 Features that say one fact in several ways (that the text is new, or in which script) count once in a row's score.
 """
@@ -23,6 +23,7 @@ from indexer.explain.records import Feature, Reason
 __all__ = ["FEATURES", "NEWS_BITS", "Measure", "feature_of", "in_company", "reasons_of", "score_of"]
 
 NEWS_BITS = float(np.log2(20))
+COMPANY = 4
 Floats = npt.NDArray[np.float64]
 
 
@@ -96,7 +97,7 @@ def reasons_of(measure: Measure, values: Floats, window: Floats) -> list[Reason 
     bits[np.isposinf(values)] = 2 * np.log2(len(known) + 1)
     weights, company = np.zeros(len(values)), np.zeros(len(values), np.int64)
     for side in (below, ~below):
-        weights[side], company[side] = in_company(bits[side], len(values))
+        weights[side], company[side] = in_company(np.where(bits[side] > NEWS_BITS, bits[side], 0), len(values))
     return [
         _reason(
             measure, float(value), float(median), float(found), len(known), (float(weight), int(k)), low=bool(is_low)
@@ -122,7 +123,7 @@ def in_company(bits: Floats, num_rows: int) -> tuple[Floats, npt.NDArray[np.int6
         ]
     )
     weights, company = np.zeros(len(bits)), np.zeros(len(bits), np.int64)
-    weights[order] = np.clip(np.maximum.accumulate(together * ranked - choices), ranked, 2 * ranked)
+    weights[order] = np.clip(np.maximum.accumulate(together * ranked - choices), ranked, COMPANY * ranked)
     company[order] = together
     return weights, company
 
