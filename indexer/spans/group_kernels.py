@@ -14,7 +14,7 @@ Rules (all of them hold under any filter, because they speak of what occurs in t
 3. *One table for all shards.* Where a gram stands in the prefix tables of all shards is one search of a table that has
    them merged (`SpanGroup`); several searches advance together. If a gram is absent, the next ones are known: up to AHEAD of
    them are looked up together in FEW shards, so that their cache misses overlap; one alone after a gram that occurs, as the
-   next ones may never be asked for.
+   next ones may never be asked for, and where a look-up has waited for the disk: there a page costs more than it overlaps.
 4. *One reach for all shards.* A span is maximal in the group if no shard has a longer one around it. So the shards share
    `start` and `reach`: one that has the start of a long copy spares all others their look-ups inside it. The new span is
    the longest one at the smallest start that a shard reaches back to; its count is the sum over the shards that have that
@@ -386,7 +386,7 @@ def spans_from(
                             counts, slots, work,
                         )  # fmt: skip
                         num_slow += slow
-                        width = min(2 * width, AHEAD)
+                        width = min(2 * width, AHEAD) if num_slow == 0 else 1
                     if size == SHORT:
                         short = slot
                     elif size == GRAM:

@@ -147,7 +147,7 @@ def longest(
                     barren[2] = need
                 break
         if length < limit or limit == room:
-            return length, inside, lo, hi
+            return length, inside, rank if below < length else lo, rank if above < length else hi
         lo, need = rank, limit
         limit = min(room, 4 * limit)
     return 0, 0, 0, 0
