@@ -5,12 +5,13 @@ Each attempt's committed steps after the ones that are covered are cut into rang
 the parts of the catalog, and one rename publishes the new generation. Steps committed meanwhile wait for the next call.
 """
 
-import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def update_index(
             )
         states = [AttemptState(attempt) for attempt in run.attempts()]
         old = _sound_shards(paths, before, options)
-        wanted = _plan(states, before, old, max(1, options.shard_tokens // run.info.sequence_length))
+        wanted = _plan(states, before, old, max(1, options.shard_tokens // run.info.sequence_length), options.jobs)
         if not wanted:
             raise IncompleteError(f"{run.paths.run_dir} has no committed step yet; run `kiseki index` again later")
         intervals = _canonical(states)
@@ -116,15 +117,17 @@ def update_index(
         parts = [] if before is None else sound_parts(paths, before.parts, verify=options.verify)
         if before is not None and not missing and _is_current(before, paths, intervals, len(parts)):
             return _report(before, old, built=0, changed=False)
-        _build(run, missing, options.jobs, progress)
-        infos = [ShardInfo.read(paths.shard_dir(shard_name(steps))) for steps in wanted]
+        with _workers(min(options.jobs, len(missing))) as workers:
+            _build(run, missing, workers, progress)
+            infos = [ShardInfo.read(paths.shard_dir(shard_name(steps))) for steps in wanted]
+            of_parts = update_parts(paths, parts, infos, workers)
         generation = new_generation(
             paths,
             run.info.run_id,
             {info.name: manifest_sha256(paths.shard_dir(info.name)) for info in infos},
             _covered(infos),
             _last_attempt(intervals),
-            update_parts(paths, parts, infos, options.jobs),
+            of_parts,
         )
         write_catalog(paths, generation, run, states, infos, intervals)
         write_generation(paths, generation)
@@ -161,7 +164,7 @@ def _sound_shards(paths: IndexPaths, before: Generation | None, options: IndexOp
 
 
 def _plan(
-    states: Sequence[AttemptState], before: Generation | None, old: Sequence[ShardInfo], max_rows: int
+    states: Sequence[AttemptState], before: Generation | None, old: Sequence[ShardInfo], max_rows: int, jobs: int
 ) -> list[StepRange]:
     """The shards that the next generation should have."""
     ranges = [
@@ -178,28 +181,32 @@ def _plan(
     for state in states:
         info = state.attempt.info
         after = info.resume_step if before is None else before.covered.get(info.attempt, info.resume_step)
-        ranges += committed_ranges(info.attempt, state.committed, state.writers, after, max_rows)
-    return merged(ranges, max_rows)
+        ranges += committed_ranges(info.attempt, state.committed, state.writers, after, max_rows, jobs)
+    return sorted(ranges) if before is None else merged(ranges, max_rows)
 
 
-def _build(run: RunReader, missing: Sequence[StepRange], jobs: int, progress: Progress | None) -> None:
+def _workers(jobs: int) -> contextlib.AbstractContextManager[Executor | None]:
+    """Processes for what is done side by side; None where it is done here, one thing after the other."""
+    if jobs <= 1:
+        return contextlib.nullcontext()
+    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _build(run: RunReader, missing: Sequence[StepRange], workers: Executor | None, progress: Progress | None) -> None:
     total, done = sum(steps.num_rows for steps in missing), 0
-    for steps in _built(run.paths.run_dir, missing, min(jobs, len(missing))):
+    for steps in _built(run.paths.run_dir, missing, workers):
         done += steps.num_rows
         if progress is not None:
             progress(done, total)
 
 
-def _built(run_dir: Path, missing: Sequence[StepRange], jobs: int) -> Iterator[StepRange]:
-    if jobs <= 1:
+def _built(run_dir: Path, missing: Sequence[StepRange], workers: Executor | None) -> Iterator[StepRange]:
+    if workers is None:
         for steps in missing:
             yield _build_one(run_dir, steps)
         return
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        waiting = [pool.submit(_build_one, run_dir, steps) for steps in missing]
-        for future in concurrent.futures.as_completed(waiting):
-            yield future.result()
+    for future in as_completed([workers.submit(_build_one, run_dir, steps) for steps in missing]):
+        yield future.result()
 
 
 def _build_one(run_dir: Path, steps: StepRange) -> StepRange:

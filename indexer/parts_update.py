@@ -1,9 +1,8 @@
 """From new shards to the parts of the next generation: seen shares of new rows, several shards side by side, then parts."""
 
-import concurrent.futures
 import functools
-import multiprocessing
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, as_completed
 from pathlib import Path
 
 import numpy as np
@@ -22,33 +21,35 @@ __all__ = ["update_parts"]
 Shares = npt.NDArray[np.float32]
 
 
-def update_parts(paths: IndexPaths, before: Sequence[Part], infos: Sequence[ShardInfo], jobs: int) -> dict[str, str]:
-    """The parts over the steps of all shards: name → SHA-256 of the manifest."""
+def update_parts(
+    paths: IndexPaths, before: Sequence[Part], infos: Sequence[ShardInfo], workers: Executor | None
+) -> dict[str, str]:
+    """The parts over the steps of all shards: name → SHA-256 of the manifest. workers: None to do it here."""
     pieces = []
     for info in infos:
         after = max((part.steps.last_step for part in before if part.steps.attempt == info.attempt), default=0)
         piece = piece_of(Shard(paths.shard_dir(info.name)), after) if info.last_step > after else None
         if piece is not None:
             pieces.append(piece)
-    seen = dict(_seen(paths, pieces, [info.name for info in infos], jobs))
+    seen = dict(_seen(paths, pieces, [info.name for info in infos], workers))
     return {
         part.name: part.sha256 for part in (build_part(paths, planned, seen) for planned in plan_parts(before, pieces))
     }
 
 
-def _seen(paths: IndexPaths, pieces: Sequence[Piece], names: Sequence[str], jobs: int) -> Iterator[tuple[str, Shares]]:
-    if min(jobs, len(pieces)) <= 1:
+def _seen(
+    paths: IndexPaths, pieces: Sequence[Piece], names: Sequence[str], workers: Executor | None
+) -> Iterator[tuple[str, Shares]]:
+    if workers is None:
         for piece in pieces:
             yield piece.shard.info.name, _seen_of(paths.run_dir, piece.shard.info.name, piece.first, names)
         _earlier.cache_clear()
         return
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(min(jobs, len(pieces)), mp_context=context) as pool:
-        waiting = {
-            pool.submit(_seen_of, paths.run_dir, piece.shard.info.name, piece.first, names): piece for piece in pieces
-        }
-        for future in concurrent.futures.as_completed(waiting):
-            yield waiting[future].shard.info.name, future.result()
+    waiting = {
+        workers.submit(_seen_of, paths.run_dir, piece.shard.info.name, piece.first, names): piece for piece in pieces
+    }
+    for future in as_completed(waiting):
+        yield waiting[future].shard.info.name, future.result()
 
 
 def _seen_of(run_dir: Path, name: str, first: int, names: Sequence[str]) -> Shares:

@@ -7,6 +7,7 @@ a tier and attempt, beside the full ones, and each row is built again at most on
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 from indexer.ingest import StepRange
@@ -18,16 +19,18 @@ FANOUT = 8
 
 
 def committed_ranges(
-    attempt: int, committed: Sequence[int], writers: dict[int, WriterLog], after_step: int, max_rows: int
+    attempt: int, committed: Sequence[int], writers: dict[int, WriterLog], after_step: int, max_rows: int, jobs: int = 1
 ) -> Iterator[StepRange]:
     """Committed steps after `after_step`, cut into ranges of about `max_rows` rows, at least one step each.
 
-    Steps without rows go with those that follow; at the very end they wait for them.
+    Several jobs get ranges of one size, as many for each, if those are of the highest tier. Steps without rows go with those
+    that follow; at the very end they wait for them.
     """
     rows_of: dict[int, int] = {}
     for writer in writers.values():
         for _, ack in writer.steps():
             rows_of[ack.global_step] = rows_of.get(ack.global_step, 0) + ack.num_rows
+    max_rows = _even([rows_of[step] for step in committed if step > after_step], max_rows, jobs)
     first, rows, last = None, 0, after_step
     for step in committed:
         if step <= after_step:
@@ -39,6 +42,16 @@ def committed_ranges(
         rows, last = rows + rows_of[step], step
     if first is not None and rows:
         yield StepRange(attempt=attempt, first_step=first, last_step=last, num_rows=rows)
+
+
+def _even(rows_of_steps: Sequence[int], max_rows: int, jobs: int) -> int:
+    """At most `max_rows`: rows of ranges of which each job gets as many; `max_rows` where those would be of a lower tier."""
+    total = sum(rows_of_steps)
+    if jobs == 1 or total == 0:
+        return max_rows
+    num_ranges = jobs * math.ceil(total / (jobs * max_rows))
+    even = math.ceil(total / num_ranges) + max(rows_of_steps) - 1  # a range ends before the step that it cannot hold
+    return min(max_rows, even) if _tier(even, max_rows) == 0 else max_rows
 
 
 def merged(ranges: Sequence[StepRange], max_rows: int) -> list[StepRange]:

@@ -1,5 +1,6 @@
 """Following a run that grows: new steps are published while the writer goes on, and small shards are merged."""
 
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -99,5 +100,15 @@ def test_jobs_and_memory_limit(tmp_path: Path) -> None:
             exporter.commit(step)
     report = update_index(tmp_path / "run", IndexOptions(shard_tokens=LENGTH * 8, jobs=2))
     assert (report.num_sequences, report.shards_built) == (32, 4)
+    for rows, jobs, expected in (
+        (24, 1, [24, 8]),
+        (24, 2, [16, 16]),
+        (24, 3, [12, 12, 8]),
+        (20, 2, [16, 16]),
+        (1000, 2, [32]),
+    ):
+        shutil.rmtree(tmp_path / "run" / "index")
+        update_index(tmp_path / "run", IndexOptions(shard_tokens=LENGTH * rows, jobs=jobs))
+        assert [shard.info.num_sequences for shard in IndexReader.open(tmp_path / "run").shards] == expected
     fitted = IndexOptions(shard_tokens=64_000_000, jobs=4, memory_limit_bytes=6 << 30).fitted()
     assert fitted.jobs * fitted.shard_tokens * 40 <= 6 << 30
