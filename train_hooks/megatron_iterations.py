@@ -24,7 +24,22 @@ from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.records import StepStatus
 from train_hooks.torch_fsdp import ExportHook
 
-__all__ = ["MegatronIterations"]
+__all__ = ["MegatronIterations", "MegatronLayout"]
+
+
+class MegatronLayout:
+    """The groups of a `megatron.core.parallel_state` as a mesh, for `ExportHook.attach`."""
+
+    def __init__(self, parallel_state: Any, **groups: str) -> None:
+        """groups: axis → the group's part of the names there, as dp="data_parallel"."""
+        self.mesh_dim_names = tuple(groups)
+        self._parallel_state, self._groups = parallel_state, tuple(groups.values())
+
+    def get_coordinate(self) -> list[int]:
+        return [int(getattr(self._parallel_state, f"get_{group}_rank")()) for group in self._groups]
+
+    def size(self, axis: int) -> int:
+        return int(getattr(self._parallel_state, f"get_{self._groups[axis]}_world_size")())
 
 
 class MegatronIterations:

@@ -4,22 +4,15 @@ import os
 import subprocess
 import sys
 import sysconfig
-from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
 import torch
 
 from tests.adapters import job
 from tests.adapters.checks import crash_and_resume, logged
-from tests.adapters.megatron_loops import check, exported, prepare, trained
+from tests.adapters.megatron_loops import check, exported, needs, prepare, trained
 
-CHECKOUT = os.environ.get("KISEKI_LLM_RECIPES", "")
-pytestmark = [
-    pytest.mark.skipif(not CHECKOUT, reason="KISEKI_LLM_RECIPES: the path of a checkout of llm-recipes, v1.0.1"),
-    pytest.mark.skipif(find_spec("transformers") is None, reason="make test-adapters has transformers"),
-    pytest.mark.timeout(600),
-]
+pytestmark = needs("llm-recipes, v1.0.1", "KISEKI_LLM_RECIPES", "transformers")
 
 
 def compile_helpers() -> None:
@@ -28,7 +21,7 @@ def compile_helpers() -> None:
         [sys.executable, "-m", "pybind11", "--includes"], check=True, capture_output=True, text=True
     ).stdout.strip()
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    directory = Path(CHECKOUT) / "megatron_lm" / "megatron" / "core" / "datasets"
+    directory = Path(os.environ["KISEKI_LLM_RECIPES"]) / "megatron_lm" / "megatron" / "core" / "datasets"
     subprocess.run(
         ["make", "-C", directory, f"LIBEXT={suffix}", f"CPPFLAGS={includes}"], check=True, capture_output=True
     )

@@ -1,24 +1,18 @@
 """Megatron-DeepSpeed, its own source: its training loop and engines on two ranks, and the documents of its samples."""
 
 import json
-import os
-from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
 import torch
 
 from tests.adapters import job
 from tests.adapters.checks import crash_and_resume, logged, run_once, verify
-from tests.adapters.megatron_loops import check, exported, prepare, trained
+from tests.adapters.megatron_loops import check, exported, needs, prepare, trained
 from tests.adapters.texts import SOURCES
 
-CHECKOUT = os.environ.get("KISEKI_MEGATRON_DEEPSPEED", "")
-pytestmark = [
-    pytest.mark.skipif(not CHECKOUT, reason="KISEKI_MEGATRON_DEEPSPEED: the path of a checkout of Megatron-DeepSpeed"),
-    pytest.mark.skipif(find_spec("deepspeed") is None, reason="make test-adapters has deepspeed"),
-    pytest.mark.timeout(900),  # deepspeed compiles its collectives the first time
-]
+pytestmark = needs(  # deepspeed compiles its collectives the first time
+    "Megatron-DeepSpeed", "KISEKI_MEGATRON_DEEPSPEED", "deepspeed", timeout_s=900
+)
 
 
 def environment(directory: Path) -> dict[str, str]:

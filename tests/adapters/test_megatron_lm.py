@@ -1,22 +1,14 @@
 """Megatron-LM, its own source: its training loop on two ranks."""
 
-import os
-from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
 import torch
 
 from tests.adapters import job
 from tests.adapters.checks import crash_and_resume, logged
-from tests.adapters.megatron_loops import check, exported, prepare, trained
+from tests.adapters.megatron_loops import check, exported, needs, prepare, trained
 
-CHECKOUT = os.environ.get("KISEKI_MEGATRON_LM", "")
-pytestmark = [
-    pytest.mark.skipif(not CHECKOUT, reason="KISEKI_MEGATRON_LM: the path of a checkout of Megatron-LM, core_v0.16.1"),
-    pytest.mark.skipif(find_spec("megatron") is None, reason="make test-adapters has megatron-core"),
-    pytest.mark.timeout(600),
-]
+pytestmark = needs("Megatron-LM, core_v0.16.1", "KISEKI_MEGATRON_LM", "megatron")
 
 
 def environment(directory: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ from train_hooks.adapters.versions import require_version
 from train_hooks.documents.megatron import MegatronDocuments
 from train_hooks.documents_in_batches import Indexed
 from train_hooks.export_format.errors import InputError
-from train_hooks.megatron_iterations import MegatronIterations
+from train_hooks.megatron_iterations import MegatronIterations, MegatronLayout
 from train_hooks.tagged_loader import tagged
 from train_hooks.torch_fsdp import ExportHook
 
@@ -42,7 +42,14 @@ class MegatronExport:
         Raises InputError for a version of megatron-core that is not known.
         """
         require_version("megatron-core", "0.16", "0.17")
-        self._iterations = MegatronIterations(run_dir, get_args, tokens="tokens", mesh=_Layout(), options=options)
+        layout = MegatronLayout(
+            parallel_state,
+            dp="data_parallel",
+            cp="context_parallel",
+            tp="tensor_model_parallel",
+            pp="pipeline_model_parallel",
+        )
+        self._iterations = MegatronIterations(run_dir, get_args, tokens="tokens", mesh=layout, options=options)
         self._unnamed_ok = unnamed_ok
 
     @property
@@ -97,26 +104,3 @@ def _options(args: Any) -> dict[str, Any]:
     if (parallel_state.get_virtual_pipeline_model_parallel_world_size() or 1) > 1:
         raise InputError("expected no virtual pipeline stages, found them; this adapter knows one model chunk a rank")
     return {"sequence_length": args.seq_length, "vocab_size": getattr(args, "padded_vocab_size", None)}
-
-
-class _Layout:
-    """Megatron's groups as a mesh."""
-
-    mesh_dim_names = ("dp", "cp", "tp", "pp")
-
-    def get_coordinate(self) -> list[int]:
-        return [
-            parallel_state.get_data_parallel_rank(),
-            parallel_state.get_context_parallel_rank(),
-            parallel_state.get_tensor_model_parallel_rank(),
-            parallel_state.get_pipeline_model_parallel_rank(),
-        ]
-
-    def size(self, axis: int) -> int:
-        sizes = (
-            parallel_state.get_data_parallel_world_size,
-            parallel_state.get_context_parallel_world_size,
-            parallel_state.get_tensor_model_parallel_world_size,
-            parallel_state.get_pipeline_model_parallel_world_size,
-        )
-        return int(sizes[axis]())

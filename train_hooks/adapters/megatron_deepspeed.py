@@ -25,7 +25,7 @@ from train_hooks.documents.megatron import MegatronDocuments
 from train_hooks.documents.megatron_deepspeed import as_megatron
 from train_hooks.documents_in_batches import Indexed
 from train_hooks.export_format.errors import InputError
-from train_hooks.megatron_iterations import MegatronIterations
+from train_hooks.megatron_iterations import MegatronIterations, MegatronLayout
 from train_hooks.tagged_loader import tagged
 from train_hooks.torch_fsdp import ExportHook
 
@@ -52,7 +52,14 @@ class MegatronDeepSpeedExport:
                 f"expected Megatron-DeepSpeed with megatron.core {_KNOWN_CORE} on the Python path, found megatron.core {found}"
                 "; this adapter knows only that: check out Megatron-DeepSpeed, or use the adapter for Megatron-LM"
             )
-        self._iterations = MegatronIterations(run_dir, get_args, tokens="text", mesh=_Layout(), options=options)
+        layout = MegatronLayout(
+            parallel_state,
+            dp="data_parallel",
+            sp="sequence_parallel",
+            tp="tensor_model_parallel",
+            pp="pipeline_model_parallel",
+        )
+        self._iterations = MegatronIterations(run_dir, get_args, tokens="text", mesh=layout, options=options)
         self._unnamed_ok = unnamed_ok
         self._model: Any = None
 
@@ -128,26 +135,3 @@ def _options(args: Any) -> dict[str, Any]:
             "DeepSpeed configuration); train without it, or without the export"
         )
     return {"sequence_length": args.seq_length + 1, "vocab_size": args.padded_vocab_size}
-
-
-class _Layout:
-    """Megatron-DeepSpeed's groups as a mesh."""
-
-    mesh_dim_names = ("dp", "sp", "tp", "pp")
-
-    def get_coordinate(self) -> list[int]:
-        return [
-            parallel_state.get_data_parallel_rank(),
-            parallel_state.get_sequence_parallel_rank(),
-            parallel_state.get_tensor_model_parallel_rank(),
-            parallel_state.get_pipeline_model_parallel_rank(),
-        ]
-
-    def size(self, axis: int) -> int:
-        sizes = (
-            parallel_state.get_data_parallel_world_size,
-            parallel_state.get_sequence_parallel_world_size,
-            parallel_state.get_tensor_model_parallel_world_size,
-            parallel_state.get_pipeline_model_parallel_world_size,
-        )
-        return int(sizes[axis]())
