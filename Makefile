@@ -46,8 +46,8 @@ browser:
 # What an environment has beside kiseki, where that is not the extra of its name. The sources of the first three are in no
 # package: KISEKI_LLM_RECIPES, KISEKI_MEGATRON_DEEPSPEED and KISEKI_MEGATRON_LM are the paths of checkouts.
 WITH_llm-recipes := -e '.[hf]' pybind11
-WITH_megatron-deepspeed := -e '.[deepspeed]' einops pybind11 regex six transformers
-WITH_megatron-lm := -e '.[megatron]' einops regex six transformers triton
+WITH_megatron-deepspeed := -e '.[deepspeed]' einops pillow pybind11 regex six transformers
+WITH_megatron-lm := -e '.[megatron]' einops pybind11 regex six transformers triton
 WITH_datatrove := datatrove
 
 .venv-adapters/%/.installed: pyproject.toml constraints.txt constraints-adapters.txt

@@ -1,6 +1,7 @@
 """What the tests of Megatron-LM's, Megatron-DeepSpeed's and llm-recipes' own training loops share."""
 
 import os
+import sys
 from collections import defaultdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,7 +35,9 @@ def prepare(directory: Path) -> dict[str, str]:
             end_of_document=EOD,
         )  # fmt: skip
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return {"PYTHONPATH": path}
+    # their make asks python3 for pybind11, and python3-config for names: they must be this Python's
+    programs = os.pathsep.join([str(Path(sys.executable).parent), f"{sys.base_prefix}/bin", os.environ["PATH"]])
+    return {"PYTHONPATH": path, "PATH": programs}
 
 
 def trained(script: str, run: Path, rows_a_step: int) -> Job:

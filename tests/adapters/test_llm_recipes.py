@@ -6,6 +6,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.adapters import job
@@ -27,11 +28,13 @@ def compile_helpers() -> None:
     )
 
 
-def test_continual_pretraining(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharding", ["NO_SHARD", "FULL_SHARD"])
+def test_continual_pretraining(tmp_path: Path, sharding: str) -> None:
     """FSDP, accumulation, evaluation, a crash and a resume: rows are what the model's forward was given."""
     compile_helpers()
     done = trained("llm_recipes_job.py", tmp_path / "run", job.MICRO_BATCH * job.ACCUMULATION * 2)
-    crash_and_resume(done, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1", **prepare(tmp_path))  # it was written for torch 2.3
+    older = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}  # it was written for torch 2.3
+    crash_and_resume(done, SHARDING=sharding, **older, **prepare(tmp_path))
     export, log = exported(done.run, 2), logged(done.run / "log")
     check(done, export, "input_ids")
     last = max(step for attempt, step, _, _ in export if attempt == 1)

@@ -4,6 +4,9 @@
     pretrain(export.datasets(train_valid_test_datasets_provider), export.model(model_provider),
              ModelType.encoder_or_decoder, export.forward_step(forward_step), …)
 
+With `--dataloader-type external`, the provider returns micro-batches of `export.indexed(train_dataset)`, and is given to
+`pretrain` as it is.
+
 The training dataset's items say their index, which goes through Megatron's sampler, loader and collate function into the
 micro-batch, and is taken out before `get_batch` sees it. A micro-batch counts as consumed when a forward step in training
 mode has fetched it, on the writer rank (tensor, context and pipeline rank 0). `megatron_iterations` has the rules of steps,
@@ -17,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from megatron.core import parallel_state
+from megatron.core import package_info, parallel_state
 
 from train_hooks.adapters.versions import require_version
 from train_hooks.documents.megatron import MegatronDocuments
@@ -41,7 +44,9 @@ class MegatronExport:
 
         Raises InputError for a version of megatron-core that is not known.
         """
-        require_version("megatron-core", "0.16", "0.17")
+        found = package_info.__version__
+        if not found.startswith("0.12."):  # that of LLM-jp's fork
+            require_version("megatron-core", "0.16", "0.17", found=found)
         layout = MegatronLayout(
             parallel_state,
             dp="data_parallel",
@@ -74,12 +79,14 @@ class MegatronExport:
         @functools.wraps(provider)
         def indexed(*args: Any, **kwargs: Any) -> Any:
             train, *others = provider(*args, **kwargs)
-            if train is not None:
-                self._iterations.documents = MegatronDocuments(train, unnamed_ok=self._unnamed_ok)
-                train = Indexed(train)
-            return (train, *others)
+            return (train if train is None else self.indexed(train), *others)
 
         return indexed
+
+    def indexed(self, train: Any) -> Indexed:
+        """The training dataset (BlendedDataset, GPTDataset) for an external loader, whose samples say their index."""
+        self._iterations.documents = MegatronDocuments(train, unnamed_ok=self._unnamed_ok)
+        return Indexed(train)
 
     def forward_step(self, forward_step: Callable[..., Any]) -> Callable[..., Any]:
         """A forward step whose micro-batches are remembered."""

@@ -59,7 +59,9 @@ class MegatronDeepSpeedExport:
             tp="tensor_model_parallel",
             pp="pipeline_model_parallel",
         )
-        self._iterations = MegatronIterations(run_dir, get_args, tokens="text", mesh=layout, options=options)
+        self._iterations = MegatronIterations(
+            run_dir, get_args, tokens="text", mesh=layout, options=options, reruns=False
+        )
         self._unnamed_ok = unnamed_ok
         self._model: Any = None
 
@@ -129,9 +131,20 @@ class MegatronDeepSpeedExport:
 def _options(args: Any) -> dict[str, Any]:
     if args.virtual_pipeline_model_parallel_size is not None:
         raise InputError("expected no virtual pipeline stages, found them; this adapter knows one model chunk a rank")
-    if args.curriculum_learning_legacy:
+    if found := _curriculum_of_lengths(args):
         raise InputError(
-            "expected sequences of one length, found a curriculum that cuts them in the model (curriculum_learning of the "
-            "DeepSpeed configuration); train without it, or without the export"
+            f"expected sequences of one length, found the curriculum {found} of the DeepSpeed configuration, which changes it"
+            "; train without it, or without the export"
         )
     return {"sequence_length": args.seq_length + 1, "vocab_size": args.padded_vocab_size}
+
+
+def _curriculum_of_lengths(args: Any) -> str | None:
+    """The one that cuts sequences in the model, or that of the data loader, whose metric has one of two names."""
+    if args.curriculum_learning_legacy:
+        return "curriculum_learning"
+    if not args.data_efficiency_curriculum_learning:
+        return None
+    sampling = args.deepspeed_config_dict.get("data_efficiency", {}).get("data_sampling", {})
+    metrics = sampling.get("curriculum_learning", {}).get("curriculum_metrics", {})
+    return next((name for name in ("seqlen_truncate", "seqlen_reshape") if name in metrics), None)
