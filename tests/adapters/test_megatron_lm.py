@@ -85,3 +85,18 @@ def test_pipeline(tmp_path: Path) -> None:
         first, second = (log[attempt, step, stage, microbatch] for stage in (0, 1))
         assert torch.equal(part.batch["tokens"], first["input_ids"])
         assert torch.equal(part.batch["labels"], second["labels"])
+
+
+def test_tensor_parallel(tmp_path: Path) -> None:
+    """Two ranks that share a batch, of which one fetches and writes it."""
+    done = training(tmp_path / "run", job.MICRO_BATCH * job.ACCUMULATION)
+    crash_and_resume(done, TENSOR="2", **environment(tmp_path))
+    export, log = exported(done.run, 1), logged(done.run / "log")
+    check(done, export, "tokens")
+    last = max(step for attempt, step, _, _ in export if attempt == 1)
+    assert set(export) == {key for key in log if key[2] == 0 and (key[0] == 2 or key[1] <= last)}
+    for (attempt, step, _, microbatch), part in export.items():
+        for rank in (0, 1):
+            seen = log[attempt, step, rank, microbatch]
+            assert torch.equal(part.batch["tokens"], seen["input_ids"])
+            assert torch.equal(part.batch["labels"], seen["labels"])
