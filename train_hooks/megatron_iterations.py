@@ -6,9 +6,9 @@ the first micro-batch: pipeline stages would wait for one another in the first f
 
 A step is over when an optimizer steps; one that does not (an overflow) is a `skipped_update`, known at the next step.
 Iterations that `train` jumps over are `skipped_data`, without rows. Samples that are fetched again in one iteration by
-Megatron-LM's rerun machine count once. Every `--save-interval` steps, and after the last, the rows are durable on this
-rank before its part of the model checkpoint is written, and the export's state goes to SAVE/kiseki_export; `--load` finds
-it there.
+Megatron-LM's rerun machine count once. Every `--save-interval` steps (in LLM-jp's fork, when its own rule says), and after
+the last, the rows are durable on this rank before its part of the model checkpoint is written, and the export's state goes
+to SAVE/kiseki_export; `--load` finds it there.
 """
 
 import functools
@@ -32,8 +32,9 @@ __all__ = ["MegatronIterations", "MegatronLayout"]
 class MegatronLayout:
     """The groups of a `megatron.core.parallel_state` as a mesh, for `ExportHook.attach`."""
 
-    def __init__(self, parallel_state: Any, **groups: str) -> None:
-        """groups: axis → the group's part of the names there, as dp="data_parallel"."""
+    def __init__(self, parallel_state: Any, **more: str) -> None:
+        """more: an axis beside data, tensor and pipeline → its group's part of the names, as cp="context_parallel"."""
+        groups = {"dp": "data_parallel", **more, "tp": "tensor_model_parallel", "pp": "pipeline_model_parallel"}
         self.mesh_dim_names = tuple(groups)
         self._parallel_state, self._groups = parallel_state, tuple(groups.values())
 
@@ -148,10 +149,9 @@ class MegatronIterations:
     def _saved_after(self, args: Any) -> bool:
         """Whether a model checkpoint is due: every --save-interval steps, or by LLM-jp's own rule, and at the end."""
         own_rule = getattr(sys.modules.get("megatron.training.training"), "is_save_iteration", None)
-        due = bool(args.save_interval) and self._step % args.save_interval == 0
-        if own_rule:
-            due = own_rule(self._step)
-        return due or self._step == getattr(args, "train_iters", None)
+        by_interval = args.save_interval and self._step % args.save_interval == 0
+        due = own_rule(self._step) if own_rule else by_interval
+        return bool(due) or self._step == getattr(args, "train_iters", None)
 
 
 def _state_path(directory: str, step: int) -> Path:

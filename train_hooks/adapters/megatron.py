@@ -47,13 +47,7 @@ class MegatronExport:
         found = package_info.__version__
         if not found.startswith("0.12."):  # that of LLM-jp's fork
             require_version("megatron-core", "0.16", "0.17", found=found)
-        layout = MegatronLayout(
-            parallel_state,
-            dp="data_parallel",
-            cp="context_parallel",
-            tp="tensor_model_parallel",
-            pp="pipeline_model_parallel",
-        )
+        layout = MegatronLayout(parallel_state, cp="context_parallel")
         self._iterations = MegatronIterations(run_dir, get_args, tokens="tokens", mesh=layout, options=options)
         self._unnamed_ok = unnamed_ok
 

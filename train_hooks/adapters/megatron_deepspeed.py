@@ -52,13 +52,7 @@ class MegatronDeepSpeedExport:
                 f"expected Megatron-DeepSpeed with megatron.core {_KNOWN_CORE} on the Python path, found megatron.core {found}"
                 "; this adapter knows only that: check out Megatron-DeepSpeed, or use the adapter for Megatron-LM"
             )
-        layout = MegatronLayout(
-            parallel_state,
-            dp="data_parallel",
-            sp="sequence_parallel",
-            tp="tensor_model_parallel",
-            pp="pipeline_model_parallel",
-        )
+        layout = MegatronLayout(parallel_state, sp="sequence_parallel")
         self._iterations = MegatronIterations(
             run_dir, get_args, tokens="text", mesh=layout, options=options, reruns=False
         )
