@@ -43,17 +43,18 @@ browser:
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && $(APT) update && $(APT) install -y chromium >/dev/null; } || \
 	  echo "WARNING: no chromium and no google-chrome on PATH: the browser tests of the pages will be skipped" >&2
 
+# What an environment has beside kiseki, where that is not the extra of its name. The sources of the first three are in no
+# package: KISEKI_LLM_RECIPES, KISEKI_MEGATRON_DEEPSPEED and KISEKI_MEGATRON_LM are the paths of checkouts.
+WITH_llm-recipes := -e '.[hf]' pybind11
+WITH_megatron-deepspeed := -e '.[deepspeed]' einops pillow pybind11 regex six transformers
+WITH_megatron-lm := -e '.[megatron]' einops pybind11 regex six transformers triton
+WITH_datatrove := datatrove
+
 .venv-adapters/%/.installed: pyproject.toml constraints.txt constraints-adapters.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
 	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
-	$(@D)/bin/pip install --quiet -c constraints-adapters.txt -e '.[$*]'
-	touch $@
-
-.venv-adapters/datatrove/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
-	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout datatrove==0.10.1
+	$(@D)/bin/pip install --quiet -c constraints-adapters.txt $(or $(WITH_$*),-e '.[$*]')
 	touch $@
 
 # mosaicml wants a torch before 2.7.1; it runs with the one that everything else is tested with.
@@ -61,30 +62,8 @@ browser:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet torch==2.13.0 'setuptools<81' torchmetrics==1.9.0 torch_optimizer==0.3.0 coolname pyyaml py-cpuinfo tabulate \
 	  tqdm psutil packaging importlib-metadata mosaicml-cli==0.8.3 'pillow<12' matplotlib
-	$(@D)/bin/pip install --quiet --no-deps mosaicml==0.32.1 torchvision==0.29.1
+	$(@D)/bin/pip install --quiet --no-deps mosaicml==0.32.1 torchvision==0.28.0
 	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
-	touch $@
-
-# Their sources are in no package: KISEKI_MEGATRON_DEEPSPEED, KISEKI_MEGATRON_LM, KISEKI_LLM_RECIPES are the paths of checkouts.
-.venv-adapters/llm-recipes/.installed: pyproject.toml constraints.txt constraints-adapters.txt
-	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
-	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
-	$(@D)/bin/pip install --quiet -c constraints-adapters.txt -e '.[hf]' pybind11
-	touch $@
-
-.venv-adapters/megatron-lm/.installed: pyproject.toml constraints.txt constraints-adapters.txt
-	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
-	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
-	$(@D)/bin/pip install --quiet -c constraints-adapters.txt -e '.[megatron]' einops regex six transformers triton
-	touch $@
-
-.venv-adapters/megatron-deepspeed/.installed: pyproject.toml constraints.txt constraints-adapters.txt
-	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
-	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
-	$(@D)/bin/pip install --quiet -c constraints-adapters.txt -e '.[deepspeed]' einops pybind11 regex six transformers
 	touch $@
 
 # llm-foundry wants a torch before 2.7.1 too, and a transformers that wants other versions than ours: those come last.

@@ -5,13 +5,15 @@ hook is attached when the model is first put into training mode, which `train` d
 the first micro-batch: pipeline stages would wait for one another in the first forward.
 
 A step is over when an optimizer steps; one that does not (an overflow) is a `skipped_update`, known at the next step.
-Iterations that `train` jumps over are `skipped_data`, without rows. Samples that are fetched again in one iteration (by the
-rerun machine) count once. Every `--save-interval` steps, and after the last, the rows are durable on this rank before its
-part of the model checkpoint is written, and the export's state goes to SAVE/kiseki_export; `--load` finds it there.
+Iterations that `train` jumps over are `skipped_data`, without rows. Samples that are fetched again in one iteration by
+Megatron-LM's rerun machine count once. Every `--save-interval` steps (in LLM-jp's fork, when its own rule says), and after
+the last, the rows are durable on this rank before its part of the model checkpoint is written, and the export's state goes
+to SAVE/kiseki_export; `--load` finds it there.
 """
 
 import functools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,20 +26,46 @@ from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.records import StepStatus
 from train_hooks.torch_fsdp import ExportHook
 
-__all__ = ["MegatronIterations"]
+__all__ = ["MegatronIterations", "MegatronLayout"]
+
+
+class MegatronLayout:
+    """The groups of a `megatron.core.parallel_state` as a mesh, for `ExportHook.attach`."""
+
+    def __init__(self, parallel_state: Any, **more: str) -> None:
+        """more: an axis beside data, tensor and pipeline → its group's part of the names, as cp="context_parallel"."""
+        groups = {"dp": "data_parallel", **more, "tp": "tensor_model_parallel", "pp": "pipeline_model_parallel"}
+        self.mesh_dim_names = tuple(groups)
+        self._parallel_state, self._groups = parallel_state, tuple(groups.values())
+
+    def get_coordinate(self) -> list[int]:
+        return [int(getattr(self._parallel_state, f"get_{group}_rank")()) for group in self._groups]
+
+    def size(self, axis: int) -> int:
+        return int(getattr(self._parallel_state, f"get_{self._groups[axis]}_world_size")())
 
 
 class MegatronIterations:
     """Attaches a hook and ends its steps. `hook`: the ExportHook, from the first training on."""
 
     def __init__(
-        self, run_dir: Path | str, get_args: Callable[[], Any], *, tokens: str, mesh: Any, options: dict[str, Any]
+        self,
+        run_dir: Path | str,
+        get_args: Callable[[], Any],
+        *,
+        tokens: str,
+        mesh: Any,
+        options: dict[str, Any],
+        reruns: bool = True,
     ) -> None:
-        """tokens: the key of the token ids in micro-batches. mesh, options: as of `ExportHook.attach`."""
+        """tokens: the key of the token ids in micro-batches. mesh, options: as of `ExportHook.attach`.
+
+        reruns: whether samples that are fetched again in one iteration are a rerun, rather than trained on twice.
+        """
         self.hook: ExportHook | None = None
         self.documents: DocumentResolver | None = None
         self._run_dir, self._get_args, self._mesh, self._options = run_dir, get_args, mesh, options
-        self._tokens = tokens
+        self._tokens, self._reruns = tokens, reruns
         self._step = 0
         self._seen: set[tuple[int, ...]] = set()
         self._num_new = 0
@@ -57,8 +85,13 @@ class MegatronIterations:
     def tag(self, batch: Any) -> Any:
         """A micro-batch that was fetched, as the trainer shall see it."""
         hook = self._at_step()
+        if "sample_index" not in batch:
+            raise InputError(
+                f"expected micro-batches that say their sample_index, found {', '.join(batch)}; let the loader read the "
+                "dataset of export.datasets(provider), or of export.indexed(dataset)"
+            )
         samples = tuple(batch["sample_index"].tolist())
-        if samples in self._seen:
+        if self._reruns and samples in self._seen:
             return {key: value for key, value in batch.items() if key != "sample_index"}
         self._seen.add(samples)
         self._num_new += 1
@@ -114,9 +147,11 @@ class MegatronIterations:
                 path.write_text(json.dumps(hook.state_dict()), encoding="utf-8")
 
     def _saved_after(self, args: Any) -> bool:
-        """Whether a model checkpoint is due: every --save-interval steps, and at the end."""
-        due = bool(args.save_interval) and self._step % args.save_interval == 0
-        return due or self._step == getattr(args, "train_iters", None)
+        """Whether a model checkpoint is due: every --save-interval steps, or by LLM-jp's own rule, and at the end."""
+        own_rule = getattr(sys.modules.get("megatron.training.training"), "is_save_iteration", None)
+        by_interval = args.save_interval and self._step % args.save_interval == 0
+        due = own_rule(self._step) if own_rule else by_interval
+        return bool(due) or self._step == getattr(args, "train_iters", None)
 
 
 def _state_path(directory: str, step: int) -> Path:

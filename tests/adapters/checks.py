@@ -42,18 +42,19 @@ class Job:
 def crash_and_resume(job: Job, *arguments: str, **variables: str) -> None:
     """Start it twice: the first time all ranks kill themselves in a forward of `killed_step`. arguments: behind the run."""
     kill = f"{job.killed_step},1"
-    first = _run(job, *arguments, KISEKI_TEST_KILL_AT=kill, **variables)
+    first = run_ranks(job, *arguments, KISEKI_TEST_KILL_AT=kill, **variables)
     assert [code for code, _ in first] == [-9] * NUM_RANKS, first
     run_once(job, *arguments, **variables)
 
 
 def run_once(job: Job, *arguments: str, **variables: str) -> None:
     """Start it, from its newest checkpoint, to its end."""
-    ended = _run(job, *arguments, **variables)
+    ended = run_ranks(job, *arguments, **variables)
     assert [code for code, _ in ended] == [0] * NUM_RANKS, "\n".join(output for _, output in ended)
 
 
-def _run(job: Job, *arguments: str, **variables: str) -> list[tuple[int, str]]:
+def run_ranks(job: Job, *arguments: str, **variables: str) -> list[tuple[int, str]]:
+    """Start it, and wait: exit code and output of each rank."""
     processes = start(job.script, [job.run, *arguments], num_ranks=NUM_RANKS, **variables)
     deadline = time.monotonic() + job.timeout_s
     ended = []

@@ -1,8 +1,8 @@
 """A rank of llm-recipes' continual pretraining on a CPU: its arguments, data, sampler, loader, `train`, checkpoints.
 
 Its `finetuning.main` wants NCCL, FlashAttention and a downloaded model, so `main` here does what that does, with a small
-Llama, FSDP on a CPU, and gloo. FSDP does not shard: sharded, torch 2.13 fails on a CPU in the state dict of its checkpoints.
-Stands in for wandb, and for the random state of a GPU.
+Llama, FSDP on a CPU, and gloo. Stands in for wandb, and for the random state of a GPU. Its checkpoints of a sharded model
+are not offloaded to the CPU: on a CPU, torch 2.13 would free the parameters before it reads them.
 """
 
 import os
@@ -22,6 +22,7 @@ from tests.adapters.texts import EOD, LENGTH, SOURCES, VOCAB
 from train_hooks.documents_in_batches import Indexed
 
 RUN = run_dir()  # sys.argv is llm-recipes' later
+SHARDING = os.environ.get("SHARDING", "NO_SHARD")
 
 
 class Unused(ModuleType):
@@ -43,7 +44,7 @@ def arguments() -> list[Any]:
         "--eval-iters", 1, "--save-interval", SAVE_EVERY, "--save", checkpoints, "--load", checkpoints, "--bf16",
         "--data-path", *blend, "--split", "90,10,0", "--data-cache-path", RUN.parent / "cache", "--num-workers", WORKERS,
         "--tokenizer-type", "NullTokenizer", "--vocab-size", EOD, "--base-model", "Llama-small", "--lr", "1e-3",
-        "--continual-pretraining", "--sharding-strategy", "NO_SHARD",
+        "--continual-pretraining", "--sharding-strategy", SHARDING,
     ]  # fmt: skip
 
 
@@ -65,6 +66,8 @@ def main() -> None:
 
     from train_hooks.adapters.llm_recipes import exported
 
+    config = checkpoint.FullStateDictConfig
+    checkpoint.FullStateDictConfig = lambda **given: config(**{**given, "offload_to_cpu": False})
     sys.argv[1:] = map(str, arguments())
     args = parse_args()
     set_global_variables(args=args, build_tokenizer=True)

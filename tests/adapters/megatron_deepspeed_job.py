@@ -1,7 +1,8 @@
 """A rank of Megatron-DeepSpeed's own pretrain_gpt.py, on a CPU: its arguments, data, model, loop, engine, checkpoints.
 
 Stands in for what is not there: torchvision (imported for vision models), deepspeed's compression (imported, not called),
-which newer versions no longer have, and views of strided tensors in the attention that is not fused.
+which newer versions no longer have. Adapted: the attention that is not fused, which today's torch and deepspeed left
+behind, and the one gathering that gloo does not do.
 """
 
 import os
@@ -18,9 +19,10 @@ from tests.adapters.job import ACCUMULATION, MICRO_BATCH, SAVE_EVERY, STEPS, WOR
 from tests.adapters.texts import EOD, LENGTH, SOURCES
 
 RUN = run_dir()  # sys.argv is Megatron's later
-PIPELINE, TENSOR = (int(os.environ.get(name, "1")) for name in ("PIPELINE", "TENSOR"))
+PIPELINE, TENSOR, ULYSSES = (int(os.environ.get(name, "1")) for name in ("PIPELINE", "TENSOR", "ULYSSES"))
 ENGINE = os.environ.get("ENGINE") == "pipeline"
-BATCH = ACCUMULATION * MICRO_BATCH * 2 // (PIPELINE * TENSOR)
+CURRICULUM = "CURRICULUM" in os.environ
+BATCH = ACCUMULATION * MICRO_BATCH * 2 // (PIPELINE * TENSOR * ULYSSES)
 
 
 def stand_in(name: str, **attributes: Any) -> ModuleType:
@@ -43,7 +45,7 @@ def arguments() -> list[Any]:
     checkpoints = RUN / "checkpoints"
     return [
         "--tensor-model-parallel-size", TENSOR, "--pipeline-model-parallel-size", PIPELINE,
-        "--num-layers", 2, "--hidden-size", 32, "--num-attention-heads", 2,
+        "--ds-sequence-parallel-size", ULYSSES, "--num-layers", 2, "--hidden-size", 32, "--num-attention-heads", 2,
         "--seq-length", LENGTH, "--max-position-embeddings", LENGTH, "--micro-batch-size", MICRO_BATCH,
         "--global-batch-size", BATCH, "--train-iters", STEPS, "--lr", "1e-3", "--log-interval", 1, "--eval-iters", 1,
         "--eval-interval", SAVE_EVERY, "--data-path", *blend, "--data-impl", "mmap", "--split", "90,10,0",
@@ -52,6 +54,7 @@ def arguments() -> list[Any]:
         "--no-gradient-accumulation-fusion", "--no-masked-softmax-fusion", "--distributed-backend", "gloo",
         "--deepspeed", "--deepspeed_config", RUN.parent / "deepspeed.json", "--zero-stage", 1,
         "--return-data-index", *([] if ENGINE else ["--no-pipeline-parallel"]),
+        *(["--data-efficiency-curriculum-learning"] if CURRICULUM else []),
     ]  # fmt: skip
 
 
@@ -76,6 +79,32 @@ def logged(model: nn.Module, step: Any) -> nn.Module:
     return model
 
 
+def unfused_attention() -> None:
+    """For today's torch and deepspeed: its tensors made contiguous, and, with Ulysses, heads apart and the mask passed on."""
+    from deepspeed.sequence.layer import DistributedAttention
+    from megatron.model.transformer import CoreAttention
+
+    attend, distribute = CoreAttention.forward, DistributedAttention.forward
+
+    def attended(self: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Any:
+        context = attend(self, query.contiguous(), key.contiguous(), value.contiguous(), mask)
+        return context if ULYSSES == 1 else context.unflatten(-1, (-1, self.hidden_size_per_attention_head))
+
+    CoreAttention.forward = attended
+    DistributedAttention.forward = lambda self, query, key, value, mask: distribute(
+        self, query, key, value, 1, None, mask
+    ).flatten(2)
+
+
+def gathered_flat() -> None:
+    """Its loss is gathered from one dimension into two, which NCCL does and gloo refuses."""
+    collectives: Any = torch.distributed
+    gather = collectives.all_gather_into_tensor
+    collectives.all_gather_into_tensor = lambda output_tensor, input_tensor, **more: gather(
+        output_tensor.view(-1), input_tensor.view(-1), **more
+    )
+
+
 def main() -> None:
     """Train, from the newest checkpoint if there is one."""
     torch.set_num_threads(1)
@@ -92,14 +121,11 @@ def main() -> None:
     import pretrain_gpt
     from megatron import get_args
     from megatron.core.enums import ModelType
-    from megatron.model.transformer import CoreAttention
 
     from train_hooks.adapters.megatron_deepspeed import MegatronDeepSpeedExport
 
-    forward = CoreAttention.forward
-    CoreAttention.forward = lambda self, query, key, value, *rest, **more: forward(
-        self, query.contiguous(), key.contiguous(), value.contiguous(), *rest, **more
-    )
+    unfused_attention()
+    gathered_flat()
 
     def model_provider(*given: Any, **more: Any) -> nn.Module:
         return logged(pretrain_gpt.model_provider(*given, **more), lambda: get_args().curr_iteration)

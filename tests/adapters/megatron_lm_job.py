@@ -1,11 +1,12 @@
 """A rank of Megatron-LM's own pretrain_gpt.py, on a CPU: its arguments, data, model, loop, optimizer, checkpoints.
 
-megatron.core is the installed package, megatron.training the checkout's. Stands in for the GPU: every tensor that would be
-put on it stays where it is, and what torch.cuda says and does about streams, memory and random states. Not compiled: the
-fused kernels, and the dataset's helpers, which the package has compiled. `--clip-grad 0`, since clipping wants a GPU.
+All of it is the checkout's, megatron.core too. Stands in for the GPU: every tensor that would be put on it stays where it
+is, and what torch.cuda says and does about streams, memory and random states. Not compiled: the fused kernels.
+`--clip-grad 0`, since clipping wants a GPU.
 """
 
 import contextlib
+import functools
 import os
 import sys
 from types import SimpleNamespace
@@ -14,13 +15,15 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.data import DataLoader
 
 from tests.adapters.consumed_log import ConsumedLog
-from tests.adapters.job import ACCUMULATION, MICRO_BATCH, SAVE_EVERY, STEPS, WORKERS, kill_at, rank, run_dir
+from tests.adapters.job import ACCUMULATION, MICRO_BATCH, RANKS, SAVE_EVERY, STEPS, WORKERS, kill_at, rank, run_dir
 from tests.adapters.texts import EOD, LENGTH, SOURCES
 
 RUN = run_dir()  # sys.argv is Megatron's later
 PIPELINE, TENSOR = (int(os.environ.get(name, "1")) for name in ("PIPELINE", "TENSOR"))
+LOADER = os.environ.get("LOADER", "single")
 
 
 class OnCpu(TorchFunctionMode):
@@ -73,14 +76,12 @@ def without_gpu() -> None:
     OnCpu().__enter__()  # type: ignore[no-untyped-call]
 
 
-def without_compilers() -> None:
-    """megatron.core as it is installed."""
-    import megatron.core.datasets.utils as datasets
+def without_kernels() -> None:
+    """What is compiled for a GPU, and its random states."""
     import megatron.core.tensor_parallel.random as random
     import megatron.legacy.fused_kernels as kernels
 
     kernels.load = lambda _: None
-    datasets.compile_helpers = lambda: None
     random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
 
@@ -97,27 +98,53 @@ def arguments() -> list[Any]:
         "--eval-interval", SAVE_EVERY, "--data-path", *blend, "--split", "90,10,0",
         "--data-cache-path", RUN.parent / "cache", "--tokenizer-type", "NullTokenizer", "--vocab-size", EOD,
         "--save-interval", SAVE_EVERY, "--save", checkpoints, "--load", checkpoints, "--ckpt-format", "torch",
-        "--num-workers", WORKERS, "--distributed-backend", "gloo", "--transformer-impl", "local",
+        "--num-workers", WORKERS, "--dataloader-type", LOADER, "--distributed-backend", "gloo", "--transformer-impl", "local",
         "--use-cpu-initialization", "--no-gradient-accumulation-fusion", "--no-masked-softmax-fusion",
         "--no-persist-layer-norm", "--no-bias-gelu-fusion", "--no-bias-dropout-fusion", "--no-rope-fusion",
     ]  # fmt: skip
 
 
+def model_provider() -> Any:
+    """That of pretrain_gpt.py, in which older versions have it whole."""
+    import pretrain_gpt
+
+    try:
+        from gpt_builders import gpt_builder
+    except ModuleNotFoundError:
+        return pretrain_gpt.model_provider
+    return functools.partial(pretrain_gpt.model_provider, gpt_builder)
+
+
+def external(export: Any, datasets: Any) -> Any:
+    """A provider of our own loaders: ranks take samples by turns, not MICRO_BATCH each as by Megatron's sampler."""
+
+    def provider(num_samples: Any) -> tuple[Any, Any, None]:
+        from megatron.training import get_args
+
+        train, valid, _ = datasets(num_samples)
+        starts = range(get_args().consumed_train_samples, num_samples[0], MICRO_BATCH * RANKS)
+        batches = [list(range(start + rank(), start + MICRO_BATCH * RANKS, RANKS)) for start in starts]
+        loader = DataLoader(export.indexed(train), batch_sampler=batches, num_workers=WORKERS)
+        return iter(loader), iter(DataLoader(valid, batch_size=MICRO_BATCH)), None
+
+    return provider
+
+
 def main() -> None:
     """Train, from the newest checkpoint if there is one."""
     without_gpu()
-    sys.path.append(os.environ["KISEKI_MEGATRON_LM"])  # last: it has packages named tests and megatron.core too
-    without_compilers()
+    sys.path.insert(0, os.environ["KISEKI_MEGATRON_LM"])  # now: it has a package named tests too, and megatron.core
+    without_kernels()
     import pretrain_gpt
-    from gpt_builders import gpt_builder
     from megatron.core.enums import ModelType
     from megatron.training import get_args, pretrain
-    from model_provider import model_provider
 
     from train_hooks.adapters.megatron import MegatronExport
 
+    build = model_provider()
+
     def logged(*given: Any, **more: Any) -> Any:
-        model, kill = model_provider(gpt_builder, *given, **more), kill_at()
+        model, kill = build(*given, **more), kill_at()
         if kill and rank() > 0 and PIPELINE > 1:  # the second micro-batch will not reach the last stage
             kill = (kill[0], 0)
         ConsumedLog(model, RUN / "log", rank(), lambda: get_args().curr_iteration, kill_at=kill)
@@ -125,10 +152,11 @@ def main() -> None:
 
     sys.argv[1:] = map(str, arguments())
     export = MegatronExport(RUN, get_args, config={"trainer": "megatron-lm"})
-    provider = pretrain_gpt.train_valid_test_datasets_provider
+    provider: Any = pretrain_gpt.train_valid_test_datasets_provider
+    provider = external(export, provider) if LOADER == "external" else export.datasets(provider)
     provider.is_distributed = True
     pretrain(
-        export.datasets(provider),
+        provider,
         export.model(logged),
         ModelType.encoder_or_decoder,
         export.forward_step(pretrain_gpt.forward_step),

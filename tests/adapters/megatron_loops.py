@@ -1,8 +1,12 @@
-"""What the tests of Megatron's and Megatron-DeepSpeed's own training loops share."""
+"""What the tests of Megatron-LM's, Megatron-DeepSpeed's and llm-recipes' own training loops share."""
 
 import os
+import sys
 from collections import defaultdict
+from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
 
 from tests.adapters import job
 from tests.adapters.checks import Job, Key, verify
@@ -11,6 +15,15 @@ from tests.train_hooks.torch_fsdp.torchrun import ROOT
 from train_hooks.documents.megatron_preprocessing import write_indexed
 from train_hooks.export_format.reader import RunReader
 from train_hooks.replay import ReplayDataset, ReplayMicrobatch
+
+
+def needs(checkout: str, variable: str, framework: str, *, timeout_s: int = 600) -> list[pytest.MarkDecorator]:
+    """Marks of a test that runs the sources at the path in `variable`. checkout: which; framework: a package they want."""
+    return [
+        pytest.mark.skipif(not os.environ.get(variable), reason=f"{variable}: the path of a checkout of {checkout}"),
+        pytest.mark.skipif(find_spec(framework) is None, reason=f"make test-adapters has {framework}"),
+        pytest.mark.timeout(timeout_s),
+    ]
 
 
 def prepare(directory: Path) -> dict[str, str]:
@@ -22,7 +35,9 @@ def prepare(directory: Path) -> dict[str, str]:
             end_of_document=EOD,
         )  # fmt: skip
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return {"PYTHONPATH": path}
+    # their make asks python3 for pybind11, and python3-config for names: they must be this Python's
+    programs = os.pathsep.join([str(Path(sys.executable).parent), f"{sys.base_prefix}/bin", os.environ["PATH"]])
+    return {"PYTHONPATH": path, "PATH": programs}
 
 
 def trained(script: str, run: Path, rows_a_step: int) -> Job:

@@ -39,8 +39,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 ROWS_A_STEP = job.ACCUMULATION * job.MICRO_BATCH * job.RANKS
 
 
-def trained(directory: Path, loader: dict[str, Any]) -> dict[Key, ReplayMicrobatch]:
-    """Train, kill, resume; the export equals the log of the forwards, and each global batch is whole."""
+def trained(directory: Path, loader: dict[str, Any]) -> Path:
+    """Train, kill, resume; the run directory."""
     run = directory / "run"
     prepare(directory)
     of_job = Job(
@@ -48,7 +48,12 @@ def trained(directory: Path, loader: dict[str, Any]) -> dict[Key, ReplayMicrobat
         resume_step=job.RESUME_STEP, rows_a_step=ROWS_A_STEP,
     )  # fmt: skip
     crash_and_resume(of_job, json.dumps(loader), NODE_RANK="0", HF_HUB_OFFLINE="1")
-    log, export = logged(run / "log"), exported(run)
+    return run
+
+
+def check_forwards(run: Path, export: dict[Key, ReplayMicrobatch]) -> None:
+    """Each micro-batch of a step that was over is what the model's forward wrote down, in all tensors."""
+    log = logged(run / "log")
     last = max(step for attempt, step, _, _ in export if attempt == 1)
     assert job.RESUME_STEP <= last < job.KILLED_STEP
     assert set(export) == {key for key in log if key[0] == 2 or key[1] <= last}
@@ -56,12 +61,6 @@ def trained(directory: Path, loader: dict[str, Any]) -> dict[Key, ReplayMicrobat
         assert "input_ids" in log[key]
         for name, seen in log[key].items():
             assert torch.equal(part.batch[name].to(seen.dtype), seen), (key, name)
-    check_global_batches(export)
-    assert verify(run) == 0
-    metrics = metrics_of(run)
-    assert set(metrics) == set(range(1, job.STEPS + 1))
-    assert all({"loss", "lr"} <= set(values) for values in metrics.values())
-    return export
 
 
 def rows_of(export: dict[Key, ReplayMicrobatch]) -> dict[tuple[int, int], list[tuple[int, ...]]]:
@@ -89,19 +88,29 @@ def sources(directory: Path) -> dict[tuple[str, str], list[int]]:
 
 
 def test_trainer_with_its_text_dataloader(tmp_path: Path) -> None:
-    trained(tmp_path, {"name": "text"})
+    run = trained(tmp_path, {"name": "text"})
+    export = exported(run)
+    check_forwards(run, export)
+    check_global_batches(export)
+    metrics = metrics_of(run)
+    assert set(metrics) == set(range(1, job.STEPS + 1))
+    assert all({"loss", "lr"} <= set(values) for values in metrics.values())
+    assert verify(run) == 0
 
 
 def test_training_on_concatenated_samples_that_know_their_documents(tmp_path: Path) -> None:
     packed = {"name": "text_with_documents", "dataset": {"local": str(tmp_path / "packed")}}
-    export = trained(tmp_path, packed)
+    run = trained(tmp_path, packed)
+    export = exported(run)
+    check_forwards(run, export)
+    check_global_batches(export)
     for part in export.values():
         check_documents(part, "input_ids", sources(tmp_path))
     (tmp_path / "corpus").mkdir()
     lines = [{"id": text.document_id, "text": text.text, "source": text.source} for text in all_texts()]
     corpus = tmp_path / "corpus" / "all.jsonl"
     corpus.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    assert verify(tmp_path / "run", "--corpus", str(corpus.parent)) == 0
+    assert verify(run, "--corpus", str(corpus.parent)) == 0
     of_sample = dict(rows_by_index(export))
     raw = raw_samples(tmp_path / "packed" / "train")
     places = MdsPlaces([tmp_path / "packed" / "train"])

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import sysconfig
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,9 @@ import torch
 
 from tests.adapters import job
 from tests.adapters.checks import crash_and_resume, logged
-from tests.adapters.megatron_loops import check, exported, prepare, trained
+from tests.adapters.megatron_loops import check, exported, needs, prepare, trained
 
-CHECKOUT = os.environ.get("KISEKI_LLM_RECIPES", "")
-pytestmark = [
-    pytest.mark.skipif(not CHECKOUT, reason="KISEKI_LLM_RECIPES: the path of a checkout of llm-recipes, v1.0.1"),
-    pytest.mark.skipif(find_spec("transformers") is None, reason="make test-adapters has transformers"),
-    pytest.mark.timeout(600),
-]
+pytestmark = needs("llm-recipes, v1.0.1", "KISEKI_LLM_RECIPES", "transformers")
 
 
 def compile_helpers() -> None:
@@ -28,17 +22,19 @@ def compile_helpers() -> None:
         [sys.executable, "-m", "pybind11", "--includes"], check=True, capture_output=True, text=True
     ).stdout.strip()
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    directory = Path(CHECKOUT) / "megatron_lm" / "megatron" / "core" / "datasets"
+    directory = Path(os.environ["KISEKI_LLM_RECIPES"]) / "megatron_lm" / "megatron" / "core" / "datasets"
     subprocess.run(
         ["make", "-C", directory, f"LIBEXT={suffix}", f"CPPFLAGS={includes}"], check=True, capture_output=True
     )
 
 
-def test_continual_pretraining(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharding", ["NO_SHARD", "FULL_SHARD"])
+def test_continual_pretraining(tmp_path: Path, sharding: str) -> None:
     """FSDP, accumulation, evaluation, a crash and a resume: rows are what the model's forward was given."""
     compile_helpers()
     done = trained("llm_recipes_job.py", tmp_path / "run", job.MICRO_BATCH * job.ACCUMULATION * 2)
-    crash_and_resume(done, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1", **prepare(tmp_path))  # it was written for torch 2.3
+    older = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}  # it was written for torch 2.3
+    crash_and_resume(done, SHARDING=sharding, **older, **prepare(tmp_path))
     export, log = exported(done.run, 2), logged(done.run / "log")
     check(done, export, "input_ids")
     last = max(step for attempt, step, _, _ in export if attempt == 1)

@@ -73,6 +73,9 @@ def test_a_version_that_is_not_known_names_those_that_are() -> None:
         require_version("torch", "98", "99")
     with pytest.raises(InputError, match=r"expected no-such-framework>=1,<2, found none"):
         require_version("no-such-framework", "1", "2")
+    require_version("torch", "98", "99", found="98.1")
+    with pytest.raises(InputError, match=r"expected torch>=2,<3, found 98\.1"):
+        require_version("torch", "2", "3", found="98.1")  # what was imported, not what is installed
 
 
 def stack(items: list[dict[str, Any]]) -> dict[str, Any]:

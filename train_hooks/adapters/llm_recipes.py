@@ -89,7 +89,9 @@ def exported(
             "build_pretraining_data_loader(dataset=Indexed(train_dataset), …)"
         )
     counted = _Counted(args)
-    iterations = MegatronIterations(run_dir, lambda: counted, tokens="input_ids", mesh=None, options=options)
+    iterations = MegatronIterations(
+        run_dir, lambda: counted, tokens="input_ids", mesh=None, options=options, reruns=False
+    )
     iterations.documents = MegatronDocuments(_as_megatron(loader.dataset), unnamed_ok=unnamed_ok)
     iterations.attach_when_training(model, lambda _: {"sequence_length": args.seq_length})
     return ExportedLoader(loader, iterations, counted)

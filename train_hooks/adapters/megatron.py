@@ -4,6 +4,9 @@
     pretrain(export.datasets(train_valid_test_datasets_provider), export.model(model_provider),
              ModelType.encoder_or_decoder, export.forward_step(forward_step), …)
 
+With `--dataloader-type external`, the provider returns micro-batches of `export.indexed(train_dataset)`, and is given to
+`pretrain` as it is.
+
 The training dataset's items say their index, which goes through Megatron's sampler, loader and collate function into the
 micro-batch, and is taken out before `get_batch` sees it. A micro-batch counts as consumed when a forward step in training
 mode has fetched it, on the writer rank (tensor, context and pipeline rank 0). `megatron_iterations` has the rules of steps,
@@ -17,13 +20,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from megatron.core import parallel_state
+from megatron.core import package_info, parallel_state
 
 from train_hooks.adapters.versions import require_version
 from train_hooks.documents.megatron import MegatronDocuments
 from train_hooks.documents_in_batches import Indexed
 from train_hooks.export_format.errors import InputError
-from train_hooks.megatron_iterations import MegatronIterations
+from train_hooks.megatron_iterations import MegatronIterations, MegatronLayout
 from train_hooks.tagged_loader import tagged
 from train_hooks.torch_fsdp import ExportHook
 
@@ -41,8 +44,11 @@ class MegatronExport:
 
         Raises InputError for a version of megatron-core that is not known.
         """
-        require_version("megatron-core", "0.16", "0.17")
-        self._iterations = MegatronIterations(run_dir, get_args, tokens="tokens", mesh=_Layout(), options=options)
+        found = package_info.__version__
+        if not found.startswith("0.12."):  # that of LLM-jp's fork
+            require_version("megatron-core", "0.16", "0.17", found=found)
+        layout = MegatronLayout(parallel_state, cp="context_parallel")
+        self._iterations = MegatronIterations(run_dir, get_args, tokens="tokens", mesh=layout, options=options)
         self._unnamed_ok = unnamed_ok
 
     @property
@@ -67,12 +73,14 @@ class MegatronExport:
         @functools.wraps(provider)
         def indexed(*args: Any, **kwargs: Any) -> Any:
             train, *others = provider(*args, **kwargs)
-            if train is not None:
-                self._iterations.documents = MegatronDocuments(train, unnamed_ok=self._unnamed_ok)
-                train = Indexed(train)
-            return (train, *others)
+            return (train if train is None else self.indexed(train), *others)
 
         return indexed
+
+    def indexed(self, train: Any) -> Indexed:
+        """The training dataset (BlendedDataset, GPTDataset) for an external loader, whose samples say their index."""
+        self._iterations.documents = MegatronDocuments(train, unnamed_ok=self._unnamed_ok)
+        return Indexed(train)
 
     def forward_step(self, forward_step: Callable[..., Any]) -> Callable[..., Any]:
         """A forward step whose micro-batches are remembered."""
@@ -97,26 +105,3 @@ def _options(args: Any) -> dict[str, Any]:
     if (parallel_state.get_virtual_pipeline_model_parallel_world_size() or 1) > 1:
         raise InputError("expected no virtual pipeline stages, found them; this adapter knows one model chunk a rank")
     return {"sequence_length": args.seq_length, "vocab_size": getattr(args, "padded_vocab_size", None)}
-
-
-class _Layout:
-    """Megatron's groups as a mesh."""
-
-    mesh_dim_names = ("dp", "cp", "tp", "pp")
-
-    def get_coordinate(self) -> list[int]:
-        return [
-            parallel_state.get_data_parallel_rank(),
-            parallel_state.get_context_parallel_rank(),
-            parallel_state.get_tensor_model_parallel_rank(),
-            parallel_state.get_pipeline_model_parallel_rank(),
-        ]
-
-    def size(self, axis: int) -> int:
-        sizes = (
-            parallel_state.get_data_parallel_world_size,
-            parallel_state.get_context_parallel_world_size,
-            parallel_state.get_tensor_model_parallel_world_size,
-            parallel_state.get_pipeline_model_parallel_world_size,
-        )
-        return int(sizes[axis]())

@@ -25,7 +25,7 @@ from train_hooks.documents.megatron import MegatronDocuments
 from train_hooks.documents.megatron_deepspeed import as_megatron
 from train_hooks.documents_in_batches import Indexed
 from train_hooks.export_format.errors import InputError
-from train_hooks.megatron_iterations import MegatronIterations
+from train_hooks.megatron_iterations import MegatronIterations, MegatronLayout
 from train_hooks.tagged_loader import tagged
 from train_hooks.torch_fsdp import ExportHook
 
@@ -52,7 +52,10 @@ class MegatronDeepSpeedExport:
                 f"expected Megatron-DeepSpeed with megatron.core {_KNOWN_CORE} on the Python path, found megatron.core {found}"
                 "; this adapter knows only that: check out Megatron-DeepSpeed, or use the adapter for Megatron-LM"
             )
-        self._iterations = MegatronIterations(run_dir, get_args, tokens="text", mesh=_Layout(), options=options)
+        layout = MegatronLayout(parallel_state, sp="sequence_parallel")
+        self._iterations = MegatronIterations(
+            run_dir, get_args, tokens="text", mesh=layout, options=options, reruns=False
+        )
         self._unnamed_ok = unnamed_ok
         self._model: Any = None
 
@@ -122,32 +125,20 @@ class MegatronDeepSpeedExport:
 def _options(args: Any) -> dict[str, Any]:
     if args.virtual_pipeline_model_parallel_size is not None:
         raise InputError("expected no virtual pipeline stages, found them; this adapter knows one model chunk a rank")
-    if args.curriculum_learning_legacy:
+    if found := _curriculum_of_lengths(args):
         raise InputError(
-            "expected sequences of one length, found a curriculum that cuts them in the model (curriculum_learning of the "
-            "DeepSpeed configuration); train without it, or without the export"
+            f"expected sequences of one length, found the curriculum {found} of the DeepSpeed configuration, which changes it"
+            "; train without it, or without the export"
         )
     return {"sequence_length": args.seq_length + 1, "vocab_size": args.padded_vocab_size}
 
 
-class _Layout:
-    """Megatron-DeepSpeed's groups as a mesh."""
-
-    mesh_dim_names = ("dp", "sp", "tp", "pp")
-
-    def get_coordinate(self) -> list[int]:
-        return [
-            parallel_state.get_data_parallel_rank(),
-            parallel_state.get_sequence_parallel_rank(),
-            parallel_state.get_tensor_model_parallel_rank(),
-            parallel_state.get_pipeline_model_parallel_rank(),
-        ]
-
-    def size(self, axis: int) -> int:
-        sizes = (
-            parallel_state.get_data_parallel_world_size,
-            parallel_state.get_sequence_parallel_world_size,
-            parallel_state.get_tensor_model_parallel_world_size,
-            parallel_state.get_pipeline_model_parallel_world_size,
-        )
-        return int(sizes[axis]())
+def _curriculum_of_lengths(args: Any) -> str | None:
+    """The one that cuts sequences in the model, or that of the data loader, whose metric has one of two names."""
+    if args.curriculum_learning_legacy:
+        return "curriculum_learning"
+    if not args.data_efficiency_curriculum_learning:
+        return None
+    sampling = args.deepspeed_config_dict.get("data_efficiency", {}).get("data_sampling", {})
+    metrics = sampling.get("curriculum_learning", {}).get("curriculum_metrics", {})
+    return next((name for name in ("seqlen_truncate", "seqlen_reshape") if name in metrics), None)

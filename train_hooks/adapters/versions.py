@@ -10,11 +10,11 @@ __all__ = ["require_version"]
 Version = tuple[int, ...]
 
 
-def require_version(distribution: str, first: str, before: str) -> None:
-    """Raises InputError unless `distribution` is installed with first ≤ version < before."""
+def require_version(distribution: str, first: str, before: str, *, found: str | None = None) -> None:
+    """Raises InputError unless first ≤ version < before. found: of what was imported; by default of what is installed."""
     wanted = f"{distribution}>={first},<{before}"
     try:
-        found = metadata.version(distribution)
+        found = found or metadata.version(distribution)
     except metadata.PackageNotFoundError:
         raise InputError(f"expected {wanted}, found none; pip install '{wanted}'") from None
     if not _numbers(first) <= _numbers(found) < _numbers(before):
