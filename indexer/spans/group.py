@@ -16,6 +16,7 @@ Rules:
 """
 
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from indexer.spans import group_kernels
 from indexer.spans.arrays import SpanArrays, SpanIndexError
+from indexer.spans.group_kernels import TWICE
 from indexer.spans.prepare import filter_row, prepare
 from indexer.spans.search import AnyFilter, Query, as_tokens, new_work
 
@@ -35,7 +37,7 @@ TOGETHER = 64
 PATIENCE = 4
 """Look-ups that may wait for the disk before others help."""
 READERS, STRETCH = 16, 7
-"""Threads at most that read side by side; each takes a stretch of at least so many times the minimum length."""
+"""Threads at most that read side by side; each takes a stretch of at least so many times the minimum length, or TWICE."""
 NONE: NDArray[np.int32] = np.zeros(0, np.int32)
 
 
@@ -158,10 +160,9 @@ def _spans_of_part(
     search = functools.partial(_search, asked, min_length, group.shards[0].separator)
     spans, ranks, done, work = search(0, len(tokens), PATIENCE)
     if done < len(tokens):
-        num = min(READERS, max(1, (len(tokens) - done) // (STRETCH * min_length)))
+        num = min(READERS, max(1, (len(tokens) - done) // (STRETCH * min(min_length, TWICE))))
         edges = np.linspace(done, len(tokens), num + 1).astype(int).tolist()
-        with ThreadPoolExecutor(num) as readers:
-            parts = list(readers.map(search, edges[:-1], edges[1:], [len(tokens)] * num))
+        parts = list(_readers().map(search, edges[:-1], edges[1:], [len(tokens)] * num))
         spans = np.concatenate([spans, *(part[0] for part in parts)])
         ranks = np.concatenate([ranks, *(part[1] for part in parts)])
         work = sum((part[3] for part in parts), work)
@@ -172,6 +173,15 @@ def _spans_of_part(
         start=spans[:, 0], end=spans[:, 1], count=count.sum(axis=1), shard_lo=ranks[:, :, group_kernels.LO],
         shard_hi=ranks[:, :, group_kernels.HI], shard_count=count, work=work,
     )  # fmt: skip
+
+
+@functools.cache
+def _readers() -> ThreadPoolExecutor:
+    """Threads that are kept: to start some takes as long as a tenth of a search that waits for the disk."""
+    return ThreadPoolExecutor(READERS, "kiseki-reader")
+
+
+os.register_at_fork(after_in_child=_readers.cache_clear)  # a child has none of its parent's threads
 
 
 def _search(

@@ -1,5 +1,7 @@
 """Spans of several shards against those of one shard that holds everything."""
 
+import multiprocessing
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import patch
@@ -64,6 +66,25 @@ def test_shards_give_what_one_shard_gives(dtype: DTypeLike, data: st.DataObject)
                     assert found.shard_count[row, shard] == reference.count(part, lo, hi, each[shard])
                 else:
                     assert lo == hi
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_child_reads_with_threads_of_its_own() -> None:
+    arrays = shards.build([RNG(3).integers(0, 4, 400).tolist()])
+    query = RNG(3).integers(0, 4, 400).tolist()
+
+    def search() -> None:
+        with patch.multiple(group, PATIENCE=0, STRETCH=1):
+            assert plain(spans_of_group(span_group([arrays]), query, 8)) == [[0, 400, 1]]
+
+    list(group._readers().map(time.sleep, [0.01] * group.READERS))  # all threads are there, and idle: a child has none
+    search()
+    child = multiprocessing.get_context("fork").Process(target=search)
+    child.start()
+    child.join(30)
+    hangs = child.exitcode is None
+    child.kill()
+    assert (hangs, child.exitcode) == (False, 0)
 
 
 @pytest.mark.parametrize("max_keys", [1 << 20, 40, 1])
