@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.spans.arrays import BLOCK, GRAM, SHORT
-from indexer.spans.hit_kernels import count_passing, next_passing
+from indexer.spans.hit_kernels import alike_passing, count_passing, next_passing
 from indexer.spans.jit import cycles, jit, prefetch, uncounted, will_need
 from indexer.spans.kernels import (
     ALIKE,
@@ -240,6 +240,31 @@ def look_up(
 
 
 @jit
+def is_filtered(row: I64, filter_row: I64) -> bool:
+    """Whether a filter leaves something of its shard out: by a bitmap, or by a range of positions."""
+    return bool(filter_row[3] > 0 or filter_row[0] > 0 or filter_row[1] < row[7])
+
+
+@jit
+def leave_out(rows: I64, filters: I64, query: Tokens, probe: int, asked: I64, ranks: I64, key: U64) -> None:
+    """A shard that has the first tokens of the gram at `probe`, but in no passing suffix, has NOTHING of it.
+
+    That is so if all suffixes with them are in the block that was looked at. ranks i64 [shards, 3] are those of `look_up`.
+    """
+    pack(query, probe, GRAM, 0, key)
+    wanted = fingerprint(key)
+    for i in range(len(rows)):
+        if asked[i] == 0 or ranks[i, STATE] != FIRST or not is_filtered(rows[i], filters[i]):
+            continue
+        shard, block = opened(rows[i], query), ranks[i, LO] // BLOCK
+        if begins_alike(shard[3], block + 1, key) or (block > 0 and begins_alike(shard[3], block, key)):
+            continue
+        lo = block * BLOCK
+        if not alike_passing(shard, chosen_of(filters[i]), lo, min(lo + BLOCK, len(shard[2])), wanted):
+            ranks[i, STATE] = NOTHING
+
+
+@jit
 def reaching_back(
     row: I64, filter_row: I64, query: Tokens, places: tuple[int, int, int, int], lo: int, hi: int, gram: int, barren: I64,
     found: I64, work: I64,
@@ -342,6 +367,9 @@ def spans_from(
     spans, ranks = np.zeros((64, 2), np.int64), np.zeros((64, num_shards, 3), np.int64)
     gram = min(min_length, GRAM)
     num_spans, begin, width, free, slow, num_slow = 0, first_start, 1, zero, False, 0
+    filtered = False
+    for i in range(num_shards):
+        filtered |= is_filtered(rows[i], filters[i])
     while begin < end_start:
         stop = piece_end(query, begin, separator)
         piece = query[:stop]
@@ -389,6 +417,8 @@ def spans_from(
                         width = min(2 * width, AHEAD) if num_slow == 0 else 1
                     if size == SHORT:
                         short = slot
+                        if filtered:
+                            leave_out(rows, filters, piece, place, asked, grams[slot], keys[0])
                     elif size == GRAM:
                         whole = slot
                     num_left = 0

@@ -13,6 +13,7 @@ import numpy as np
 from indexer.spans.arrays import BLOCK, SUPERBLOCK
 from indexer.spans.jit import jit
 from indexer.spans.kernels import (
+    ALIKE,
     I32,
     I64,
     LANE,
@@ -61,6 +62,23 @@ def select(shard: Shard, chosen: Chosen, lo: int, hi: int, first: int, end: int,
             ranks[num] = rank
             num += 1
     return num
+
+
+@jit
+def alike_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, wanted: np.uint16) -> bool:
+    """Whether one of the suffixes [lo, hi) passes whose fingerprint agrees with `wanted` about the first SHORT tokens."""
+    suffix_array, fingerprints, sequence_starts = shard[1], shard[2], shard[6]
+    first, end, passing, marks, shift = chosen
+    found = False
+    for rank in range(lo, hi):
+        if not found and np.uint16(fingerprints[np.uint64(rank)] ^ wanted) < ALIKE:
+            position = int(suffix_array[np.uint64(rank)])
+            if first <= position < end:
+                found = len(passing) == 0 or (
+                    marks[np.uint64(position) >> np.uint64(shift)] != 0
+                    and passing[ordinal_at(sequence_starts, position)] != 0
+                )
+    return found
 
 
 @jit
