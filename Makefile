@@ -6,6 +6,7 @@ DEMO_RUN ?= demo-run
 
 # Each framework in an environment of its own, a gigabyte or two; not part of `test`.
 ADAPTERS ?= hf lightning deepspeed megatron composer llm-foundry olmo-core torchtitan datatrove \
+  $(if $(KISEKI_NANOTRON),nanotron) \
   $(if $(KISEKI_MEGATRON_DEEPSPEED),megatron-deepspeed) $(if $(KISEKI_MEGATRON_LM),megatron-lm) \
   $(if $(KISEKI_LLM_RECIPES),llm-recipes)
 
@@ -85,6 +86,19 @@ browser:
 	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
 	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
 	$(@D)/bin/pip install --quiet -c constraints-adapters.txt -e '.[deepspeed]' einops pybind11 regex six transformers
+	touch $@
+
+define NEW_ADAPTER_ENV
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
+	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
+endef
+
+# Its package is of 2024: KISEKI_NANOTRON is the path of a checkout, KISEKI_DATATROVE that of the datatrove it reads with.
+.venv-adapters/nanotron/.installed: pyproject.toml constraints.txt constraints-adapters.txt
+	$(NEW_ADAPTER_ENV)
+	$(@D)/bin/pip install --quiet -c constraints-adapters.txt datatrove==0.10.1 dacite==1.9.2 datasets==5.2.0 einops==0.8.2 \
+	  psutil pybind11==3.1.0 pyyaml safetensors==0.8.0 transformers triton==3.9.0
 	touch $@
 
 # llm-foundry wants a torch before 2.7.1 too, and a transformers that wants other versions than ours: those come last.

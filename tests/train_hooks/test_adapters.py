@@ -25,6 +25,7 @@ OWN = {
     "llm_recipes": {"llama_recipes"},
     "megatron": {"megatron"},
     "megatron_deepspeed": {"megatron"},  # what Megatron-DeepSpeed calls its own package
+    "nanotron": {"nanotron"},
     "olmo_core": {"olmo_core"},
     "torchtitan": {"torchtitan"},
 }
@@ -54,6 +55,8 @@ def test_a_framework_is_imported_in_its_own_adapter_alone() -> None:
         "inspect",
         "dataclasses",
         "functools",
+        "bisect",
+        "warnings",
     }
     for path in ADAPTERS.glob("*.py"):
         own = OWN.get(path.stem, set())
