@@ -6,7 +6,7 @@ DEMO_RUN ?= demo-run
 
 # Each framework in an environment of its own, a gigabyte or two; not part of `test`.
 ADAPTERS ?= hf lightning deepspeed megatron composer llm-foundry olmo-core torchtitan datatrove \
-  $(if $(KISEKI_NANOTRON),nanotron) \
+  megatron-bridge $(if $(KISEKI_NANOTRON),nanotron) \
   $(if $(KISEKI_MEGATRON_DEEPSPEED),megatron-deepspeed) $(if $(KISEKI_MEGATRON_LM),megatron-lm) \
   $(if $(KISEKI_LLM_RECIPES),llm-recipes)
 
@@ -99,6 +99,15 @@ endef
 	$(NEW_ADAPTER_ENV)
 	$(@D)/bin/pip install --quiet -c constraints-adapters.txt datatrove==0.10.1 dacite==1.9.2 datasets==5.2.0 einops==0.8.2 \
 	  psutil pybind11==3.1.0 pyyaml safetensors==0.8.0 transformers triton==3.9.0
+	touch $@
+
+# It wants Python 3.12, packages that want a GPU, and a megatron-core that has no wheel for another Python; it runs with ours.
+.venv-adapters/megatron-bridge/.installed: pyproject.toml constraints.txt
+	$(NEW_ADAPTER_ENV)
+	$(@D)/bin/pip install --quiet accelerate datasets==5.2.0 einops==0.8.2 'hydra-core<1.4' ninja nvidia-ml-py omegaconf pandas \
+	  psutil pulp pybind11==3.1.0 pyyaml regex requests rich scipy six tensorboard tqdm transformers==5.12.1 triton==3.9.0
+	$(@D)/bin/pip install --quiet --no-deps --ignore-requires-python --no-build-isolation megatron-core==0.19.2
+	$(@D)/bin/pip install --quiet --no-deps --ignore-requires-python megatron-bridge==0.6.2 nvidia-modelopt==0.47.0 peft==0.21.2
 	touch $@
 
 # llm-foundry wants a torch before 2.7.1 too, and a transformers that wants other versions than ours: those come last.

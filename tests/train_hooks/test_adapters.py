@@ -24,6 +24,7 @@ OWN = {
     "deepspeed": {"deepspeed"},
     "llm_recipes": {"llama_recipes"},
     "megatron": {"megatron"},
+    "megatron_bridge": {"megatron"},
     "megatron_deepspeed": {"megatron"},  # what Megatron-DeepSpeed calls its own package
     "nanotron": {"nanotron"},
     "olmo_core": {"olmo_core"},
