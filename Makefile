@@ -6,6 +6,7 @@ DEMO_RUN ?= demo-run
 
 # Each framework in an environment of its own, a gigabyte or two; not part of `test`.
 ADAPTERS ?= hf lightning deepspeed megatron composer llm-foundry olmo-core torchtitan datatrove \
+  megatron-bridge $(if $(KISEKI_NANOTRON),nanotron) \
   $(if $(KISEKI_MEGATRON_DEEPSPEED),megatron-deepspeed) $(if $(KISEKI_MEGATRON_LM),megatron-lm) \
   $(if $(KISEKI_LLM_RECIPES),llm-recipes)
 
@@ -49,6 +50,9 @@ WITH_llm-recipes := -e '.[hf]' pybind11
 WITH_megatron-deepspeed := -e '.[deepspeed]' einops pillow pybind11 regex six transformers
 WITH_megatron-lm := -e '.[megatron]' einops pybind11 regex six transformers triton
 WITH_datatrove := datatrove
+# Its package is of 2024: KISEKI_NANOTRON is the path of a checkout, KISEKI_DATATROVE that of the datatrove it reads with.
+WITH_nanotron := datatrove dacite==1.9.2 datasets==5.2.0 einops==0.8.2 psutil pybind11==3.1.0 pyyaml safetensors==0.8.0 \
+  transformers triton==3.9.0
 
 .venv-adapters/%/.installed: pyproject.toml constraints.txt constraints-adapters.txt
 	$(PYTHON) -m venv $(@D)
@@ -64,6 +68,17 @@ WITH_datatrove := datatrove
 	  tqdm psutil packaging importlib-metadata mosaicml-cli==0.8.3 'pillow<12' matplotlib
 	$(@D)/bin/pip install --quiet --no-deps mosaicml==0.32.1 torchvision==0.28.0
 	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
+	touch $@
+
+# It wants Python 3.12, packages that want a GPU, and a megatron-core that has no wheel for another Python; it runs with ours.
+.venv-adapters/megatron-bridge/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
+	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
+	$(@D)/bin/pip install --quiet accelerate datasets==5.2.0 einops==0.8.2 'hydra-core<1.4' ninja nvidia-ml-py omegaconf pandas \
+	  psutil pulp pybind11==3.1.0 pyyaml regex requests rich scipy six tensorboard tqdm transformers==5.12.1 triton==3.9.0
+	$(@D)/bin/pip install --quiet --no-deps --ignore-requires-python --no-build-isolation megatron-core==0.19.2
+	$(@D)/bin/pip install --quiet --no-deps --ignore-requires-python megatron-bridge==0.6.2 nvidia-modelopt==0.47.0 peft==0.21.2
 	touch $@
 
 # llm-foundry wants a torch before 2.7.1 too, and a transformers that wants other versions than ours: those come last.

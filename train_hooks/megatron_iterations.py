@@ -14,12 +14,12 @@ to SAVE/kiseki_export; `--load` finds it there.
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from train_hooks.documents import DocumentResolver
 from train_hooks.export_format.errors import InputError
@@ -77,10 +77,20 @@ class MegatronIterations:
         @functools.wraps(train)
         def attached(mode: bool = True) -> Any:
             if mode and self.hook is None:
-                self._attach(model, options(self._get_args()))
+                self.attach(model, options(self._get_args()))
+                register_optimizer_step_post_hook(lambda *_: self.end_step())
             return train(mode)
 
         model.train = attached
+
+    def attach(self, model: nn.Module, options: dict[str, Any]) -> None:
+        """Claim an attempt. Collective. Steps are then over at `end_step`."""
+        resume = _resume_state(self._get_args())
+        self.hook = ExportHook.attach(
+            model, self._run_dir, resume=resume, mesh=self._mesh, documents=self.documents,
+            **{**options, **self._options},
+        )  # fmt: skip
+        self.hook.listen(None)
 
     def tag(self, batch: Any) -> Any:
         """A micro-batch that was fetched, as the trainer shall see it."""
@@ -103,6 +113,20 @@ class MegatronIterations:
         hook.consume(self._num_new)
         self._num_new = 0
 
+    def end_step(self, status: StepStatus = StepStatus.APPLIED, metrics: Mapping[str, float] | None = None) -> None:
+        """The iteration under way is over, if it is not yet. status, metrics: as of `ExportHook.commit`."""
+        hook = self.hook
+        if hook is None or hook.committed_step >= self._step:  # closed, or the next of several optimizers
+            return
+        hook.commit(self._step, status=status, metrics=metrics)
+        arguments = self._get_args()
+        if arguments.save and self._saved_after(arguments):
+            hook.checkpoint_barrier(self._step, this_rank_only=True)
+            if hook.rank.is_writer and hook.rank.dp_rank == 0:
+                path = _state_path(arguments.save, self._step)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(hook.state_dict()), encoding="utf-8")
+
     def close(self) -> None:
         """Seal the export; otherwise that happens when the process ends."""
         if self.hook:
@@ -123,28 +147,6 @@ class MegatronIterations:
             self._step = step
             self._seen.clear()
         return hook
-
-    def _attach(self, model: nn.Module, options: dict[str, Any]) -> None:
-        resume = _resume_state(self._get_args())
-        self.hook = ExportHook.attach(
-            model, self._run_dir, resume=resume, mesh=self._mesh, documents=self.documents,
-            **{**options, **self._options},
-        )  # fmt: skip
-        self.hook.listen(None)
-        register_optimizer_step_post_hook(self._after_optimizer)
-
-    def _after_optimizer(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        hook = self.hook
-        if hook is None or hook.committed_step >= self._step:  # closed, or the next of several optimizers
-            return
-        hook.commit(self._step)
-        arguments = self._get_args()
-        if arguments.save and self._saved_after(arguments):
-            hook.checkpoint_barrier(self._step, this_rank_only=True)
-            if hook.rank.is_writer and hook.rank.dp_rank == 0:
-                path = _state_path(arguments.save, self._step)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(hook.state_dict()), encoding="utf-8")
 
     def _saved_after(self, args: Any) -> bool:
         """Whether a model checkpoint is due: every --save-interval steps, or by LLM-jp's own rule, and at the end."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-TENSORS = ("input_ids", "labels", "attention_mask", "position_ids")
+TENSORS = ("input_ids", "labels", "attention_mask", "position_ids", "label_ids", "label_mask")
 
 
 class ConsumedLog:

@@ -5,75 +5,22 @@ is, and what torch.cuda says and does about streams, memory and random states. N
 `--clip-grad 0`, since clipping wants a GPU.
 """
 
-import contextlib
 import functools
 import os
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
 from tests.adapters.consumed_log import ConsumedLog
 from tests.adapters.job import ACCUMULATION, MICRO_BATCH, RANKS, SAVE_EVERY, STEPS, WORKERS, kill_at, rank, run_dir
 from tests.adapters.texts import EOD, LENGTH, SOURCES
+from tests.adapters.without_gpu import without_gpu
 
 RUN = run_dir()  # sys.argv is Megatron's later
 PIPELINE, TENSOR = (int(os.environ.get(name, "1")) for name in ("PIPELINE", "TENSOR"))
 LOADER = os.environ.get("LOADER", "single")
-
-
-class OnCpu(TorchFunctionMode):
-    """Nothing is put on a GPU."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """As torch calls it."""
-        if function in (torch.Tensor.cuda, torch.Tensor.pin_memory):
-            return args[0]
-        given = {name: _on_cpu(value) if name == "device" else value for name, value in (kwargs or {}).items()}
-        if function is torch.Tensor.to:
-            args = (args[0], *map(_on_cpu, args[1:]))
-        return function(*args, **given)
-
-
-def _on_cpu(device: Any) -> Any:
-    is_gpu = isinstance(device, str | torch.device) and "cuda" in str(device)
-    return "cpu" if is_gpu or type(device) is int else device
-
-
-class Nothing:
-    """A stream or an event."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """As one is made."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_, **__: 0
-
-
-def without_gpu() -> None:
-    """The stand-ins."""
-    card = SimpleNamespace(major=9, minor=0, multi_processor_count=1, total_memory=1 << 30, name="none")
-    answers: dict[str, Any] = {
-        "is_available": True, "device_count": 2, "current_device": "cpu", "set_device": None, "synchronize": None,
-        "get_device_properties": card, "get_device_capability": (9, 0), "empty_cache": None, "memory_stats": {},
-        "memory_allocated": 0, "max_memory_allocated": 0, "memory_reserved": 0, "max_memory_reserved": 0,
-        "current_stream": Nothing(), "default_stream": Nothing(), "is_current_stream_capturing": False,
-        "stream": contextlib.nullcontext(), "manual_seed": None, "manual_seed_all": None,
-        "reset_peak_memory_stats": None,
-    }  # fmt: skip
-    cuda: Any = torch.cuda
-    for name, answer in answers.items():
-        setattr(cuda, name, lambda *_, answer=answer, **__: answer)
-    cuda.Stream = cuda.Event = Nothing
-    cuda.get_rng_state = lambda *_: torch.get_rng_state()
-    cuda.set_rng_state = lambda state, *_: torch.set_rng_state(state)
-    module: Any = nn.Module
-    module.cuda = lambda self, *_: self
-    OnCpu().__enter__()  # type: ignore[no-untyped-call]
 
 
 def without_kernels() -> None:

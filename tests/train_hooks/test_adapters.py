@@ -24,7 +24,9 @@ OWN = {
     "deepspeed": {"deepspeed"},
     "llm_recipes": {"llama_recipes"},
     "megatron": {"megatron"},
+    "megatron_bridge": {"megatron"},
     "megatron_deepspeed": {"megatron"},  # what Megatron-DeepSpeed calls its own package
+    "nanotron": {"nanotron"},
     "olmo_core": {"olmo_core"},
     "torchtitan": {"torchtitan"},
 }
@@ -54,6 +56,8 @@ def test_a_framework_is_imported_in_its_own_adapter_alone() -> None:
         "inspect",
         "dataclasses",
         "functools",
+        "bisect",
+        "warnings",
     }
     for path in ADAPTERS.glob("*.py"):
         own = OWN.get(path.stem, set())

@@ -89,7 +89,9 @@ def test_every_token_of_every_sample(tmp_path: Path, token_size: int) -> None:
         DatatroveDocuments(dataset).segments(len(expected), np.zeros(SEQ_LEN, np.int64))
 
 
-def test_nanoset(tmp_path: Path) -> None:
+@pytest.mark.parametrize("offsets", [{}, {0: 0, 1: 2}], ids=["Nanoset", "BlendableDataset"])
+def test_blends_of_nanotron(tmp_path: Path, offsets: dict[int, int]) -> None:
+    """BlendableDataset leaves out what earlier stages had of a folder."""
     everything = {name: write(tmp_path / name, "0.ds", ordinals, 2) for name, ordinals in
                   (("a", [2, 0, 1, 3, 6]), ("b", [10, 4, 7, 9, 5]))}  # fmt: skip
     for name in everything:
@@ -97,14 +99,14 @@ def test_nanoset(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     chosen = rng.integers(0, 2, 40).astype("uint")
     of_folder = [samples(spread) for spread in everything.values()]
-    within = np.array([rng.integers(0, len(of_folder[number])) for number in chosen])
-    nanoset = SimpleNamespace(
-        datatrove_datasets=[folder(tmp_path / name, ["0.ds"], 2) for name in everything], dataset_index=chosen,
-        dataset_sample_index=within,
-    )  # fmt: skip
-    resolver = DatatroveDocuments(nanoset)
+    within = np.array([rng.integers(0, len(of_folder[number]) - offsets.get(number, 0)) for number in chosen.tolist()])
+    folders = [folder(tmp_path / name, ["0.ds"], 2) for name in everything]
+    nanoset = {"datatrove_datasets": folders}
+    blend = {"datasets": folders, "offsets_in_samples": offsets}
+    dataset = SimpleNamespace(dataset_index=chosen, dataset_sample_index=within, **(blend if offsets else nanoset))
+    resolver = DatatroveDocuments(dataset)
     for index, (number, sample) in enumerate(zip(chosen.tolist(), within.tolist(), strict=True)):
-        check(resolver, index, of_folder[number][sample], SEQ_LEN + 1)
+        check(resolver, index, of_folder[number][sample + offsets.get(number, 0)], SEQ_LEN + 1)
 
 
 def test_equal_texts_are_taken_once_each(tmp_path: Path) -> None:
@@ -144,7 +146,9 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
     Path(f"{path}.index").unlink()
     with pytest.raises(InputError, match=r"save_index=True"):
         name_documents([path], TEXTS, tokenize, token_size=2)
-    with pytest.raises(InputError, match="expected a dataset of datatrove's or a Nanoset, found list without seq_len"):
+    with pytest.raises(
+        InputError, match="expected a dataset of datatrove's, or nanotron's blend of such, found list without seq_len"
+    ):
         DatatroveDocuments([1])
     with pytest.raises(InputError, match="give the token_size"):
         name_documents([], TEXTS, lambda _: [70_000], token_size=2)

@@ -1,4 +1,4 @@
-"""datatrove's tokenized files: which documents are in sample n of a DatatroveFolderDataset, or of nanotron's Nanoset.
+"""datatrove's tokenized files: which documents are in sample n of a DatatroveFolderDataset, or of nanotron's blends of them.
 
     resolver = DatatroveDocuments(dataset)
     ExportHook.attach(…, documents=resolver)
@@ -6,8 +6,9 @@
 Sample n of a file `X.ds` is its tokens from n · (seq_len + 1) on (uint16 or uint32, little-endian, no header), seq_len + 1
 of them; nanotron feeds all but the last, and the last as the last label. Beside it, `X.ds.index` has the end of each document
 in tokens, uint64. Folders count through the samples of their files in the dataset's own order, which it may have shuffled;
-Nanoset's `dataset_index` and `dataset_sample_index` choose a folder and its sample. The arrays and lists of the dataset
-given are read, never computed again.
+`dataset_index` and `dataset_sample_index` of nanotron's Nanoset and BlendableDataset choose a folder and its sample, to which
+the latter adds what earlier data stages had of that folder. The arrays and lists of the dataset given are read, never
+computed again.
 
 Every sequence is compared with the tokens that stand there. Names come from the sidecar `X.ds.documents.arrow`
 (`datatrove_names`). Where `unnamed_ok`, a file without one gives its own name as source, and the document's number in
@@ -63,20 +64,24 @@ class DatatroveDocuments:
     """A DocumentResolver; `sample_index` is the index into the dataset given."""
 
     def __init__(self, dataset: Any, *, unnamed_ok: bool = False) -> None:
-        """dataset: DatatroveFileDataset, DatatroveFolderDataset, Nanoset, or what has their attributes.
+        """dataset: DatatroveFileDataset, DatatroveFolderDataset, Nanoset, BlendableDataset, or what has their attributes.
 
         Raises InputError for another kind, and for files that are not local, lack their index, or have none of its names.
         """
-        self._nanoset = dataset if hasattr(dataset, "datatrove_datasets") else None
-        folders = dataset.datatrove_datasets if self._nanoset is not None else [dataset]
+        self._blend = dataset if hasattr(dataset, "dataset_index") else None
+        folders = [dataset]
+        if self._blend is not None:
+            folders = dataset.datatrove_datasets if hasattr(dataset, "datatrove_datasets") else dataset.datasets
         self._folders = [_Folder(folder, unnamed_ok=unnamed_ok) for folder in folders]
+        self._offsets = getattr(dataset, "offsets_in_samples", {})
 
     def segments(self, sample_index: int, tokens: npt.NDArray[np.integer[Any]]) -> Sequence[Segment]:
         """The documents of a sample. Raises InputError where it has other tokens."""
-        if self._nanoset is None:
+        if self._blend is None:
             return self._folders[0].segments(sample_index, tokens)
-        number = int(self._nanoset.dataset_index[sample_index])
-        return self._folders[number].segments(int(self._nanoset.dataset_sample_index[sample_index]), tokens)
+        number = int(self._blend.dataset_index[sample_index])
+        sample = int(self._blend.dataset_sample_index[sample_index]) + self._offsets.get(number, 0)
+        return self._folders[number].segments(sample, tokens)
 
 
 class _Folder:
@@ -87,7 +92,7 @@ class _Folder:
         missing = [name for name in ("seq_len", "token_size", "file_path") for file in files if not hasattr(file, name)]
         if missing or not files:
             raise InputError(
-                f"expected a dataset of datatrove's or a Nanoset, found {type(dataset).__name__} without "
+                f"expected a dataset of datatrove's, or nanotron's blend of such, found {type(dataset).__name__} without "
                 f"{', '.join(dict.fromkeys(missing)) or 'files'}"
             )
         self._files = [_NamedFile(file, unnamed_ok=unnamed_ok) for file in files]
