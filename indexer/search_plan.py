@@ -106,13 +106,11 @@ def plan(reader: IndexReader, question: Question) -> tuple[list[ShardQuery], tup
         for gram in patterns
         if isinstance(gram, Gram)
     }
-    plans: list[ShardQuery] = []
-    first, last = None, 0
-    for shard in reader.shards:
-        steps = step_interval(shard, question.selection, reader.canonical)
-        if steps is None:
-            continue
-        first, last = min(first if first is not None else steps[0], steps[0]), max(last, steps[1])
+    intervals = [(shard, step_interval(shard, question.selection, reader.canonical)) for shard in reader.shards]
+    chosen = [(shard, steps) for shard, steps in intervals if steps is not None]
+
+    def made(item: tuple[Shard, tuple[int, int]]) -> ShardQuery:
+        shard, steps = item
         compiler = ShardCompiler(
             schema=shard.full_text.schema,
             attempt=shard.info.attempt,
@@ -124,8 +122,12 @@ def plan(reader: IndexReader, question: Question) -> tuple[list[ShardQuery], tup
         filters = list(_filters(shard, steps, question.selection))
         if (visible_part := seen[shard.info.name]) is not None:
             filters.append(visible_part)
-        plans.append(ShardQuery(shard=shard, query=filtered(compiler.compile(question.node), filters)))
-    return plans, () if first is None else step_edges(first, last)
+        return ShardQuery(shard=shard, query=filtered(compiler.compile(question.node), filters))
+
+    plans = _side_by_side(reader, chosen, lambda item: item[0], made)
+    if not chosen:
+        return plans, ()
+    return plans, step_edges(min(steps[0] for _, steps in chosen), max(steps[1] for _, steps in chosen))
 
 
 def _grams(shard: Shard, scores: Mapping[Gram, float], steps: tuple[int, int]) -> dict[Gram, FoundGram]:
