@@ -150,6 +150,7 @@ def units_of_ngram(
         return np.unique(found[positions + length <= starts[found + 1]])
     edges = np.empty(2 * len(starts) - 1, np.int64)  # where each unit begins, and where the last hit that it holds does
     edges[::2], edges[1::2] = starts, np.maximum(starts[:-1], starts[1:] - length + 1)
+    edges.setflags(write=False)  # as the shard's own are: another type would be compiled for
     first, last = (2 * int(unit) for unit in np.searchsorted(units.ordinal, [begin, end]))
     stretches = dataclasses.replace(spans, sequence_starts=edges)
     counts = histogram(stretches, lo, hi, np.arange(len(edges)), Filter(first=first, last=last))

@@ -113,5 +113,6 @@ def _warm_up(reader: IndexReader) -> None:
     count_of_ngram(reader, token_ids[:2], Selection(lineage="all", dp_rank=0))
     first = hits_of_ngram(reader, token_ids[:1], Selection(), limit=1)
     hits_of_ngram(reader, token_ids[:1], Selection(), after=first.last, limit=1)
+    search(reader, f"ids:[{' '.join(map(str, token_ids[:2]))}]", SearchOptions(limit=1))
     if reader.info.tokenizer_file is not None:
         search(reader, "a", SearchOptions(limit=1))
