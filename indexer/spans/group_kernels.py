@@ -10,7 +10,8 @@ Rules (all of them hold under any filter, because they speak of what occurs in t
    they occur more often, but where they do not, more starts are passed. Where a gram occurs, grams further back are looked
    up, STEP by STEP, before tokens are compared. `following` keeps for each shard the first start it has not excluded: it is
    asked again from there on only. A shard that has the short gram alone is asked for the grams that the others have passed
-   at once, so that all shards stay together.
+   at once, so that all shards stay together. Under a filter, first tokens that no passing suffix has count as absent, where
+   one block shows it (`leave_out`).
 3. *One table for all shards.* Where a gram stands in the prefix tables of all shards is one search of a table that has
    them merged (`SpanGroup`); several searches advance together. If a gram is absent, the next ones are known: up to AHEAD of
    them are looked up together in FEW shards, so that their cache misses overlap; one alone after a gram that occurs, as the
