@@ -19,7 +19,7 @@ import functools
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,26 @@ NONE: NDArray[np.int32] = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Member:
+    """A shard as a question asks it: its number in the group, its arrays (perhaps with units in place of sequences)."""
+
+    number: int
+    arrays: SpanArrays
+    filter: AnyFilter = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """At most TOGETHER members as the kernels take them: rows i64 [m, ROW], filters i64 [m, 7], numbers i64 [m]."""
+
+    rows: NDArray[np.int64]
+    filters: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+    kept: object
+    """What the addresses in rows and filters point to."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SpanGroup:
     """Shards of one token dtype and their merged prefix tables.
 
@@ -56,20 +76,17 @@ class SpanGroup:
     before: NDArray[np.int64]
     every: int
     stride: int
+    everything: tuple[Part, ...] = field(init=False, repr=False)
+    """All shards, unfiltered."""
+
+    def __post_init__(self) -> None:
+        members = [Member(number=number, arrays=arrays) for number, arrays in enumerate(self.shards)]
+        object.__setattr__(self, "everything", tuple(map(_part, _cut(members))))
 
     @property
     def table(self) -> group_kernels.MergedTable:
         """As the kernels take it."""
         return self.keys, self.owners, self.before, self.every, self.stride
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Member:
-    """A shard as a question asks it: its number in the group, its arrays (perhaps with units in place of sequences)."""
-
-    number: int
-    arrays: SpanArrays
-    filter: AnyFilter = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,21 +159,27 @@ def spans_of_group(
     if min_length < 1:
         raise SpanIndexError(f"maximal spans: expected min_length >= 1, found {min_length}")
     tokens = as_tokens(group.shards[0], query)
-    if members is None:
-        members = [Member(number=number, arrays=arrays) for number, arrays in enumerate(group.shards)]
-    parts = [members[at : at + TOGETHER] for at in range(0, len(members), TOGETHER)]
-    run = map if executor is None or len(parts) == 1 else executor.map
+    run = map if executor is None or len(group.shards if members is None else members) <= TOGETHER else executor.map
+    parts = group.everything if members is None else run(_part, _cut(members))
     return _merged(list(run(lambda part: _spans_of_part(group, part, tokens, min_length), parts)))
 
 
-def _spans_of_part(
-    group: SpanGroup, members: Sequence[Member], tokens: NDArray[np.unsignedinteger], min_length: int
-) -> Spans:
-    rows, numbers = np.array([member.arrays.row for member in members]), np.array([member.number for member in members])
-    chosen = [None if member.filter is None else prepare(member.arrays, member.filter) for member in members]
-    filters = np.array([filter_row(m.arrays, each) for m, each in zip(members, chosen, strict=True)], np.int64)
+def _cut(members: Sequence[Member]) -> list[Sequence[Member]]:
+    return [members[at : at + TOGETHER] for at in range(0, len(members), TOGETHER)]
 
-    asked = (rows, filters, numbers, group.table, tokens)
+
+def _part(members: Sequence[Member]) -> Part:
+    chosen = [None if member.filter is None else prepare(member.arrays, member.filter) for member in members]
+    return Part(
+        rows=np.array([member.arrays.row for member in members]),
+        filters=np.array([filter_row(m.arrays, each) for m, each in zip(members, chosen, strict=True)], np.int64),
+        numbers=np.array([member.number for member in members]),
+        kept=(members, chosen),
+    )
+
+
+def _spans_of_part(group: SpanGroup, part: Part, tokens: NDArray[np.unsignedinteger], min_length: int) -> Spans:
+    asked = ((part.rows, part.filters, part.numbers, group.table), tokens)
     search = functools.partial(_search, asked, min_length, group.shards[0].separator)
     spans, ranks, done, work = search(0, len(tokens), PATIENCE)
     if done < len(tokens):
@@ -185,7 +208,12 @@ os.register_at_fork(after_in_child=_readers.cache_clear)  # a child has none of 
 
 
 def _search(
-    asked: group_kernels.Asked, min_length: int, separator: int, first: int, end: int, patience: int
+    asked: tuple[group_kernels.Group, NDArray[np.unsignedinteger]],
+    min_length: int,
+    separator: int,
+    first: int,
+    end: int,
+    patience: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], int, NDArray[np.int64]]:
     """Spans that begin in query[first:end], as the kernel gives them, and the work done."""
     work = new_work()

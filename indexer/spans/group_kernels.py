@@ -33,10 +33,9 @@ from numpy.typing import NDArray
 
 from indexer.spans.arrays import BLOCK, GRAM, SHORT
 from indexer.spans.hit_kernels import alike_passing, count_passing, next_passing
-from indexer.spans.jit import cycles, jit, prefetch, uncounted, will_need
+from indexer.spans.jit import cycles, jit, jit_inline, prefetch, uncounted, will_need
 from indexer.spans.kernels import (
     ALIKE,
-    I32,
     I64,
     SEARCHES,
     U64,
@@ -51,26 +50,28 @@ from indexer.spans.kernels import (
     ranks_of_gram,
     run_edge,
     table_bound,
-    table_bounds,
 )
-from indexer.spans.match_kernels import NEAR, earliest, is_unfiltered, piece_end, starting_ranks
+from indexer.spans.match_kernels import NEAR, earliest, is_unfiltered, piece_end
+from indexer.spans.table_kernels import ROWS, Finder, MergedTable, find_rows, first_rows, ranks_in_shard
 
 __all__ = ["COUNT", "HI", "LO", "MergedTable", "maximal_spans"]
 
-MergedTable: TypeAlias = tuple[U64, I32, I64, int, int]
-"""(keys u64 [rows, words], owners i32 [rows], before i64 [ceil(rows / every), shards], every, stride), see `SpanGroup`."""
 Found: TypeAlias = NDArray[np.int64]
-Asked: TypeAlias = tuple[I64, I64, I64, MergedTable, Tokens]
-"""Rows, filters and numbers of the shards, the merged table, and the query, as `maximal_spans` takes them."""
+Group: TypeAlias = tuple[I64, I64, I64, MergedTable]
+"""Rows i64 [shards, ROW] and filters i64 [shards, 7] that open the shards and their filters, numbers i64 [shards] that are
+their columns in the merged table, and that table."""
+Memory: TypeAlias = tuple[I64, Found, I64, U64, I64, I64]
+"""What is known of grams: their places known i64 [SLOTS], what the shards have of them grams i64 [SLOTS, shards, 3], and
+`row_of` i64 [query]; and room: keys u64 [ROWS, words], counts i64 [shards or more], slots i64 [AHEAD]."""
 
 START, LENGTH, RANK, LOW, HIGH = 0, 1, 2, 3, 4
 LO, HI, COUNT = 0, 1, 2
-FINGERPRINTS = 3
-"""Column of `SpanArrays.row`."""
+SUFFIXES, FINGERPRINTS = 2, 3
+"""Columns of `SpanArrays.row`."""
 LINE = 64
 """Bytes of a cache line."""
-ROWS, AHEAD, FEW, SLOTS = 8, 4, 4, 8
-"""Grams whose rows are found together; that are looked up together, in FEW shards; that are remembered."""
+AHEAD, FEW, SLOTS = 4, 4, 8
+"""Grams that are looked up together, in FEW shards; that are remembered."""
 TWICE = 2 * GRAM
 STATE = 2
 """Column of what a shard has of a gram, beside LO and HI."""
@@ -81,38 +82,6 @@ SLOW, SLOW_BLOCK = 40_000, 1_000
 """Cycles that a look-up takes at most, and for each block of fingerprints, if all is in memory. A disk takes more."""
 RECENT = 256
 """Slots for the last spans by ranks and length, to notice repetition."""
-
-
-@jit
-def first_rows(table: MergedTable, row: int, rows: I64) -> None:
-    """How many of the merged table's keys before `row` each shard owns, into rows [shards]."""
-    owners, before, every = table[1], table[2], table[3]
-    if len(owners) == 0:
-        rows[0] = row
-        return
-    sample = row // every
-    for shard in range(before.shape[1]):
-        rows[shard] = before[sample, shard]
-    for i in range(sample * every, row):
-        rows[np.uint64(owners[np.uint64(i)])] += 1
-
-
-@jit
-def find_rows(
-    table: MergedTable, query: Tokens, places: tuple[int, int, int], keys: U64, firsts: I64, row_of: I64
-) -> None:
-    """The first row of the merged table not below the gram, for up to ROWS grams at probe, probe + stride …, together.
-
-    `places` is (probe, stride, width); a gram at the query's end that has fewer than GRAM tokens is padded with 0.
-    """
-    probe, stride, width = places
-    num = 0
-    while num < width and probe + num * stride + SHORT <= len(query):
-        pack(query, probe + num * stride, GRAM, 0, keys[num])
-        num += 1
-    table_bounds(table[0], keys, num, firsts)
-    for k in range(num):
-        row_of[probe + k * stride] = firsts[k]
 
 
 @jit
@@ -150,10 +119,15 @@ def slot_if_known(known: I64, grams: Found, probe: int, asked: I64) -> int:
 
 @jit
 def look_up(
-    rows: I64, filters: I64, numbers: I64, table: MergedTable, query: Tokens, places: tuple[int, int, int], asked: I64,
-    slow: bool, row_of: I64, known: I64, free: int, grams: Found, keys: U64, counts: I64, slots: I64,
+    group: Group,
+    query: Tokens,
+    places: tuple[int, int, int],
+    asked: I64,
+    slow: bool,
+    memory: Memory,
+    free: int,
     work: I64,
-) -> tuple[int, int, bool]:  # fmt: skip
+) -> tuple[int, int, bool]:
     """Look the gram at `probe` up in all shards that are asked (i64 [shards], 0 or 1); in FEW shards up to `width` grams at
     probe, probe + stride … , `places` being (probe, stride, width).
 
@@ -162,6 +136,8 @@ def look_up(
     gram that the query's end cuts short only its first tokens are told. If the last look-up was `slow`, the disk is asked
     for all blocks together. Returns the slot of the first gram, the next free slot, and whether this look-up was slow.
     """
+    rows, filters, numbers, table = group
+    known, grams, row_of, keys, counts, slots = memory
     probe, stride, width = places
     if len(rows) > FEW:
         width = 1
@@ -241,6 +217,37 @@ def look_up(
 
 
 @jit
+def further_back(
+    group: Group, query: Tokens, places: tuple[int, int], slot: int, asked: I64, following: I64, slow: bool, memory: Memory,
+    free: int, work: I64,
+) -> tuple[int, int, bool, int]:  # fmt: skip
+    """Look grams up from `probe` back to `at`, STEP by STEP, in the shards that are asked, as long as they have them.
+
+    `places` is (probe, at), and `slot` that of the gram at `probe`, which all of them have. `following` is moved on where a
+    shard lacks one. Returns the slot of the last gram, the next free slot, and of the look-ups whether the last was slow,
+    and how many were.
+    """
+    probe, at = places
+    grams, row_of = memory[1], memory[2]
+    num_left, num_slow = np.sum(asked), 0
+    if num_left > 0 and probe - STEP >= at and row_of[probe - STEP] < 0:
+        num_rows = min(ROWS, (probe - at) // STEP)
+        find_rows(group[3], query, (probe - STEP, -STEP, num_rows), memory[3], memory[4], row_of)
+    while num_left > 0 and probe > at:
+        probe = max(at, probe - STEP)
+        slot = slot_if_known(memory[0], grams, probe, asked)
+        if slot < 0:
+            one = int(ZERO[0]) + 1
+            slot, free, slow = look_up(group, query, (probe, one, one), asked, slow, memory, free, work)
+            num_slow += slow
+        for i in range(len(asked)):
+            if asked[i] and grams[slot, i, STATE] < WHOLE:
+                asked[i], following[i] = 0, probe + 1
+                num_left -= 1
+    return slot, free, slow, num_slow
+
+
+@jit
 def is_filtered(row: I64, filter_row: I64) -> bool:
     """Whether a filter leaves something of its shard out: by a bitmap, or by a range of positions."""
     return bool(filter_row[3] > 0 or filter_row[0] > 0 or filter_row[1] < row[7])
@@ -265,33 +272,55 @@ def leave_out(rows: I64, filters: I64, query: Tokens, probe: int, asked: I64, ra
             ranks[i, STATE] = NOTHING
 
 
-@jit
+@jit_inline
 def reaching_back(
-    row: I64, filter_row: I64, query: Tokens, places: tuple[int, int, int, int], lo: int, hi: int, gram: int, barren: I64,
-    found: I64, work: I64,
-) -> int:  # fmt: skip
+    row: I64, filter_row: I64, number: int, finder: Finder, query: Tokens, places: tuple[int, int, int, int],
+    ranks: tuple[int, int], gram: int, barren: I64, found: I64, work: I64,
+) -> bool:  # fmt: skip
     """The passing match of one shard with the smallest start in [start, at] that gets to `reach`, into found i64 [5].
 
-    `places` is (start, at, reach, probe); suffixes with the gram at `probe` have the ranks [lo, hi) there. Returns the
-    place h from which on no passing match gets to `reach`, or -1 where one is found.
+    `places` is (start, at, reach, probe); suffixes with the gram at `probe` have the `ranks` (lo, hi) there. Returns whether
+    there is one.
     """
     start, at, reach, probe = places
-    shard = opened(row, query)
-    while lo < hi and probe > at:
-        probe = max(at, probe - STEP)
-        lo, hi = starting_ranks(shard, query, probe, gram, work)
+    shard, (lo, hi) = opened(row, query), ranks
+    if lo < hi and probe > at:
+        lo, hi = ranks_in_shard(shard, number, finder, query, at, gram, work)
     if lo >= hi:
-        return probe
-    match = earliest(shard, chosen_of(filter_row), query, start, at, reach, lo, hi, barren, work)
-    if match[1] == 0:
-        return at
+        return False
+    match = earliest(shard, chosen_of(filter_row), number, finder, query, start, at, reach, lo, hi, barren, work)
     found[START], found[LENGTH], found[RANK], found[LOW], found[HIGH] = match
-    return -1
+    return bool(match[1] > 0)
 
 
 @jit
+def will_match(rows: I64, query: Tokens, at: int, grams: I64, following: I64) -> None:
+    """Ask for the memory that `earliest` reads first in each shard that has the gram: its suffixes, then their text.
+
+    Where they are many, that is one in the middle. So the cache misses of all shards overlap.
+    """
+    for i in range(len(rows)):
+        if grams[i, LO] < grams[i, HI] and following[i] <= at:
+            lo, hi = grams[i, LO], grams[i, HI]
+            if hi - lo > NEAR:
+                lo = (lo + hi) >> 1
+                hi = lo + 1
+            for rank in range(lo, hi, LINE // 4):
+                prefetch(rows[i, SUFFIXES] + 4 * rank)
+            prefetch(rows[i, SUFFIXES] + 4 * (hi - 1))
+    for i in range(len(rows)):
+        if grams[i, LO] < grams[i, HI] and following[i] <= at:
+            suffix_array, lo, hi = opened(rows[i], query)[1], grams[i, LO], grams[i, HI]
+            if hi - lo > NEAR:
+                lo = (lo + hi) >> 1
+                hi = lo + 1
+            for rank in range(lo, hi):
+                prefetch(rows[i, 0] + query.itemsize * np.int64(suffix_array[rank]))
+
+
+@jit_inline
 def first_reaching(
-    rows: I64, filters: I64, query: Tokens, places: tuple[int, int, int, int], gram: int, grams: I64, following: I64,
+    group: Group, finder: Finder, query: Tokens, places: tuple[int, int, int, int], gram: int, grams: I64, following: I64,
     barren: I64, found: I64, work: I64,
 ) -> int:  # fmt: skip
     """The shard whose match reaches back furthest to `reach`, of those the longest; -1 if none has one.
@@ -300,29 +329,32 @@ def first_reaching(
     tokens. The matches are in found i64 [shards, 5], of length 0 where a shard has none or was not asked further back.
     following i64 [shards] is moved on where a shard has none.
     """
+    rows, filters, numbers, _ = group
     start, at, reach, probe = places
     best, longest, lead = at + 1, 0, -1
+    if gram == GRAM and len(rows) > 1:
+        will_match(rows, query, at, grams, following)
     for i in range(len(rows)):
         found[i, LENGTH] = 0
         back_to = max(start, following[i])
         if back_to > min(at, best):
             continue
         if gram < GRAM:
-            lo, hi = starting_ranks(opened(rows[i], query), query, probe, gram, work)
+            lo, hi = ranks_in_shard(opened(rows[i], query), numbers[i], finder, query, probe, gram, work)
         else:
             lo, hi = grams[i, LO], grams[i, HI]
-        absent = probe
-        if lo < hi:
-            asked = (back_to, min(at, best), reach, probe)
-            absent = reaching_back(rows[i], filters[i], query, asked, lo, hi, gram, barren[i], found[i], work)
-        if absent >= 0:
-            following[i] = absent + 1
+        last = min(at, best)
+        asked = (back_to, last, reach, probe)
+        if not reaching_back(
+            rows[i], filters[i], numbers[i], finder, query, asked, (lo, hi), gram, barren[i], found[i], work
+        ):
+            following[i] = last + 1
         elif found[i, START] < best or found[i, LENGTH] > longest:
             best, longest, lead = found[i, START], found[i, LENGTH], i
     return lead
 
 
-@jit
+@jit_inline
 def ranks_of_span(
     row: I64, filter_row: I64, query: Tokens, found: I64, num: int, ranks: I64, work: I64
 ) -> None:  # fmt: skip
@@ -340,8 +372,11 @@ def doubled(spans: I64, ranks: Found) -> tuple[I64, Found]:
     """Room for twice as many spans."""
     more_spans = np.zeros((2 * len(spans), 2), np.int64)
     more_ranks = np.zeros((2 * len(ranks), ranks.shape[1], 3), np.int64)
-    more_spans[: len(spans)] = spans
-    more_ranks[: len(ranks)] = ranks
+    for i in range(len(spans)):
+        more_spans[i, 0], more_spans[i, 1] = spans[i, 0], spans[i, 1]
+        for shard in range(ranks.shape[1]):
+            for column in range(3):
+                more_ranks[i, shard, column] = ranks[i, shard, column]
     return more_spans, more_ranks
 
 
@@ -358,16 +393,16 @@ def same_span(spans: I64, ranks: Found, model: int, lead: int, lo: int, length: 
 
 @jit
 def spans_from(
-    rows: I64, filters: I64, numbers: I64, table: MergedTable, query: Tokens, first_start: int, end_start: int, min_length: int,
-    separator: int, patience: int, known: I64,
-    grams: Found, row_of: I64, following: I64, asked: I64, barren: I64, found: I64, recent: I64, keys: U64, counts: I64,
-    slots: I64, work: I64,
+    group: Group, query: Tokens, first_start: int, end_start: int, min_length: int, separator: int, patience: int,
+    memory: Memory, following: I64, asked: I64, barren: I64, found: I64, recent: I64, work: I64,
 ) -> tuple[I64, Found, int]:  # fmt: skip
     """`maximal_spans`, of arrays that are not counted."""
+    rows, filters, _, table = group
+    known, grams, row_of, keys, counts, _ = memory
     num_shards, zero = len(rows), int(ZERO[0])
     spans, ranks = np.zeros((64, 2), np.int64), np.zeros((64, num_shards, 3), np.int64)
-    gram = min(min_length, GRAM)
-    num_spans, begin, width, free, slow, num_slow = 0, first_start, 1, zero, False, 0
+    gram, finder = min(min_length, GRAM), (table, row_of, keys, counts)
+    num_spans, begin, width, free, slow, num_slow = 0, first_start, zero + 1, zero, zero > 0, 0
     filtered = False
     for i in range(num_shards):
         filtered |= is_filtered(rows[i], filters[i])
@@ -399,7 +434,7 @@ def spans_from(
                 return spans[:num_spans], ranks[:num_spans], start
             at, probe, slot = reach - min_length, reach - gram, 0
             if gram == GRAM:
-                short, whole, num_left = -1, 0, 0
+                short, whole, num_left = -1, zero, 0
                 for i in range(num_shards):
                     asked[i] = following[i] <= at
                     num_left += asked[i]
@@ -410,10 +445,7 @@ def spans_from(
                     slot = slot_if_known(known, grams, place, asked)
                     if slot < 0:
                         places = (place, min_length - size + 1, width)
-                        slot, free, slow = look_up(
-                            rows, filters, numbers, table, piece, places, asked, slow, row_of, known, free, grams, keys,
-                            counts, slots, work,
-                        )  # fmt: skip
+                        slot, free, slow = look_up(group, piece, places, asked, slow, memory, free, work)
                         num_slow += slow
                         width = min(2 * width, AHEAD) if num_slow == 0 else 1
                     if size == SHORT:
@@ -437,12 +469,18 @@ def spans_from(
                                     following[i] = place + 2
                         num_left += asked[i]
                     width = width if num_left == 0 else 1
-                slot = whole
+                for i in range(num_shards):
+                    asked[i] = following[i] <= at
+                slot, free, slow, num_waits = further_back(
+                    group, piece, (probe, at), whole, asked, following, slow, memory, free, work
+                )
+                num_slow += num_waits
                 start = max(start, least(following))
                 if start > at:
                     continue
+                probe = at
             around = (start, at, reach, probe)
-            lead = first_reaching(rows, filters, piece, around, gram, grams[slot], following, barren, found, work)
+            lead = first_reaching(group, finder, piece, around, gram, grams[slot], following, barren, found, work)
             if lead < 0:
                 start = max(start, least(following))
                 continue
@@ -461,23 +499,29 @@ def spans_from(
                 model = -1
                 for i in range(num_shards):
                     if found[i, START] == best and found[i, LENGTH] == longest:
-                        ranks_of_span(rows[i], filters[i], piece, found[i], -1, ranks[num_spans, i], work)
+                        ranks_of_span(rows[i], filters[i], piece, found[i], zero - 1, ranks[num_spans, i], work)
             num_spans += 1
     return spans[:num_spans], ranks[:num_spans], end_start
 
 
 @jit
 def maximal_spans(
-    rows: I64, filters: I64, numbers: I64, table: MergedTable, query: Tokens, first_start: int, end_start: int, min_length: int,
-    separator: int, patience: int, work: I64,
-) -> tuple[I64, Found, int]:  # fmt: skip
+    group: Group,
+    query: Tokens,
+    first_start: int,
+    end_start: int,
+    min_length: int,
+    separator: int,
+    patience: int,
+    work: I64,
+) -> tuple[I64, Found, int]:
     """(start and end i64 [k, 2], suffix ranks and count in each shard i64 [k, shards, 3]) of every span that begins in
     query[first_start:end_start] and is maximal there; and the start up to which that holds.
 
-    That is `end_start`, or an earlier one if `patience` look-ups were slow, as those are that wait for the disk. rows i64
-    [shards, ROW] and filters i64 [shards, 7] open the shards and their filters, numbers i64 [shards] are their columns in the
-    merged table. Separators cut the query in pieces.
+    That is `end_start`, or an earlier one if `patience` look-ups were slow, as those are that wait for the disk. Separators
+    cut the query in pieces.
     """
+    rows, filters, numbers, table = group
     num_shards, words = len(rows), table[0].shape[1]
     known, grams = np.full(SLOTS, -1, np.int64), np.zeros((SLOTS, num_shards, 3), np.int64)
     row_of, following = np.full(len(query), -1, np.int64), np.zeros(num_shards, np.int64)
@@ -487,10 +531,10 @@ def maximal_spans(
     slots = np.empty(AHEAD, np.int64)
     merged = (uncounted(table[0]), uncounted(table[1]), uncounted(table[2]), table[3], table[4])
     answer = spans_from(
-        uncounted(rows), uncounted(filters), uncounted(numbers), merged, uncounted(query), first_start, end_start,
-        min_length, separator, patience, uncounted(known), uncounted(grams), uncounted(row_of), uncounted(following),
-        uncounted(asked), uncounted(barren), uncounted(found), uncounted(recent), uncounted(keys), uncounted(counts),
-        uncounted(slots), uncounted(work),
+        (uncounted(rows), uncounted(filters), uncounted(numbers), merged), uncounted(query), first_start, end_start,
+        min_length, separator, patience,
+        (uncounted(known), uncounted(grams), uncounted(row_of), uncounted(keys), uncounted(counts), uncounted(slots)),
+        uncounted(following), uncounted(asked), uncounted(barren), uncounted(found), uncounted(recent), uncounted(work),
     )  # fmt: skip
     # Named once more, so that they live until here.
     work[SEARCHES] += 0 * (

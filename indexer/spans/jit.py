@@ -14,7 +14,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-__all__ = ["array_at", "cycles", "jit", "prefetch", "uncounted", "will_need"]
+__all__ = ["array_at", "cycles", "jit", "jit_inline", "prefetch", "uncounted", "will_need"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,6 +26,15 @@ PAGESIZE = mmap.PAGESIZE
 def jit(function: Callable[P, R]) -> Callable[P, R]:
     """Compile on first call for the dtypes it is called with; the machine code is kept beside the module."""
     return cast("Callable[P, R]", njit(nogil=True, cache=True)(function))
+
+
+def jit_inline(function: Callable[P, R]) -> Callable[P, R]:
+    """As `jit`, as a part of each caller.
+
+    A kernel gets an array as seven numbers on the stack, a shard as sixty: to hand them on takes longer than many a kernel
+    works. So that is for those that are called often and from few places.
+    """
+    return cast("Callable[P, R]", njit(nogil=True, cache=True, forceinline=True)(function))
 
 
 @intrinsic

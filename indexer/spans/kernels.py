@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.spans.arrays import BLOCK, GRAM, SUPERBLOCK
-from indexer.spans.jit import array_at, jit
+from indexer.spans.jit import array_at, jit, jit_inline
 
 Tokens: TypeAlias = NDArray[Any]
 I32: TypeAlias = NDArray[np.int32]
@@ -201,7 +201,7 @@ def suffix_at(tokens: Tokens, suffix_array: I32, rank: int) -> int:
     return int(min(position, np.uint64(len(tokens) - 1)))
 
 
-@jit
+@jit_inline
 def insertion(
     tokens: Tokens, suffix_array: I32, lo: int, hi: int, query: Tokens, start: int, limit: int, work: I64
 ) -> tuple[int, int, int]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from indexer.spans.arrays import BLOCK, GRAM
 from indexer.spans.hit_kernels import next_passing, previous_passing
-from indexer.spans.jit import jit
+from indexer.spans.jit import jit, jit_inline
 from indexer.spans.kernels import (
     I64,
     SCANNED,
@@ -32,6 +32,7 @@ from indexer.spans.kernels import (
     short_ranks,
     suffix_at,
 )
+from indexer.spans.table_kernels import Finder, ranks_in_shard
 
 NEAR = 32
 """Ranks beside the insertion point that are looked at before the range of sharing suffixes is bounded."""
@@ -113,7 +114,7 @@ def piece_end(query: Tokens, begin: int, separator: int) -> int:
     return end
 
 
-@jit
+@jit_inline
 def longest(
     shard: Shard, chosen: Chosen, query: Tokens, start: int, need: int, lo: int, hi: int, barren: I64, work: I64
 ) -> tuple[int, int, int, int]:
@@ -187,10 +188,10 @@ def longest_length(shard: Shard, chosen: Chosen, query: Tokens, work: I64) -> in
     return longest(shard, chosen, query[:end], zero, zero + 1, lo, hi, barren, work)[0]
 
 
-@jit
+@jit_inline
 def earliest(
-    shard: Shard, chosen: Chosen, query: Tokens, first: int, at: int, reach: int, lo: int, hi: int, barren: I64,
-    work: I64,
+    shard: Shard, chosen: Chosen, number: int, finder: Finder, query: Tokens, first: int, at: int, reach: int, lo: int,
+    hi: int, barren: I64, work: I64,
 ) -> tuple[int, int, int, int, int]:  # fmt: skip
     """(start, length, rank, lo, hi) of the smallest start in [first, at] from which a passing match gets to `reach`.
 
@@ -205,7 +206,7 @@ def earliest(
         if probe <= outside:
             galloping = False
             continue
-        low, high = starting_ranks(shard, query, probe, reach - probe, work)
+        low, high = ranks_in_shard(shard, number, finder, query, probe, reach - probe, work)
         found = longest(shard, chosen, query, probe, reach - probe, low, high, barren, work)
         if found[0] > 0:
             start, (length, rank, lo, hi) = probe, found
