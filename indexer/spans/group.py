@@ -39,6 +39,7 @@ PATIENCE = 4
 READERS, STRETCH = 16, 7
 """Threads at most that read side by side; each takes a stretch of at least so many times the minimum length, or TWICE."""
 NONE: NDArray[np.int32] = np.zeros(0, np.int32)
+NOBODY: NDArray[np.int64] = np.zeros((1, 1), np.int64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,12 +77,8 @@ class SpanGroup:
     before: NDArray[np.int64]
     every: int
     stride: int
-    everything: tuple[Part, ...] = field(init=False, repr=False)
-    """All shards, unfiltered."""
-
-    def __post_init__(self) -> None:
-        members = [Member(number=number, arrays=arrays) for number, arrays in enumerate(self.shards)]
-        object.__setattr__(self, "everything", tuple(map(_part, _cut(members))))
+    everything: tuple[Part, ...] = field(default=(), repr=False)
+    """All shards, unfiltered: what is asked where no members are named."""
 
     @property
     def table(self) -> group_kernels.MergedTable:
@@ -116,8 +113,9 @@ def span_group(shards: Sequence[SpanArrays], max_keys: int = MAX_KEYS) -> SpanGr
         raise SpanIndexError(
             f"shards of a group: expected some of one token dtype, found {len(shards)}; rebuild the index"
         )
+    everything = tuple(map(_part, _cut([Member(number=number, arrays=arrays) for number, arrays in enumerate(shards)])))
     if len(shards) == 1:
-        return _group_of_one(shards[0])
+        return _group_of_one(shards[0], everything)
     stride = -(-sum(len(arrays.prefix_table) for arrays in shards) // max_keys)
     tables = [arrays.prefix_table[::stride] for arrays in shards]
     keys = np.concatenate(tables)
@@ -128,13 +126,15 @@ def span_group(shards: Sequence[SpanArrays], max_keys: int = MAX_KEYS) -> SpanGr
     before = np.zeros((len(keys) // every + 1, len(shards)), np.int64)
     np.add.at(before[1:], (np.arange(len(keys) // every * every) // every, owners[: len(keys) // every * every]), 1)
     return SpanGroup(
-        shards=tuple(shards), keys=keys, owners=owners, before=before.cumsum(axis=0), every=every, stride=stride
+        shards=tuple(shards), keys=keys, owners=owners, before=before.cumsum(axis=0), every=every, stride=stride,
+        everything=everything,
+    )  # fmt: skip
+
+
+def _group_of_one(arrays: SpanArrays, everything: tuple[Part, ...] = ()) -> SpanGroup:
+    return SpanGroup(
+        shards=(arrays,), keys=arrays.prefix_table, owners=NONE, before=NOBODY, every=1, stride=1, everything=everything
     )
-
-
-def _group_of_one(arrays: SpanArrays) -> SpanGroup:
-    before = np.zeros((1, 1), np.int64)
-    return SpanGroup(shards=(arrays,), keys=arrays.prefix_table, owners=NONE, before=before, every=1, stride=1)
 
 
 def maximal_spans(arrays: SpanArrays, query: Query, min_length: int, position_filter: AnyFilter = None) -> Spans:

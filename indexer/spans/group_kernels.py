@@ -7,11 +7,12 @@ Rules (all of them hold under any filter, because they speak of what occurs in t
 2. *Skipping.* Let `reach = max(last end + 1, start + min_length)`. A new span that starts in [start, h] contains
    query[h:reach]. If that occurs in no shard, the next start is h + 1. So the last gram before `reach` is looked up first; in
    each shard it costs one block of fingerprints, no token. Below a min_length of TWICE the last SHORT tokens come before it:
-   they occur more often, but where they do not, more starts are passed. Where a gram occurs, grams further back are looked
-   up, STEP by STEP, before tokens are compared. `following` keeps for each shard the first start it has not excluded: it is
-   asked again from there on only. A shard that has the short gram alone is asked for the grams that the others have passed
-   at once, so that all shards stay together. Under a filter, first tokens that no passing suffix has count as absent, where
-   one block shows it (`leave_out`).
+   they occur more often, but where they do not, more starts are passed. Where they do, the SHORT tokens one further back are
+   next: if those are absent, two starts are passed at once. Where a gram occurs, grams further back are looked up, STEP by
+   STEP, in all shards that have it together, before tokens are compared. `following` keeps for each shard the first start it
+   has not excluded: it is asked again from there on only. A shard that has short grams alone is asked for the grams that
+   the others have passed at once, so that all shards stay together. Under a filter, first tokens that no passing suffix has
+   count as absent, where one block shows it (`leave_out`).
 3. *One table for all shards.* Where a gram stands in the prefix tables of all shards is one search of a table that has
    them merged (`SpanGroup`); several searches advance together. If a gram is absent, the next ones are known: up to AHEAD of
    them are looked up together in FEW shards, so that their cache misses overlap; one alone after a gram that occurs, as the
@@ -118,6 +119,12 @@ def slot_if_known(known: I64, grams: Found, probe: int, asked: I64) -> int:
 
 
 @jit
+def lacks(grams: Found, slot: int, shard: int) -> bool:
+    """Whether the shard is known not to have the whole gram of that slot."""
+    return bool(NOTHING <= grams[slot, shard, STATE] < WHOLE)
+
+
+@jit
 def look_up(
     group: Group,
     query: Tokens,
@@ -221,16 +228,20 @@ def further_back(
     group: Group, query: Tokens, places: tuple[int, int], slot: int, asked: I64, following: I64, slow: bool, memory: Memory,
     free: int, work: I64,
 ) -> tuple[int, int, bool, int]:  # fmt: skip
-    """Look grams up from `probe` back to `at`, STEP by STEP, in the shards that are asked, as long as they have them.
+    """Look grams up from `probe` back to `at`, STEP by STEP, in the shards that have not excluded `at`, as long as they have
+    them.
 
-    `places` is (probe, at), and `slot` that of the gram at `probe`, which all of them have. `following` is moved on where a
-    shard lacks one. Returns the slot of the last gram, the next free slot, and of the look-ups whether the last was slow,
-    and how many were.
+    `places` is (probe, at), and `slot` that of the gram at `probe`, which these shards have. `following` is moved on where
+    one lacks a gram; `asked` is room. Returns the slot of the last gram, the next free slot, and of the look-ups whether
+    the last was slow, and how many were.
     """
     probe, at = places
     grams, row_of = memory[1], memory[2]
-    num_left, num_slow = np.sum(asked), 0
-    if num_left > 0 and probe - STEP >= at and row_of[probe - STEP] < 0:
+    num_left, num_slow = 0, 0
+    for i in range(len(asked)):
+        asked[i] = following[i] <= at
+        num_left += asked[i]
+    if probe - STEP >= at and row_of[probe - STEP] < 0:
         num_rows = min(ROWS, (probe - at) // STEP)
         find_rows(group[3], query, (probe - STEP, -STEP, num_rows), memory[3], memory[4], row_of)
     while num_left > 0 and probe > at:
@@ -434,11 +445,11 @@ def spans_from(
                 return spans[:num_spans], ranks[:num_spans], start
             at, probe, slot = reach - min_length, reach - gram, 0
             if gram == GRAM:
-                short, whole, num_left = -1, zero, 0
+                short, between, num_left = zero, zero, 0
                 for i in range(num_shards):
                     asked[i] = following[i] <= at
                     num_left += asked[i]
-                for size in (SHORT, GRAM, GRAM - 1):
+                for size in (SHORT, GRAM - 1, GRAM):
                     if num_left == 0 or (size < GRAM and min_length >= TWICE):
                         continue
                     place = reach - size
@@ -448,12 +459,9 @@ def spans_from(
                         slot, free, slow = look_up(group, piece, places, asked, slow, memory, free, work)
                         num_slow += slow
                         width = min(2 * width, AHEAD) if num_slow == 0 else 1
-                    if size == SHORT:
-                        short = slot
-                        if filtered:
-                            leave_out(rows, filters, piece, place, asked, grams[slot], keys[0])
-                    elif size == GRAM:
-                        whole = slot
+                    if size < GRAM and filtered:
+                        leave_out(rows, filters, piece, place, asked, grams[slot], keys[0])
+                    short, between = (slot, between) if size == SHORT else (short, slot if size < GRAM else between)
                     num_left = 0
                     for i in range(num_shards):
                         if asked[i] == 0:
@@ -461,21 +469,19 @@ def spans_from(
                         if size == SHORT:
                             asked[i] = grams[slot, i, STATE] >= FIRST
                             following[i] = following[i] if asked[i] else place + 1
-                        else:
-                            asked[i] = grams[slot, i, STATE] < WHOLE
-                            if asked[i]:
-                                following[i] = place + 1
-                                if size < GRAM and grams[short, i, STATE] < WHOLE:
-                                    following[i] = place + 2
+                        elif grams[slot, i, STATE] < (FIRST if size < GRAM else WHOLE):
+                            asked[i], following[i] = 0, place + 1
+                            following[i] += known[between] == following[i] and lacks(grams, between, i)
+                            following[i] += known[short] == following[i] and lacks(grams, short, i)
                         num_left += asked[i]
                     width = width if num_left == 0 else 1
-                for i in range(num_shards):
-                    asked[i] = following[i] <= at
-                slot, free, slow, num_waits = further_back(
-                    group, piece, (probe, at), whole, asked, following, slow, memory, free, work
-                )
-                num_slow += num_waits
                 start = max(start, least(following))
+                if probe > at >= start:
+                    slot, free, slow, num_waits = further_back(
+                        group, piece, (probe, at), slot, asked, following, slow, memory, free, work
+                    )
+                    num_slow += num_waits
+                    start = max(start, least(following))
                 if start > at:
                     continue
                 probe = at
