@@ -60,10 +60,16 @@ app.command("doctor")(doctor_command)
 
 
 def main() -> None:
-    """Run the command line; every error that kiseki means is an exit code and one line, or more that point at a place."""
+    """Run the command line; every error that kiseki means is an exit code and one line, or more that point at a place.
+
+    So is what the system refuses: a file that may not be read, a disk that is full.
+    """
     try:
         app(prog_name="kiseki")
     except KisekiError as error:
         text = str(error) if error.points_at_a_place else " ".join(str(error).split())
         print(f"kiseki: {safe(text)}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"kiseki: {safe(str(error))}", file=sys.stderr)
+        sys.exit(2)
