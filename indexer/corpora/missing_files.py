@@ -25,7 +25,7 @@ class FileNames:
             return None
         if alike:
             return (
-                f"its file {file} is called {alike[0]} here; paths are those below --corpus: give the directory as then"
+                f"its file {file} is called {alike[0]} here; paths are those below --corpus: give the directory that was given then"
             )
         return f"its file {file} is not in the corpus; paths are those below --corpus"
 
