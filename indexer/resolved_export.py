@@ -86,9 +86,9 @@ def resolve_export(
         tokenizer=None if run.info.tokenizer_file is None else run.tokenizer_path(),
         config={**run.info.config, **_origin(run, boundaries).to_config()},
     )
-    with new_export(run_dir):
-        copy = open_or_create_run(OsFileSystem(), run_dir, spec)
-        return _Copy(run, copy, run_dir, boundaries, progress).run()
+    with new_export(run_dir) as made:
+        copy = open_or_create_run(OsFileSystem(), made, spec)
+        return _Copy(run, copy, made, boundaries, progress).run()
 
 
 def _origin(run: RunReader, boundaries: Boundaries) -> Origin:

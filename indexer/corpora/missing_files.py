@@ -24,9 +24,8 @@ class FileNames:
         if file in alike or (alike and positional_id(document_id) is not None):
             return None
         if alike:
-            return (
-                f"its file {file} is called {alike[0]} here; paths are those below --corpus: give the directory that was given then"
-            )
+            what = f"its file {file} is called {alike[0]} here"
+            return f"{what}; paths are those below --corpus: give the directory that was given then"
         return f"its file {file} is not in the corpus; paths are those below --corpus"
 
 

@@ -93,9 +93,9 @@ def import_dump(
         config=_origin(scan, step_offset, eos).to_config(),
     )
     problems = Problems()
-    with new_export(run_dir):
-        run = open_or_create_run(OsFileSystem(), run_dir, spec)
-        importing = _Import(run, run_dir, scan, eos=eos, step_offset=step_offset, problems=problems)
+    with new_export(run_dir) as made:
+        run = open_or_create_run(OsFileSystem(), made, spec)
+        importing = _Import(run, made, scan, eos=eos, step_offset=step_offset, problems=problems)
         return importing.run({rank: steps_of(files, problems, advance) for rank, files in ranks.items()})
 
 
