@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from indexer.llm_jp.dump import dump_name
-from indexer.llm_jp.rows import DATASET_IDX, FOLD, TEXT, doc_ids_of, tensor_value
+from indexer.llm_jp.rows import DATASET_IDX, DOC_IDS, FOLD, TEXT, doc_ids_of, tensor_value
 from indexer.made_whole import unfinished_directory
 from indexer.tokenization import RunTokenizer
 from train_hooks.export_format.errors import InputError
@@ -95,12 +95,12 @@ class _Export:
 
     def _record(self, row: Row, text: str) -> dict[str, Any]:
         name = row.segments[0].source if row.segments else ""
-        index, kept = tensor_value(row, DATASET_IDX), tensor_value(row, TEXT)
+        index, kept, ids = (tensor_value(row, tensor) for tensor in (DATASET_IDX, TEXT, DOC_IDS))
         return {
             "iteration": row.address.global_step - self._offset,
             "dataset_idx": self._datasets.setdefault(name, len(self._datasets)) if index is None else int(index[()]),
             "dataset_name": name,
-            "doc_ids": doc_ids_of(row.segments),
+            "doc_ids": doc_ids_of(row.segments) if ids is None else json.loads(ids.tobytes()),
             "text": text if kept is None else kept.tobytes().decode("utf-8"),
             "token_ids": row.tokens.tolist(),
         }
