@@ -10,7 +10,7 @@ from train_hooks.export_format.errors import InputError, RunError
 from train_hooks.export_format.filesystem import OsFileSystem
 from train_hooks.export_format.paths import ExportPaths
 
-__all__ = ["new_export", "vocab_size_of"]
+__all__ = ["check_end_of_document", "new_export", "require_no_export", "vocab_size_of"]
 
 
 @contextlib.contextmanager
@@ -19,14 +19,25 @@ def new_export(run_dir: Path) -> Iterator[Path]:
 
     Raises RunError where `run_dir` holds an export, InputError where another process is making one.
     """
+    require_no_export(run_dir)
     paths, system = ExportPaths(run_dir), OsFileSystem()
-    if paths.export.exists():
-        raise RunError(f"{run_dir} holds an export already; give this one a run directory of its own")
     with unfinished_directory(paths.unfinished_import) as unfinished:
         made = unfinished / run_dir.resolve().name  # runs without a run_id are named like their directory
         yield made
         system.rename(ExportPaths(made).export, paths.export)
         system.sync_directory(run_dir)
+
+
+def require_no_export(run_dir: Path) -> None:
+    """Raises RunError where `run_dir` holds an export."""
+    if ExportPaths(run_dir).export.exists():
+        raise RunError(f"{run_dir} holds an export already; give this one a run directory of its own")
+
+
+def check_end_of_document(eos: int | None, vocab_size: int) -> None:
+    """Raises InputError for a token id that the vocabulary does not have."""
+    if eos is not None and eos >= vocab_size:
+        raise InputError(f"--eos: expected a token id below {vocab_size}, found {eos}")
 
 
 def vocab_size_of(tokenizer: Path | None, given: int | None) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from indexer.new_export import new_export
+from indexer.new_export import check_end_of_document, new_export
 from train_hooks.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.acknowledgement import AckKind
 from train_hooks.export_format.boundaries import segments_by_eos, segments_by_lengths
@@ -79,6 +79,7 @@ def resolve_export(
 
     Raises RunError where `run_dir` holds an export, DamageError for a frame that is damaged.
     """
+    check_end_of_document(boundaries.eos, run.info.vocab_size)
     spec = RunSpec(
         sequence_length=run.info.sequence_length,
         vocab_size=run.info.vocab_size,

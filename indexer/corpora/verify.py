@@ -64,9 +64,8 @@ def compare_with_corpus(
     tokenizer: the tokenizer.json that made the tokens, where it is not the run's own. Raises RunError where there is none,
     InputError where `corpus` has no documents.
     """
-    path = run.tokenizer_path() if tokenizer is None else tokenizer
     reader = CorpusReader(corpus, progress=progress)
-    return _Comparison(run, claims, reader, SourceTokenizer(path)).report()
+    return _Comparison(run, claims, reader, SourceTokenizer.of_run(run, tokenizer)).report()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,7 +20,7 @@ from indexer.corpora.files import Problems
 from indexer.llm_jp.dump import MAX_MISSING, DumpStep, list_dump, steps_of
 from indexer.llm_jp.rows import row_of
 from indexer.llm_jp.scan import DumpScan, scan_dump
-from indexer.new_export import new_export, vocab_size_of
+from indexer.new_export import check_end_of_document, new_export, require_no_export, vocab_size_of
 from indexer.tokenization import RunTokenizer
 from train_hooks.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.acknowledgement import AckKind
@@ -71,6 +71,8 @@ def import_dump(
     Raises InputError for a dump that cannot be one, RunError where the run directory holds a run.
     """
     ranks = list_dump(dump)
+    vocab_size = vocab_size_of(tokenizer, vocab_size)
+    check_end_of_document(eos, vocab_size)
     total, done = 2 * sum(file.size_bytes for files in ranks.values() for file in files), 0
 
     def advance(num_bytes: int) -> None:
@@ -79,6 +81,7 @@ def import_dump(
         if progress is not None:
             progress(done, max(done, total))
 
+    require_no_export(run_dir)
     scan = scan_dump(ranks, advance)
     first = scan.attempts[0][0] + step_offset
     if min(begin for begin, _ in scan.attempts) + step_offset < 1:
@@ -92,7 +95,7 @@ def import_dump(
         )
     spec = RunSpec(
         sequence_length=scan.sequence_length,
-        vocab_size=vocab_size_of(tokenizer, vocab_size),
+        vocab_size=vocab_size,
         run_id=run_id,
         tokenizer=tokenizer,
         config=_origin(scan, step_offset, eos).to_config(),
