@@ -24,7 +24,8 @@ from ui.arguments import (
     selection,
 )
 from ui.corpus_commands import print_source_text
-from ui.render import numbered, one_line, plural, safe
+from ui.render import numbered, one_line, plural
+from ui.visible import safe
 
 __all__ = ["document_command"]
 

@@ -25,7 +25,7 @@ from train_hooks.export_format.verify import verify
 from ui import console
 from ui.arguments import JsonOption, RunArgument
 from ui.corpus_commands import corpus_report_json, print_corpus_report, verify_with_corpus
-from ui.render import safe
+from ui.visible import safe
 
 __all__ = ["export_app"]
 

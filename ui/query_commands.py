@@ -29,7 +29,8 @@ from ui.arguments import (
     asked_of,
     selection,
 )
-from ui.render import print_sequence, print_trace, safe
+from ui.render import print_sequence, print_trace
+from ui.visible import safe
 
 __all__ = ["count_command", "sequence_command", "trace_command"]
 
