@@ -29,6 +29,7 @@ from ui.arguments import (
     asked_of,
     selection,
 )
+from ui.kernels import say_if_compiling
 from ui.render import print_sequence, print_trace
 from ui.visible import safe
 
@@ -75,6 +76,7 @@ def trace_command(
     if checkpoint is not None:
         require_step(reader, chosen, checkpoint)
     asked = asked_of(text, file, token_ids, tokenizer, chat)
+    say_if_compiling("maximal_spans")
     found = trace(reader, asked.text, token_ids=asked.token_ids, prompt=asked.prompt, options=options)
     if as_json:
         console.print_json(found.to_json())
@@ -120,6 +122,7 @@ def count_command(
         require_step(reader, chosen, checkpoint)
     asked = asked_of(text, file, token_ids, tokenizer)
     ids = ids_of(reader, asked.text if asked.text is None else asked.text.removesuffix("\n"), asked.token_ids)
+    say_if_compiling("count_passing")
     found = reader.of_sound_shards(lambda: count_of_ngram(reader, ids, chosen))
     nothing = absent(reader, chosen) if not found.count else None
     if nothing is not None:

@@ -34,6 +34,7 @@ def passage(text_run: TextRun) -> str:
 
 
 def test_trace_marks_the_text_and_names_the_places(text_run: TextRun, passage: str) -> None:
+    kiseki("trace", text_run.run_dir, passage)  # compiles the kernels on a new machine, and says so
     code, out, err = kiseki("trace", text_run.run_dir, passage)
     assert (code, err) == (0, "")
     assert "⟦1: " in out and "seen 2 times" in out and ", rank" in out

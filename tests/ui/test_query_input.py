@@ -103,6 +103,17 @@ def test_numbers_out_of_their_range_are_named_as_options(
         assert (code, out) == (2, "") and option in err and "equal to" in err, err
 
 
+def test_who_waits_for_kernels_is_told(
+    text_run: TextRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names are those that numba gives its files: whoever asks a second time waits no more."""
+    run_here(capsys, monkeypatch, "count", text_run.run_dir, " the")
+    assert run_here(capsys, monkeypatch, "count", text_run.run_dir, " the")[2] == ""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    code, _, err = run_here(capsys, monkeypatch, "count", text_run.run_dir, " the")
+    assert code == 0 and err.startswith("compiling the search kernels, once")
+
+
 @pytest.mark.parametrize("arguments", [["--json"], []])
 def test_a_result_that_cannot_be_written_is_one_line(arguments: list[str], text_run: TextRun, passage: str) -> None:
     with Path("/dev/full").open("w") as full:
