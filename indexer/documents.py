@@ -132,11 +132,8 @@ def document_history(
     started = time.perf_counter()
     chosen = dataclasses.replace(selection or Selection(), source=None, document_id=None)
     cursor = None if after is None else _parse_cursor(after)
-    while True:
-        try:
-            return _history(reader, (source, document_id), chosen, limit, cursor, with_text, started)
-        except ShardDamage as damage:
-            reader.fail(damage)
+    named = (source, document_id)
+    return reader.of_sound_shards(lambda: _history(reader, named, chosen, limit, cursor, with_text, started))
 
 
 def _history(

@@ -3,12 +3,12 @@
 import dataclasses
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import duckdb
 import numpy as np
@@ -34,6 +34,7 @@ __all__ = ["IndexReader", "PackedSequence"]
 MANY_SHARDS = 8
 NUM_VISIBLE, NUM_FREQUENCIES = 256, 16
 HIDDEN = "\u2588"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +87,14 @@ class IndexReader:
             raise damage
         self.shards = left
         self.failed = [*self.failed, f"{damage.shard}: {damage}"]
+
+    def of_sound_shards(self, answer: Callable[[], T]) -> T:
+        """`answer()`, again without each shard that turns out to be damaged. Raises ShardDamage for the last one."""
+        while True:
+            try:
+                return answer()
+            except ShardDamage as damage:
+                self.fail(damage)
 
     @classmethod
     def open(cls, run_dir: Path | str) -> Self:
@@ -217,7 +226,8 @@ class IndexReader:
         return self.sequence_at(*self.locate(address))
 
     def locate(self, address: SequenceAddress | str) -> tuple[Shard, int]:
-        """(shard, ordinal) of a sequence. Raises QueryError for an address that the index does not hold."""
+        """(shard, ordinal) of a sequence. Raises QueryError for an address that the index does not hold, DamageError where a
+        shard that cannot be opened may hold it."""
         wanted = SequenceAddress.parse(address) if isinstance(address, str) else address
         if wanted.run_id == self.info.run_id:
             for shard in self.shards:
@@ -225,6 +235,8 @@ class IndexReader:
                     ordinal = shard.ordinal_of(wanted)
                     if ordinal is not None:
                         return shard, ordinal
+        if self.failed:
+            raise DamageError(f"no shard that can be opened holds {wanted}; the others: {'; '.join(self.failed)}")
         raise QueryError(f"run {self.info.run_id} (generation {self.generation.number}) holds no sequence {wanted}")
 
     def sequence_at(self, shard: Shard, ordinal: int) -> PackedSequence:

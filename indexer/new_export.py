@@ -1,35 +1,43 @@
 """Making an export that no training writes: into a directory that holds none, and whole or not at all."""
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from indexer.made_whole import unfinished_directory
 from indexer.tokenization import highest_token_id
 from train_hooks.export_format.errors import InputError, RunError
+from train_hooks.export_format.filesystem import OsFileSystem
 from train_hooks.export_format.paths import ExportPaths
 
-__all__ = ["new_export", "vocab_size_of"]
+__all__ = ["check_end_of_document", "new_export", "require_no_export", "vocab_size_of"]
 
 
 @contextlib.contextmanager
-def new_export(run_dir: Path) -> Iterator[None]:
-    """What is begun of an export inside the block is removed again where the block fails.
+def new_export(run_dir: Path) -> Iterator[Path]:
+    """A run directory to write an export into; the export is that of `run_dir` once the block is over, if it did not fail.
 
-    Raises RunError where `run_dir` holds an export, also one that a killed process left.
+    Raises RunError where `run_dir` holds an export, InputError where another process is making one.
     """
-    export = ExportPaths(run_dir).export
-    if export.exists():
+    require_no_export(run_dir)
+    paths, system = ExportPaths(run_dir), OsFileSystem()
+    with unfinished_directory(paths.unfinished_import) as unfinished:
+        made = unfinished / run_dir.resolve().name  # runs without a run_id are named like their directory
+        yield made
+        system.rename(ExportPaths(made).export, paths.export)
+        system.sync_directory(run_dir)
+
+
+def require_no_export(run_dir: Path) -> None:
+    """Raises RunError where `run_dir` holds an export."""
+    if ExportPaths(run_dir).export.exists():
         raise RunError(f"{run_dir} holds an export already; give this one a run directory of its own")
-    was_there = run_dir.exists()
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(export, ignore_errors=True)
-        if not was_there:
-            with contextlib.suppress(OSError):
-                run_dir.rmdir()
-        raise
+
+
+def check_end_of_document(eos: int | None, vocab_size: int) -> None:
+    """Raises InputError for a token id that the vocabulary does not have."""
+    if eos is not None and eos >= vocab_size:
+        raise InputError(f"--eos: expected a token id below {vocab_size}, found {eos}")
 
 
 def vocab_size_of(tokenizer: Path | None, given: int | None) -> int:

@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from indexer.index_reader import IndexReader
 from indexer.selection import Selection
-from indexer.shard import SegmentUnits, ShardDamage
+from indexer.shard import SegmentUnits
 from indexer.spans.arrays import SpanArrays
 from indexer.spans.filters import Filter
 from indexer.spans.search import count, find, histogram, page
 from indexer.trace_hits import FoundPlace, describe_places, places_of
+from indexer.trace_input import check_vocabulary
 from indexer.trace_records import Hit
 from train_hooks.export_format.errors import QueryError
 
@@ -71,8 +72,7 @@ def ids_of(reader: IndexReader, text: str | None, token_ids: Sequence[int] | Non
     ids = reader.tokenizer.encode(text).token_ids.tolist() if text is not None else list(token_ids or ())
     if not ids:
         raise QueryError("expected at least one token, found none")
-    if max(ids) >= reader.info.vocab_size or min(ids) < 0:
-        raise QueryError(f"expected token ids in [0, {reader.info.vocab_size}), found {min(ids)} to {max(ids)}")
+    check_vocabulary(reader, ids)
     return ids
 
 
@@ -101,11 +101,7 @@ def hits_of_ngram(
     """
     if not 1 <= limit <= MAX_PAGE:
         raise QueryError(f"limit: expected 1 to {MAX_PAGE}, found {limit}")
-    while True:
-        try:
-            return _hits(reader, token_ids, selection, after, limit, context_tokens)
-        except ShardDamage as damage:
-            reader.fail(damage)
+    return reader.of_sound_shards(lambda: _hits(reader, token_ids, selection, after, limit, context_tokens))
 
 
 def _hits(

@@ -61,11 +61,11 @@ def write_recomputed(
 
     Raises RunError where `run_dir` holds an export, InputError for a token beyond the vocabulary; then nothing is left behind.
     """
-    with new_export(run_dir):
-        run = open_or_create_run(OsFileSystem(), run_dir, spec)
-        attempt = claim_attempt(OsFileSystem(), run_dir, run, num_writers=num_ranks, resume=None, config={})
-        secret = RunReader(run_dir).secret()
-        directory = ExportPaths(run_dir).attempt_dir(attempt.attempt)
+    with new_export(run_dir) as made:
+        run = open_or_create_run(OsFileSystem(), made, spec)
+        attempt = claim_attempt(OsFileSystem(), made, run, num_writers=num_ranks, resume=None, config={})
+        secret = RunReader(made).secret()
+        directory = ExportPaths(made).attempt_dir(attempt.attempt)
         num_rows = num_without_documents = 0
         for rank in range(num_ranks):
             writer = RankWriter(OsFileSystem(), directory, run, attempt, rank)

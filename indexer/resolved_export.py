@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from indexer.new_export import new_export
+from indexer.new_export import check_end_of_document, new_export
 from train_hooks.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.acknowledgement import AckKind
 from train_hooks.export_format.boundaries import segments_by_eos, segments_by_lengths
@@ -79,6 +79,7 @@ def resolve_export(
 
     Raises RunError where `run_dir` holds an export, DamageError for a frame that is damaged.
     """
+    check_end_of_document(boundaries.eos, run.info.vocab_size)
     spec = RunSpec(
         sequence_length=run.info.sequence_length,
         vocab_size=run.info.vocab_size,
@@ -86,9 +87,9 @@ def resolve_export(
         tokenizer=None if run.info.tokenizer_file is None else run.tokenizer_path(),
         config={**run.info.config, **_origin(run, boundaries).to_config()},
     )
-    with new_export(run_dir):
-        copy = open_or_create_run(OsFileSystem(), run_dir, spec)
-        return _Copy(run, copy, run_dir, boundaries, progress).run()
+    with new_export(run_dir) as made:
+        copy = open_or_create_run(OsFileSystem(), made, spec)
+        return _Copy(run, copy, made, boundaries, progress).run()
 
 
 def _origin(run: RunReader, boundaries: Boundaries) -> Origin:

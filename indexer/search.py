@@ -26,7 +26,7 @@ from indexer.search_facets import facets_of, wanted_facets
 from indexer.search_plan import Question, ShardQuery, ask_shards, plan, question_of
 from indexer.search_records import Facets, SearchHit, SearchResult
 from indexer.selection import Selection
-from indexer.shard import Shard, ShardDamage
+from indexer.shard import Shard
 from indexer.snippets import snippet_of
 from train_hooks.export_format.errors import QueryError
 
@@ -58,19 +58,15 @@ def search(reader: IndexReader, query: str, options: SearchOptions | None = None
     """Search a run. Raises QueryError for a query that does not parse, or asks for what the run does not have, or for more
     than the limits; ShardDamage where no shard is left."""
     started = time.perf_counter()
-    options = options or SearchOptions()
-    question = question_of(reader, query, options.selection)
-    asked = repr((query, options.sort, options.selection))
-    cursor = Cursor() if options.cursor is None else Cursor.of_text(options.cursor, reader.generation.number, asked)
-    if options.sort == "relevance" and cursor.offset + options.limit > MAX_DEPTH_OF_PAGES:
+    chosen = options or SearchOptions()
+    question = question_of(reader, query, chosen.selection)
+    asked = repr((query, chosen.sort, chosen.selection))
+    cursor = Cursor() if chosen.cursor is None else Cursor.of_text(chosen.cursor, reader.generation.number, asked)
+    if chosen.sort == "relevance" and cursor.offset + chosen.limit > MAX_DEPTH_OF_PAGES:
         raise QueryError(
             f"by relevance the first {MAX_DEPTH_OF_PAGES:,} hits can be listed; sort by step to list them all, or ask for less"
         )
-    while True:
-        try:
-            return _search(reader, query, question, options, asked, cursor, started)
-        except ShardDamage as damage:
-            reader.fail(damage)
+    return reader.of_sound_shards(lambda: _search(reader, query, question, chosen, asked, cursor, started))
 
 
 def _search(

@@ -24,7 +24,6 @@ import numpy.typing as npt
 from indexer.deadline import check_deadline
 from indexer.index_reader import IndexReader
 from indexer.selection import SelectedShard, Selection
-from indexer.shard import ShardDamage
 from indexer.tokenization import Encoded
 from indexer.trace_documents import join_spans, rank_documents
 from indexer.trace_hits import dp_ranks, exposures, hits_of, step_edges, steps_of
@@ -33,11 +32,11 @@ from indexer.trace_records import Hit, Span, Trace
 from indexer.trace_spans import FoundSpan, find_spans, log_probability, rarest
 from train_hooks.export_format.errors import QueryError
 
-__all__ = ["MIN_LENGTH_DEFAULT", "TraceOptions", "trace"]
+__all__ = ["MAX_HITS", "MAX_SPANS", "MIN_LENGTH_DEFAULT", "TraceOptions", "trace"]
 
 MIN_LENGTH_DEFAULT = 8
 MIN_SELECTED = 5
-MAX_HITS = 100
+MAX_HITS, MAX_SPANS = 100, 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +51,7 @@ class TraceOptions:
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("min_length", 1, 10_000), ("num_hits", 0, MAX_HITS), ("context_tokens", 0, 512), ("max_spans", 0, 10_000),
+            ("min_length", 1, 10_000), ("num_hits", 0, MAX_HITS), ("context_tokens", 0, 512), ("max_spans", 0, MAX_SPANS),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -77,12 +76,8 @@ def trace(
     input, ShardDamage where no shard is left.
     """
     started = time.perf_counter()
-    options = options or TraceOptions()
-    while True:
-        try:
-            return _trace(reader, text, token_ids, prompt, options, started)
-        except ShardDamage as damage:
-            reader.fail(damage)
+    chosen = options or TraceOptions()
+    return reader.of_sound_shards(lambda: _trace(reader, text, token_ids, prompt, chosen, started))
 
 
 def _trace(

@@ -9,7 +9,7 @@ from indexer.index_reader import IndexReader
 from indexer.tokenization import Encoded, RunTokenizer
 from train_hooks.export_format.errors import QueryError
 
-__all__ = ["as_if_after_space", "text_of_messages", "variants_of"]
+__all__ = ["as_if_after_space", "check_vocabulary", "text_of_messages", "variants_of"]
 
 Ids = npt.NDArray[np.int64]
 MAX_QUERY_TOKENS = 100_000
@@ -59,17 +59,22 @@ def text_of_messages(messages: Sequence[Mapping[str, object]]) -> tuple[str, str
     return "\n".join(contents[:-1]), contents[-1]
 
 
-def _from_ids(reader: IndexReader, token_ids: Sequence[int]) -> tuple[str, list[Encoded]]:
-    ids = np.asarray(token_ids, dtype=np.int64)
-    if ids.size == 0:
-        raise QueryError("expected token ids to trace, found none")
-    _check_length(len(ids))
-    low, high = int(ids.min()), int(ids.max())
+def check_vocabulary(reader: IndexReader, token_ids: Sequence[int]) -> None:
+    """Raises QueryError for ids (at least one) that the run's vocabulary does not have."""
+    low, high = min(token_ids), max(token_ids)
     if low < 0 or high >= reader.info.vocab_size:
         raise QueryError(
             f"expected token ids in [0, {reader.info.vocab_size}), the vocabulary of run {reader.info.run_id}, found {low} to "
-            f"{high}; are these ids of another tokenizer? Then trace the text"
+            f"{high}; are these ids of another tokenizer? Then give it, or the text"
         )
+
+
+def _from_ids(reader: IndexReader, token_ids: Sequence[int]) -> tuple[str, list[Encoded]]:
+    if not len(token_ids):
+        raise QueryError("expected token ids to trace, found none")
+    _check_length(len(token_ids))
+    check_vocabulary(reader, token_ids)
+    ids = np.asarray(token_ids, dtype=np.int64)
     if reader.info.tokenizer_file is None:
         zeros = np.zeros(len(ids), np.int64)
         return "", [Encoded(token_ids=ids, char_starts=zeros, char_ends=zeros)]

@@ -7,14 +7,13 @@ sources, the deadline, damaged shards, the envelope, the form of the answer, the
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias
 
 from fastapi import Depends, Request, Response
 from pydantic import BaseModel
 
 from indexer.index_reader import IndexReader
 from indexer.selection import Selection
-from indexer.shard import ShardDamage
 from search_api.cursors import Cursor
 from search_api.gate import Access
 from search_api.keys import Action
@@ -25,7 +24,6 @@ from search_api.service import Service
 
 __all__ = ["Answer", "Ask", "asks", "service_of"]
 
-T = TypeVar("T")
 Make: TypeAlias = "Callable[[IndexReader], Answer]"
 
 
@@ -112,7 +110,7 @@ class Ask:
 
     def respond(self, reader: IndexReader, make: Make, asked: BaseModel | str) -> Response:
         """The same in this thread."""
-        answer = with_sound_shards(reader, make)
+        answer = reader.of_sound_shards(lambda: make(reader))
         envelope = self.envelope(reader, answer)
         if answer.rows is not None:
             response = answer.rows.encode(self.media_type, envelope)
@@ -145,15 +143,6 @@ class Ask:
             question=asked if isinstance(asked, str) else asked.model_dump_json(exclude_defaults=True),
             num_tokens=num_tokens,
         )  # fmt: skip
-
-
-def with_sound_shards(reader: IndexReader, make: Callable[[IndexReader], T]) -> T:
-    """`make(reader)`, again without each shard that turns out to be damaged. Raises ShardDamage for the last one."""
-    while True:
-        try:
-            return make(reader)
-        except ShardDamage as damage:
-            reader.fail(damage)
 
 
 def service_of(request: Request) -> Service:

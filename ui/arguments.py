@@ -2,42 +2,59 @@
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from indexer.selection import Selection
+from indexer.tokenization import text_of_ids
 from indexer.trace_input import text_of_messages
 from train_hooks.export_format.errors import InputError
 
 __all__ = [
     "AllStepsOption",
+    "Asked",
     "AttemptOption",
     "BeforeStepOption",
     "CheckpointOption",
     "DocumentOption",
     "DpRankOption",
+    "FileOption",
     "JsonOption",
     "RunArgument",
     "SourceOption",
     "StepsOption",
-    "chat_text",
+    "TokenIdsOption",
+    "TokenizerOption",
+    "asked_of",
     "input_text",
     "parse_bytes",
-    "parse_ids",
     "selection",
 ]
+
+STANDARD_INPUT = Path("-")
 
 RunArgument = Annotated[
     Path, typer.Argument(help="Run directory: where the training wrote its export.", show_default=False)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-BeforeStepOption = Annotated[int | None, typer.Option(help="Only steps before this one.")]
-CheckpointOption = Annotated[int | None, typer.Option(help="Only what the model checkpoint of this step has seen.")]
+FileOption = Annotated[
+    Path | None, typer.Option("--file", "-f", help="Read the text from a file; `-` reads standard input.")
+]
+TokenIdsOption = Annotated[str | None, typer.Option(help="Token ids instead of text: numbers with commas or spaces.")]
+TokenizerOption = Annotated[
+    Path | None,
+    typer.Option(help="tokenizer.json that made --token-ids, where it is not the run's: they go by their text."),
+]
+BeforeStepOption = Annotated[int | None, typer.Option(help="Only steps before this one.", min=0)]
+CheckpointOption = Annotated[
+    int | None, typer.Option(help="Only what the model checkpoint of this step has seen.", min=0)
+]
 StepsOption = Annotated[str | None, typer.Option(help="Only steps A:B, B not included; either may be left out.")]
-AttemptOption = Annotated[int | None, typer.Option(help="Only this attempt, superseded or not.")]
-DpRankOption = Annotated[int | None, typer.Option(help="Only this data-parallel rank.")]
+AttemptOption = Annotated[int | None, typer.Option(help="Only this attempt, superseded or not.", min=1)]
+DpRankOption = Annotated[int | None, typer.Option(help="Only this data-parallel rank.", min=0)]
 SourceOption = Annotated[str | None, typer.Option(help="Only hits that begin in a document of this source.")]
 DocumentOption = Annotated[str | None, typer.Option(help="Only hits that begin in this document.")]
 AllStepsOption = Annotated[bool, typer.Option("--all-steps", help="Superseded and skipped steps as well.")]
@@ -82,14 +99,6 @@ def _step_range(steps: str | None) -> tuple[int | None, int | None]:
         raise InputError(f"--steps: expected A:B such as 100:200, found {steps!r}") from error
 
 
-def parse_ids(text: str) -> list[int]:
-    """Token ids with commas or spaces. Raises InputError."""
-    try:
-        return [int(part) for part in text.replace(",", " ").split()]
-    except ValueError as error:
-        raise InputError(f"--token-ids: expected integers with commas or spaces, {error}") from error
-
-
 def parse_bytes(text: str | None) -> int | None:
     """A size such as 8G, 512M, 100000. Raises InputError."""
     if text is None:
@@ -102,32 +111,75 @@ def parse_bytes(text: str | None) -> int | None:
         raise InputError(f"expected a size such as 8G or 512M, found {text!r}") from error
 
 
-def input_text(text: str | None, file: Path | None) -> str:
-    """The text of an argument, a file, or standard input. Raises InputError."""
-    if text is not None and text != "-" and file is not None:
-        raise InputError("expected the text as an argument or in --file, found both")
-    try:
-        if file is not None:
-            return file.read_bytes().decode("utf-8")
-        if text is None or text == "-":
-            if sys.stdin.isatty():
-                raise InputError("expected text as an argument, in --file, or on standard input")
-            return sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"expected UTF-8 text, found other bytes: {error}") from error
-    except OSError as error:
-        raise InputError(f"--file: {error}") from error
-    return text
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What is asked about: a text, or token ids of the run's tokenizer. prompt: what came before it in a chat."""
+
+    text: str | None = None
+    token_ids: list[int] | None = None
+    prompt: str = ""
 
 
-def chat_text(file: Path) -> tuple[str, str]:
-    """(prompt, response) of a JSON file: a list of messages, or an object with "messages". Raises InputError."""
-    text = input_text(None, file)
+def asked_of(
+    text: str | None,
+    file: Path | None,
+    token_ids: str | None,
+    tokenizer: Path | None,
+    chat: Path | None = None,
+) -> Asked:
+    """The one of them that is given, or standard input. Ids of another tokenizer become their text. Raises InputError."""
+    named = {"an argument": text, "--file": file, "--token-ids": token_ids, "--chat": chat}
+    given = [name for name, value in named.items() if value is not None and value != "-"]
+    if len(given) > 1:
+        raise InputError(f"expected one text, found several: {', '.join(given)}")
+    if tokenizer is not None and token_ids is None:
+        raise InputError("--tokenizer: expected --token-ids with it, found none")
+    if chat is not None:
+        return _of_chat(chat)
+    if token_ids is None:
+        return Asked(text=input_text(text, file))
+    ids = _parse_ids(token_ids)
+    return Asked(token_ids=ids) if tokenizer is None else Asked(text=text_of_ids(tokenizer, ids))
+
+
+def _parse_ids(text: str) -> list[int]:
     try:
-        document = json.loads(text)
+        return [int(part) for part in text.replace(",", " ").split()]
     except ValueError as error:
+        raise InputError(f"--token-ids: expected integers with commas or spaces, {error}") from error
+
+
+def _of_chat(file: Path) -> Asked:
+    """Of a JSON file: a list of messages, or an object with "messages"; the last one is asked about."""
+    content = _read(file, "--chat")
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--chat: {file} is not JSON: {error}") from error
     messages = document.get("messages") if isinstance(document, dict) else document
     if not isinstance(messages, list):
         raise InputError(f"--chat: expected a list of messages in {file}, found {type(messages).__name__}")
-    return text_of_messages(messages)
+    prompt, response = text_of_messages(messages)
+    return Asked(text=response, prompt=prompt)
+
+
+def input_text(text: str | None, file: Path | None) -> str:
+    """The text of an argument, a file, or standard input. Raises InputError."""
+    if text is not None and text != "-" and file is not None:
+        raise InputError("expected the text as an argument or in --file, found both")
+    if file is None and text is not None and text != "-":
+        return text
+    if file is None and sys.stdin.isatty():
+        raise InputError("expected text as an argument, in --file, or on standard input")
+    return _read(file or STANDARD_INPUT, "--file" if file else "standard input")
+
+
+def _read(file: Path, option: str) -> str:
+    """UTF-8, without a byte order mark."""
+    try:
+        data = sys.stdin.buffer.read() if file == STANDARD_INPUT else file.read_bytes()
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{option}: expected UTF-8 text, found other bytes: {error}") from error
+    except OSError as error:
+        raise InputError(f"{option}: {error}") from error

@@ -12,7 +12,8 @@ from indexer.corpora.verify import collect_claims, compare_with_corpus
 from indexer.corpora.verify_records import CorpusFinding, CorpusReport, Reason
 from train_hooks.export_format.reader import RunReader
 from ui import console
-from ui.render import plural, safe
+from ui.render import plural
+from ui.visible import safe
 
 __all__ = ["corpus_report_json", "print_corpus_report", "print_source_text", "verify_with_corpus"]
 

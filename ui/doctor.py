@@ -24,7 +24,6 @@ from indexer.generations import published
 from indexer.index_reader import IndexReader
 from indexer.paths import IndexPaths
 from indexer.selection import Selection
-from indexer.spans import kernels
 from indexer.spans.build import build_span_arrays
 from indexer.spans.group import maximal_spans
 from indexer.tombstones import TombstoneFile
@@ -33,6 +32,7 @@ from train_hooks.export_format.errors import DamageError, KisekiError
 from train_hooks.export_format.origin import origin_of
 from train_hooks.export_format.reader import RunReader
 from train_hooks.export_format.status import status
+from ui.kernels import kernel_directory
 
 __all__ = ["Check", "check_installation", "check_run"]
 
@@ -121,8 +121,7 @@ def _version(name: str) -> str:
 
 
 def _check_kernel_cache() -> Check:
-    place = os.environ.get("NUMBA_CACHE_DIR")
-    directory = Path(place) if place else Path(kernels.__file__).parent / "__pycache__"
+    directory = kernel_directory()
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=existing):
         return Check(name="compiled kernels", verdict="fine", found=f"are kept in {directory}")

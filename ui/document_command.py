@@ -10,6 +10,7 @@ from rich.text import Text
 from indexer.corpora.source_text import source_text
 from indexer.documents import MAX_LIMIT, DocumentHistory, Exposure, document_history
 from indexer.index_reader import IndexReader
+from train_hooks.export_format.errors import InputError
 from ui import console
 from ui.arguments import (
     AllStepsOption,
@@ -23,7 +24,8 @@ from ui.arguments import (
     selection,
 )
 from ui.corpus_commands import print_source_text
-from ui.render import numbered, one_line, plural, safe
+from ui.render import numbered, one_line, plural
+from ui.visible import safe
 
 __all__ = ["document_command"]
 
@@ -45,6 +47,9 @@ def document_command(
     corpus: Annotated[
         Path | None, typer.Option(help="Print the source text from this directory, and which steps saw what of it.")
     ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="With --corpus: the tokenizer.json that made the tokens, if not the run's own.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show when and where training saw a document, and how much of it."""
@@ -58,13 +63,17 @@ def document_command(
         source=None,
         document=None,
     )
+    if tokenizer is not None and corpus is None:
+        raise InputError("--tokenizer: expected --corpus beside it, the texts to compare with")
     reader = IndexReader.open(run)
     if corpus is not None:
         limit = MAX_LIMIT
     found = document_history(
         reader, source, document_id, selection=chosen, limit=limit, after=after, with_text=corpus is None
     )
-    text = None if corpus is None else source_text(reader, corpus, source, document_id, found.exposures)
+    text = None
+    if corpus is not None:
+        text = source_text(reader, corpus, source, document_id, found.exposures, tokenizer=tokenizer)
     if as_json:
         console.print_json({**found.to_json(), **({} if text is None else {"source_text": dataclasses.asdict(text)})})
     elif text is None:

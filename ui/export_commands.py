@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +10,10 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from indexer.corpora.files import list_files
 from indexer.llm_jp.exporter import export_dump
 from indexer.resolved_export import Boundaries, resolve_export
+from indexer.tokenization import open_tokenizer
 from train_hooks.export_format.compact import compact
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.findings import Severity
@@ -22,7 +25,7 @@ from train_hooks.export_format.verify import verify
 from ui import console
 from ui.arguments import JsonOption, RunArgument
 from ui.corpus_commands import corpus_report_json, print_corpus_report, verify_with_corpus
-from ui.render import safe
+from ui.visible import safe
 
 __all__ = ["export_app"]
 
@@ -98,6 +101,10 @@ def verify_command(
     """Check every hash, that each step is complete, and maybe every token. Exit code 1: damaged, 3: incomplete."""
     if tokenizer is not None and corpus is None:
         raise InputError("--tokenizer: expected --corpus beside it, the texts to compare with")
+    if corpus is not None:  # before hours of hashing
+        list_files(corpus)
+    if tokenizer is not None:
+        open_tokenizer(tokenizer)
     started = time.monotonic()
     with console.progress("verifying bytes") as progress:
         report = verify(run, progress=progress)
@@ -109,10 +116,10 @@ def verify_command(
         more = {} if compared is None else {"corpus": corpus_report_json(compared)}
         console.print_json({**dataclasses.asdict(report), **more, "exit_code": exit_code})
         raise typer.Exit(exit_code)
-    for finding in report.findings:
-        line = Text.assemble(
-            (f"{finding.severity.value:10} ", _STYLES[finding.severity]), f"{finding.path}: {finding.message}"
-        )
+    for finding, times in Counter((item.severity, str(item.path), item.message) for item in report.findings).items():
+        severity, path, message = finding
+        often = "" if times == 1 else f" ({times:,} times)"
+        line = Text.assemble((f"{severity.value:10} ", _STYLES[severity]), safe(f"{path}: {message}{often}"))
         console.output.print(line)
     took_s = max(time.monotonic() - started, 1e-9)
     verdict = {0: "holds", 1: "is DAMAGED", 3: "is incomplete"}[report.exit_code]

@@ -33,7 +33,7 @@ def _helps(command: Any, names: list[str], parent: Any) -> Iterator[tuple[list[s
     )
     yield names, "\n".join(line.rstrip() for line in command.get_help(context).strip().splitlines())
     for name in command.list_commands(context) if hasattr(command, "list_commands") else ():
-        child = command.get_command(context, name)
+        child = command.resolve_command(context, [name])[1]
         if not child.hidden:
             yield from _helps(child, [*names, name], context)
 

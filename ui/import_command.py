@@ -14,7 +14,8 @@ from indexer.olmo_core.reconstruct import reconstruct_olmo_core
 from indexer.recomputed_export import Recomputed
 from ui import console
 from ui.arguments import JsonOption, RunArgument
-from ui.render import plural, safe
+from ui.render import plural
+from ui.visible import safe
 
 __all__ = ["import_app"]
 

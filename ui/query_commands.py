@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
+from indexer.absent import absent, require_step
 from indexer.index_reader import IndexReader
-from indexer.ngrams import count_of_ngram
-from indexer.tokenization import text_of_ids
-from indexer.trace import MIN_LENGTH_DEFAULT, TraceOptions, trace
-from train_hooks.export_format.errors import InputError, QueryError
+from indexer.ngrams import count_of_ngram, ids_of
+from indexer.trace import MAX_HITS, MAX_SPANS, MIN_LENGTH_DEFAULT, TraceOptions, trace
+from train_hooks.export_format.errors import QueryError
 from ui import console
 from ui.arguments import (
     AllStepsOption,
@@ -18,25 +19,21 @@ from ui.arguments import (
     CheckpointOption,
     DocumentOption,
     DpRankOption,
+    FileOption,
     JsonOption,
     RunArgument,
     SourceOption,
     StepsOption,
-    chat_text,
-    input_text,
-    parse_ids,
+    TokenIdsOption,
+    TokenizerOption,
+    asked_of,
     selection,
 )
+from ui.kernels import say_if_compiling
 from ui.render import print_sequence, print_trace
+from ui.visible import safe
 
 __all__ = ["count_command", "sequence_command", "trace_command"]
-
-FileOption = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from a file.")]
-TokenIdsOption = Annotated[str | None, typer.Option(help="Token ids instead of text: numbers with commas or spaces.")]
-TokenizerOption = Annotated[
-    Path | None,
-    typer.Option(help="tokenizer.json that made --token-ids, where it is not the run's: they go by their text."),
-]
 
 
 def trace_command(
@@ -45,7 +42,9 @@ def trace_command(
     file: FileOption = None,
     token_ids: TokenIdsOption = None,
     tokenizer: TokenizerOption = None,
-    chat: Annotated[Path | None, typer.Option(help="JSON file of chat messages; the last one is traced.")] = None,
+    chat: Annotated[
+        Path | None, typer.Option(help="JSON file of chat messages, `-` standard input; the last one is traced.")
+    ] = None,
     min_length: Annotated[int, typer.Option(help="Shortest span, in tokens.")] = MIN_LENGTH_DEFAULT,
     before_step: BeforeStepOption = None,
     checkpoint: CheckpointOption = None,
@@ -55,9 +54,9 @@ def trace_command(
     source: SourceOption = None,
     document: DocumentOption = None,
     all_steps: AllStepsOption = False,
-    limit: Annotated[int, typer.Option(help="Hits listed for a span.")] = 3,
+    limit: Annotated[int, typer.Option(help="Hits listed for a span.", min=0, max=MAX_HITS)] = 3,
     max_spans: Annotated[
-        int | None, typer.Option(help="Spans listed; by default 5% of the tokens, at least 5.")
+        int | None, typer.Option(help="Spans listed; by default 5% of the tokens, at least 5.", min=0, max=MAX_SPANS)
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -74,21 +73,18 @@ def trace_command(
     )
     options = TraceOptions(min_length=min_length, selection=chosen, max_spans=max_spans, num_hits=limit)
     reader = IndexReader.open(run)
-    text, ids = _own_ids(text, token_ids, tokenizer)
-    if ids is not None:
-        found = trace(reader, token_ids=ids, options=options)
-    elif chat is not None:
-        prompt, response = chat_text(chat)
-        found = trace(reader, response, prompt=prompt, options=options)
-    else:
-        found = trace(reader, input_text(text, file), options=options)
+    if checkpoint is not None:
+        require_step(reader, chosen, checkpoint)
+    asked = asked_of(text, file, token_ids, tokenizer, chat)
+    say_if_compiling("maximal_spans")
+    found = trace(reader, asked.text, token_ids=asked.token_ids, prompt=asked.prompt, options=options)
     if as_json:
         console.print_json(found.to_json())
     elif found.spans:
         print_trace(console.output, found)
     if not found.spans:
         failed = f" (damaged and not searched: {'; '.join(found.failures)})" if found.failures else ""
-        raise QueryError(
+        raise absent(reader, chosen) or QueryError(
             f"no span of ≥ {min_length} tokens of these {found.num_tokens} occurs in the selected steps{failed}; "
             "try a smaller --min-length, more steps, or another text"
         )
@@ -122,30 +118,33 @@ def count_command(
         document=document,
     )
     reader = IndexReader.open(run)
-    text, ids = _own_ids(text, token_ids, tokenizer)
-    if ids is None:
-        ids = reader.tokenizer.encode(input_text(text, file).removesuffix("\n")).token_ids.tolist()
-    if not ids:
-        raise InputError("expected text or token ids to count, found none")
-    count = count_of_ngram(reader, ids, chosen).count
+    if checkpoint is not None:
+        require_step(reader, chosen, checkpoint)
+    asked = asked_of(text, file, token_ids, tokenizer)
+    ids = ids_of(reader, asked.text if asked.text is None else asked.text.removesuffix("\n"), asked.token_ids)
+    say_if_compiling("count_passing")
+    found = reader.of_sound_shards(lambda: count_of_ngram(reader, ids, chosen))
+    nothing = absent(reader, chosen) if not found.count else None
+    if nothing is not None:
+        raise nothing
+    failures = reader.failed
     if as_json:
         console.print_json(
-            {"count": count, "count_relation": "eq", "token_ids": ids, "generation": reader.generation.number}
+            {
+                "count": found.count,
+                "count_relation": "gte" if failures else "eq",
+                "token_ids": ids,
+                "generation": reader.generation.number,
+                "shards_total": len(reader.generation.shards),
+                "shards_searched": found.shards_searched,
+                "shards_failed": len(failures),
+                "failures": failures,
+            }
         )
-    else:
-        console.output.print(f"{count:,}")
-
-
-def _own_ids(text: str | None, token_ids: str | None, tokenizer: Path | None) -> tuple[str | None, list[int] | None]:
-    """(text, ids of the run's tokenizer): ids of another tokenizer become their text. Raises InputError."""
-    if token_ids is None:
-        if tokenizer is not None:
-            raise InputError("--tokenizer: expected --token-ids with it, found none")
-        return text, None
-    if text is not None:
-        raise InputError("expected a text or --token-ids, found both")
-    ids = parse_ids(token_ids)
-    return (None, ids) if tokenizer is None else (text_of_ids(tokenizer, ids), None)
+        return
+    console.output.print(f"≥ {found.count:,}" if failures else f"{found.count:,}")
+    for failure in failures:
+        console.errors.print(Text(safe(f"failed: {failure}")), style="red")
 
 
 def sequence_command(

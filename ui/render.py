@@ -9,21 +9,12 @@ from rich.text import Text
 
 from indexer.trace_records import Hit, Span, Trace
 from train_hooks.export_format.records import Segment
+from ui.visible import safe
 
-__all__ = ["numbered", "one_line", "plural", "print_sequence", "print_trace", "safe"]
+__all__ = ["numbered", "one_line", "plural", "print_sequence", "print_trace"]
 
 _STYLES = ("bold black on bright_yellow", "bold black on yellow", "black on cyan")
 _UNLISTED = "underline"
-
-
-# Control characters become visible ones: corpus text must not move the cursor or recolour the terminal.
-_VISIBLE = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
-_VISIBLE |= dict.fromkeys(range(128, 160), 65533)
-
-
-def safe(text: str) -> str:
-    """The text, as long as it was, without control characters other than line feeds and tabs."""
-    return text.translate(_VISIBLE)
 
 
 def print_trace(console: Console, trace: Trace) -> None:

@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from indexer.explain import StepExplanation
-from ui.render import safe
+from ui.visible import safe
 
 __all__ = ["print_explanation"]
 

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.text import Text
 
 from indexer.search_records import Facets, SearchHit, SearchResult, Snippet
-from ui.render import safe
+from ui.visible import safe
 
 __all__ = ["print_hit", "print_search"]
 

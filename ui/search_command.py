@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from indexer.absent import absent, require_step
 from indexer.index_reader import IndexReader
 from indexer.search import SearchOptions, Sort, search
 from ui import console
@@ -62,7 +63,13 @@ def search_command(
         document=document,
     )
     options = SearchOptions(selection=chosen, limit=limit, sort=sort, cursor=cursor, facets=facets)
-    result = search(IndexReader.open(run), query, options)
+    reader = IndexReader.open(run)
+    if checkpoint is not None:
+        require_step(reader, chosen, checkpoint)
+    result = search(reader, query, options)
+    nothing = absent(reader, chosen) if not result.count else None
+    if nothing is not None:
+        raise nothing
     if as_json:
         console.print_json(result.to_json())
     else:

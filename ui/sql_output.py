@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from rich.cells import cell_len, set_cell_size
 
 from indexer.sql_statement import distinct_names
-from ui.render import safe
+from ui.visible import safe
 
 __all__ = ["SqlFormat", "write_rows"]
 

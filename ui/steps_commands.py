@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
+from indexer.absent import absent
 from indexer.explain import explain_step
 from indexer.index_reader import IndexReader
 from indexer.steps import Step, Steps, read_steps
@@ -60,6 +61,9 @@ def steps_command(
         attempt=attempt,
         all_steps=all_steps,
     )
+    nothing = absent(reader, chosen) if not found.steps else None
+    if nothing is not None:
+        raise nothing
     shown = tuple(step for step in found.steps if step.spikes) if spikes else found.steps
     if as_json:
         console.print_json(Steps(run_id=found.run_id, generation=found.generation, steps=shown).to_json())

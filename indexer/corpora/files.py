@@ -1,9 +1,9 @@
 """The files of a corpus: found, read whatever compressed them, hashed as they are read.
 
-1. A corpus is a directory, searched to any depth, or one file. Its files are those named `.jsonl`, `.ndjson`, `.json`, as they
-   are or compressed (`.gz`, `.zst`, `.zstd`), and `.parquet`; hidden ones and those that stand beside RedPajama-V2's
-   documents (quality signals, minhashes, duplicates) are left out. Order: by path, numbers in names as numbers, so that
-   `train_2` comes before `train_10`.
+1. A corpus is a directory, searched to any depth and through links, or one file. Its files are those named `.jsonl`, `.ndjson`,
+   `.json`, as they are or compressed (`.gz`, `.zst`, `.zstd`), and `.parquet`; hidden ones and those that stand beside
+   RedPajama-V2's documents (quality signals, minhashes, duplicates) are left out. Order: by path, numbers in names as numbers,
+   so that `train_2` comes before `train_10`.
 2. A record is a line or a row. Lines count from 1, blank and bad ones too; rows of Parquet from 0.
 3. What cannot be read is named, the first MAX_PROBLEMS of it, and the rest is read: a bad line costs itself, a file that is
    cut or damaged costs what comes behind.
@@ -38,7 +38,10 @@ __all__ = [
 ]
 
 MAX_PROBLEMS, MAX_LINE_BYTES, ROWS_AT_ONCE = 20, 256 << 20, 256
+ZSTD_BYTES = 1 << 16
+"""Decompressed at once: as much before the place is lost where a file is cut, beside a block of zstandard's."""
 PARQUET_COLUMNS = ("text", "raw_content", "id", "doc_id", "dump", "source", "meta", "metadata", "digest")
+COMPRESSED = (".gz", ".zst", ".zstd")
 _FILE = re.compile(r".+\.(?:(?:jsonl|ndjson|json)(?:\.gz|\.zst|\.zstd)?|parquet)")
 _BESIDE = re.compile(r".+\.(?:signals\.json\.gz|minhash\.parquet|duplicates\.parquet)")
 _NUMBER = re.compile(r"(\d+)(?!.*\d)")
@@ -84,14 +87,25 @@ def list_files(corpus: Path) -> tuple[CorpusFile, ...]:
         raise InputError(f"expected a corpus at {corpus}, a directory or a file, found none")
     found = [
         CorpusFile(path=path, name=path.relative_to(corpus).as_posix(), size_bytes=path.stat().st_size)
-        for path in corpus.rglob("*")
-        if _belongs(path.relative_to(corpus)) and path.is_file()
+        for path in _below(corpus)
+        if _belongs(path.relative_to(corpus))
     ]
     if not found:
         raise InputError(
             f"{corpus}: expected files named .jsonl, .json or .parquet, maybe with .gz or .zst behind it, found none"
         )
     return tuple(sorted(found, key=lambda file: _order(file.name)))
+
+
+def _below(directory: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Every file, also behind links to directories; one that leads back to a directory above it is not followed."""
+    place = directory.resolve()
+    if place not in above:
+        for path in directory.iterdir():
+            if path.is_dir():
+                yield from _below(path, (*above, place))
+            elif path.is_file():
+                yield path
 
 
 def _belongs(path: Path) -> bool:
@@ -128,6 +142,7 @@ class HashedFile(io.RawIOBase):
 
     def __init__(self, path: Path, advance: Callable[[int], None] | None = None) -> None:
         self._file = path.open("rb", buffering=0)
+        self.size_bytes = path.stat().st_size
         self._digest, self._advance = hashlib.sha256(), advance
 
     def readable(self) -> bool:
@@ -159,6 +174,8 @@ def lines_of(file: HashedFile, name: str, problems: Problems) -> Iterator[tuple[
     number = 0
     try:
         with _decompressed(file, name) as stream:
+            if name.endswith(COMPRESSED) and not file.size_bytes:
+                problems.add(f"{name}: expected a compressed file, found one of no bytes; restore it")
             while line := stream.readline(MAX_LINE_BYTES):
                 number += 1
                 if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
@@ -178,7 +195,7 @@ def _decompressed(file: HashedFile, name: str) -> BinaryIO:
     if name.endswith(".gz"):
         return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]  # it reads like one
     if name.endswith((".zst", ".zstd")):
-        return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd"), 1 << 20)
+        return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd"), ZSTD_BYTES)
     return raw
 
 
@@ -224,9 +241,27 @@ def _rows(
         with pq.ParquetFile(file.path) as parquet:
             columns = [name for name in parquet.schema_arrow.names if name in PARQUET_COLUMNS]
             for batch in parquet.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
-                for record in batch.to_pylist():
-                    yield number, record
+                for record in _records(batch):
+                    if isinstance(record, UnicodeDecodeError):
+                        what = f"expected UTF-8, found other bytes at byte {record.start}"
+                        problems.add(f"{file.name} row {number}: {what}")
+                    else:
+                        yield number, record
                     number += 1
         done(FileRead(name=file.name, sha256=sha256, num_records=number))
     except (OSError, pa.ArrowException) as error:
         problems.add(f"{file.name}: cut or damaged behind row {number:,}: {error}; the rest of the file is not read")
+
+
+def _records(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
+    """The rows, or why one is none."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except UnicodeDecodeError:
+        pass
+    for row in range(batch.num_rows):
+        try:
+            yield from batch.slice(row, 1).to_pylist()
+        except UnicodeDecodeError as error:
+            yield error

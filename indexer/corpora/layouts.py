@@ -21,12 +21,13 @@ from typing import Any
 
 from train_hooks.documents.dolma_files import dolma_name
 
-__all__ = ["LAYOUTS", "Layout", "Named", "layout_of", "positional_id"]
+__all__ = ["LAYOUTS", "Layout", "Named", "file_of_id", "layout_of", "positional_id"]
 
 Record = Mapping[str, Any]
 _LLM_JP_SUBSET = re.compile(r"(?:ja|en|ko|zh|code)_[A-Za-z0-9_.-]+")
 _SPLIT = re.compile(r"[_-](?:train|valid|validation|test)(?:[_-]?\d+)?$")
 _ENDINGS = re.compile(r"\.(?:jsonl|ndjson|json|parquet)(?:\.gz|\.zst|\.zstd)?$")
+_PLACE = re.compile(r"(?:.*@)?(?P<file>.+)#\d+")
 _REDPAJAMA = re.compile(r"(\d{4}-\d{2})/(\d{4})/([a-z]{2}_(?:head|middle|tail))(?:\.json\.gz)?(?:/(\d+))?$")
 
 
@@ -60,6 +61,15 @@ def positional_id(text: str) -> str | None:
     return None if match is None or match[4] is None else f"{match[1]}/{match[2]}/{match[3]}.json.gz/{int(match[4])}"
 
 
+def file_of_id(document_id: str) -> str | None:
+    """The file that an id names: its path below the corpus, of RedPajama-V2 the end of it; None for an id that names none."""
+    place = _PLACE.fullmatch(document_id)
+    if place is not None:
+        return place["file"]
+    position = positional_id(document_id)
+    return None if position is None else position.rpartition("/")[0]
+
+
 def _text(record: Record, key: str) -> str:
     """Raises ValueError where it is no text, or half of a surrogate pair stands in it."""
     value = record.get(key)
@@ -91,8 +101,10 @@ def _meta(record: Record, key: str = "meta") -> Record:
 
 
 def _subset(file: str) -> str:
-    parts = _ENDINGS.sub("", file).split("/")
-    return parts[-2] if len(parts) > 1 else _SPLIT.sub("", parts[-1])
+    """The innermost directory named like a subset (levels may lie below it), else the one of the file, else the file."""
+    *directories, name = _ENDINGS.sub("", file).split("/")
+    named = [directory for directory in directories if _LLM_JP_SUBSET.fullmatch(directory)]
+    return (named or directories or [_SPLIT.sub("", name)])[-1]
 
 
 def _llm_jp(record: Record, file: str, number: int) -> Named:

@@ -75,7 +75,7 @@ def source_text(
     Raises IncompleteError where the corpus does not have it, InputError where `corpus` has no documents, RunError where there
     is no tokenizer.
     """
-    run_tokenizer = SourceTokenizer(reader.run.tokenizer_path() if tokenizer is None else tokenizer)
+    run_tokenizer = SourceTokenizer.of_run(reader.run, tokenizer)
     seen = [(exposure, _tokens(reader, exposure)) for exposure in exposures]
     best: _Match | None = None
     corpus_reader = CorpusReader(corpus)

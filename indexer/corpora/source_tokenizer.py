@@ -16,6 +16,8 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from indexer.tokenization import open_tokenizer
+from train_hooks.export_format.errors import RunError
+from train_hooks.export_format.reader import RunReader
 
 __all__ = ["SourceTokenizer"]
 
@@ -44,6 +46,16 @@ class SourceTokenizer:
             if (token_id in added or _CONTROL.fullmatch(token)) and not _BYTE.fullmatch(token)
         )
         self._names = tuple(token.content for token in added.values())
+
+    @classmethod
+    def of_run(cls, run: RunReader, path: Path | None) -> "SourceTokenizer":
+        """The one at `path`, or the run's own. Raises RunError where there is neither."""
+        if path is None and run.info.tokenizer_file is None:
+            raise RunError(
+                f"run {run.info.run_id} was exported without a tokenizer; give the tokenizer.json that made its tokens with "
+                "--tokenizer"
+            )
+        return cls(run.tokenizer_path() if path is None else path)
 
     def plain(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text as it is, i64, several at a time."""

@@ -9,7 +9,7 @@
 Memory holds one batch of documents; claims lie in a directory that the caller gives.
 """
 
-import re
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from indexer.corpora.claims import DIFFERENT, EQUAL, UNSEEN, Claims, tokens_digest
 from indexer.corpora.explain import explain_difference
 from indexer.corpora.files import missing_numbers
+from indexer.corpora.missing_files import FileNames
 from indexer.corpora.reader import CorpusDocument, CorpusReader
 from indexer.corpora.source_tokenizer import SourceTokenizer
 from indexer.corpora.verify_records import CorpusFinding, CorpusReport, Reason
@@ -31,7 +32,6 @@ __all__ = ["Expected", "collect_claims", "compare_with_corpus"]
 Ids = npt.NDArray[np.int64]
 MAX_FINDINGS, MAX_EXPLAINED = 20, 200
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 20, 256
-_PLACE = re.compile(r"(?:.*@)?(?P<file>.+)#\d+")
 
 
 def collect_claims(run: RunReader, directory: Path, *, progress: Callable[[int, int], None] | None = None) -> Claims:
@@ -64,9 +64,8 @@ def compare_with_corpus(
     tokenizer: the tokenizer.json that made the tokens, where it is not the run's own. Raises RunError where there is none,
     InputError where `corpus` has no documents.
     """
-    path = run.tokenizer_path() if tokenizer is None else tokenizer
     reader = CorpusReader(corpus, progress=progress)
-    return _Comparison(run, claims, reader, SourceTokenizer(path)).report()
+    return _Comparison(run, claims, reader, SourceTokenizer.of_run(run, tokenizer)).report()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,7 +189,7 @@ class _Comparison:
             for state in (UNSEEN, EQUAL):
                 documents[state] += len(np.unique(claims["key"][claims["state"] == state]))
         names = [file.name for file in self._corpus.files]
-        missing = list(self._missing(set(names)))
+        missing = list(self._missing(names))
         problems = self._corpus.problems
         return CorpusReport(
             num_segments=self._claims.num_claims,
@@ -212,33 +211,31 @@ class _Comparison:
             num_problems=problems.number,
         )
 
-    def _missing(self, names: set[str]) -> Iterator[CorpusFinding]:
-        """The first documents that the corpus does not have, each by its first segment."""
-        shown: set[int] = set()
-        for claims in self._claims.files():
-            for index in np.flatnonzero(claims["state"] == UNSEEN).tolist():
-                if len(shown) == MAX_FINDINGS:
-                    return
-                if int(claims[index]["key"]) not in shown:
-                    shown.add(int(claims[index]["key"]))
-                    yield self._missing_document(claims[index], names)
+    def _missing(self, names: Sequence[str]) -> Iterator[CorpusFinding]:
+        """The first documents that the corpus does not have, each by its first segment; of those of a missing file one."""
+        files = FileNames(names)
+        unseen = itertools.islice(self._unseen_documents(), MAX_EXPLAINED)
+        found: dict[str | tuple[str, str], CorpusFinding] = {}
+        for finding in (self._missing_document(claim, files) for claim in unseen):
+            of_file = finding.reason is Reason.MISSING_FILE
+            found.setdefault(finding.message if of_file else (finding.source, finding.document_id), finding)
+        yield from itertools.islice(found.values(), MAX_FINDINGS)
 
-    def _missing_document(self, claim: np.void, names: set[str]) -> CorpusFinding:
+    def _unseen_documents(self) -> Iterator[np.void]:
+        """The first segment of each."""
+        for claims in self._claims.files():
+            unseen = claims[claims["state"] == UNSEEN]
+            yield from unseen[np.unique(unseen["key"], return_index=True)[1]]
+
+    def _missing_document(self, claim: np.void, files: FileNames) -> CorpusFinding:
         row = self._claims.frames.row(claim)
         segment = row.segments[int(claim["segment"])]
-        place = _PLACE.fullmatch(segment.document_id)
-        file = None if place is None else place["file"]
-        if file is not None and file not in names:
-            reason, message = (
-                Reason.MISSING_FILE,
-                f"its file {file} is not in the corpus; paths are those below --corpus",
-            )
-        else:
-            reason, message = Reason.MISSING_DOCUMENT, "the corpus has no document of this source and id"
+        missing = files.missing(segment.document_id)
         return CorpusFinding(
-            reason=reason, source=segment.source, document_id=segment.document_id, place=None, address=str(row.address),
+            reason=Reason.MISSING_DOCUMENT if missing is None else Reason.MISSING_FILE,
+            source=segment.source, document_id=segment.document_id, place=None, address=str(row.address),
             start=segment.start, length=segment.length, document_token_offset=segment.document_token_offset,
-            message=message,
+            message=missing or "the corpus has no document of this source and id",
         )  # fmt: skip
 
 

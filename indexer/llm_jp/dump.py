@@ -4,7 +4,8 @@
 
 A line is a sequence: `iteration`, `dataset_idx`, `dataset_name`, `doc_ids`, `text`, `token_ids`; other keys are not read. The
 files of a rank are one stream, in the order of their folds. Lines of one iteration stand together. Where the iteration falls,
-the training had gone back to an earlier model checkpoint: the lines from there on are a new attempt.
+the training had gone back to an earlier model checkpoint: the lines from there on are a new attempt. An iteration other than
+the last one or the next is believed of a line alone that is whole.
 """
 
 import json
@@ -20,11 +21,13 @@ import numpy.typing as npt
 from indexer.corpora.files import HashedFile, Problems, lines_of, parse_line
 from train_hooks.export_format.errors import InputError
 
-__all__ = ["KEYS", "DumpFile", "DumpRow", "DumpStep", "dump_name", "iteration_of", "list_dump", "steps_of"]
+__all__ = ["KEYS", "MAX_MISSING", "DumpFile", "DumpRow", "DumpStep", "Iterations", "dump_name", "list_dump", "steps_of"]
 
 KEYS = ("iteration", "dataset_idx", "dataset_name", "doc_ids", "text", "token_ids")
 _FILE = re.compile(r"used_data_([^/]+)/used_data_(\d+)\.jsonl(?:\.gz)?")
 _ITERATION = re.compile(rb'"iteration"\s*:\s*(\d+)')
+MAX_MISSING = 1_000_000
+"""Iterations between two lines: each is a gap, of 100 µs and 2 KB a rank."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,10 +92,34 @@ def list_dump(directory: Path) -> dict[int, list[DumpFile]]:
     return {rank: sorted(found[rank], key=lambda file: (len(file.fold), file.fold)) for rank in sorted(found)}
 
 
-def iteration_of(line: bytes) -> int | None:
-    """The iteration of a line without parsing all of it; None where it has none."""
-    match = _ITERATION.search(line)
-    return None if match is None else int(match[1])
+class Iterations:
+    """Which iteration each line of a rank is of, without parsing most of them."""
+
+    def __init__(self) -> None:
+        self._last: int | None = None
+
+    def of(self, line: bytes, place: str) -> int | None:
+        """None where the line says none that can be believed. Raises InputError where MAX_MISSING are left out before it."""
+        match = _ITERATION.search(line)
+        if match is None:
+            return None
+        found, last = int(match[1]), self._last
+        if (last is None or found not in (last, last + 1)) and not _says(line, found):
+            return None
+        if last is not None and found > last + MAX_MISSING:
+            raise InputError(
+                f"{place}: expected an iteration behind {last}, at most {MAX_MISSING:,} later, found {found}; is the "
+                "line damaged, or are files missing?"
+            )
+        self._last = found
+        return found
+
+
+def _says(line: bytes, iteration: int) -> bool:
+    try:
+        return bool(parse_line(line).get("iteration") == iteration)
+    except ValueError:
+        return False
 
 
 def steps_of(
@@ -100,14 +127,16 @@ def steps_of(
 ) -> Iterator[DumpStep]:
     """The steps of one rank. Lines that cannot be read belong to the step that they name, or stand in."""
     step: DumpStep | None = None
+    iterations = Iterations()
     for file in files:
         with HashedFile(file.path, advance) as stream:
             for number, line in lines_of(stream, file.name, problems):
-                iteration = iteration_of(line)
+                place = f"{file.name} line {number}"
+                iteration = iterations.of(line, place)
                 if iteration is None and step is not None:
                     iteration = step.iteration
                 if iteration is None:
-                    problems.add(f"{file.name} line {number}: expected a whole number in iteration, found none")
+                    problems.add(f"{place}: expected a whole number in iteration, found none")
                     continue
                 if step is None or iteration != step.iteration:
                     if step is not None:
@@ -115,7 +144,6 @@ def steps_of(
                     fell = step is not None and iteration < step.iteration
                     attempt = 0 if step is None else step.attempt + fell
                     step = DumpStep(attempt=attempt, iteration=iteration)
-                place = f"{file.name} line {number}"
                 try:
                     step.rows.append(_row(place, file.fold, iteration, parse_line(line)))
                 except ValueError as error:
@@ -133,14 +161,15 @@ def _row(place: str, fold: str, iteration: int, record: dict[str, Any]) -> DumpR
     if record["iteration"] != iteration:
         raise ValueError(f"expected one iteration, found {iteration} and {record['iteration']!r}")
     name, text, index = record["dataset_name"], record["text"], record["dataset_idx"]
-    if not isinstance(name, str) or not isinstance(text, str) or type(index) is not int:
+    if not isinstance(name, str) or not isinstance(text, str) or type(index) is not int or not 0 <= index < 1 << 63:
         raise ValueError("expected texts in dataset_name and text and a whole number in dataset_idx")
+    doc_ids = _doc_ids(record["doc_ids"])
     try:
-        (name + text).encode("utf-8")
+        "".join((name, text, *map(str, doc_ids))).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError("half of a surrogate pair in dataset_name or text") from error
+        raise ValueError("half of a surrogate pair in dataset_name, doc_ids or text") from error
     return DumpRow(
-        place=place, fold=fold, dataset_idx=index, dataset_name=name, doc_ids=_doc_ids(record["doc_ids"]), text=text,
+        place=place, fold=fold, dataset_idx=index, dataset_name=name, doc_ids=doc_ids, text=text,
         tokens=_whole_numbers(record["token_ids"], "token_ids"),
     )  # fmt: skip
 

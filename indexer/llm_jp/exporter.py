@@ -8,6 +8,7 @@
    `text` is what the run's tokenizer makes of the tokens, "" where the run has none.
 """
 
+import contextlib
 import gzip
 import json
 from collections.abc import Callable, Sequence
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from indexer.llm_jp.dump import dump_name
-from indexer.llm_jp.rows import DATASET_IDX, FOLD, TEXT, doc_ids_of, tensor_value
+from indexer.llm_jp.rows import DATASET_IDX, DOC_IDS, FOLD, TEXT, doc_ids_of, tensor_value
+from indexer.made_whole import unfinished_directory
 from indexer.tokenization import RunTokenizer
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.origin import origin_of
@@ -39,9 +41,14 @@ class WrittenDump:
 
 def export_dump(run: RunReader, directory: Path, *, progress: Callable[[int, int], None] | None = None) -> WrittenDump:
     """Write all rows of a run. Raises InputError where `directory` is not empty; DamageError for a frame that is damaged."""
-    if directory.exists() and any(directory.iterdir()):
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise InputError(f"{directory}: expected an empty directory for the dump, or none yet")
-    return _Export(run, directory).run(progress)
+    with unfinished_directory(directory.with_name(f"{directory.name}.inprogress")) as unfinished:
+        made = unfinished / "dump"
+        made.mkdir()
+        done = _Export(run, made).run(progress)
+        made.rename(directory)
+        return done
 
 
 class _Export:
@@ -59,7 +66,7 @@ class _Export:
         ranks = sorted({rank for _, writers in attempts for rank in writers})
         total, done = len(ranks) * sum(map(len, committed.values())), 0
         for rank in ranks:
-            with _RankFiles(self._directory, rank) as files:
+            with contextlib.closing(_RankFiles(self._directory, rank)) as files:
                 for attempt, writers in attempts:
                     if rank not in writers:
                         continue
@@ -88,43 +95,37 @@ class _Export:
 
     def _record(self, row: Row, text: str) -> dict[str, Any]:
         name = row.segments[0].source if row.segments else ""
-        index, kept = tensor_value(row, DATASET_IDX), tensor_value(row, TEXT)
+        index, kept, ids = (tensor_value(row, tensor) for tensor in (DATASET_IDX, TEXT, DOC_IDS))
         return {
             "iteration": row.address.global_step - self._offset,
             "dataset_idx": self._datasets.setdefault(name, len(self._datasets)) if index is None else int(index[()]),
             "dataset_name": name,
-            "doc_ids": doc_ids_of(row.segments),
+            "doc_ids": doc_ids_of(row.segments) if ids is None else json.loads(ids.tobytes()),
             "text": text if kept is None else kept.tobytes().decode("utf-8"),
             "token_ids": row.tokens.tolist(),
         }
 
 
 class _RankFiles:
-    """The files of one rank, a fold after the other; each has its name once it is whole."""
+    """The files of one rank, a fold after the other."""
 
     def __init__(self, directory: Path, rank: int) -> None:
         self._directory, self._rank = directory, rank
         self._fold: str | None = None
-        self._path = directory
         self._file: Any = None
         self.num_files = 0
 
-    def __enter__(self) -> "_RankFiles":
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
+    def close(self) -> None:
+        """The last line was written."""
         if self._file is not None:
             self._file.close()
-            if kind is None:
-                self._path.rename(self._path.with_name(self._path.name.removesuffix(".part")))
 
     def write(self, fold: str, line: str) -> None:
         """A line of a fold."""
         if fold != self._fold:
-            self.__exit__(None)
+            self.close()
             self._fold, path = fold, self._directory / dump_name(fold, self._rank)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._path = path.with_name(path.name + ".part")
-            self._file = gzip.open(self._path, "wt", LEVEL, encoding="utf-8", newline="\n")  # noqa: SIM115
+            self._file = gzip.open(path, "wt", LEVEL, encoding="utf-8", newline="\n")  # noqa: SIM115
             self.num_files += 1
         self._file.write(line)

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.corpora.files import Problems
-from indexer.llm_jp.dump import DumpStep, list_dump, steps_of
+from indexer.llm_jp.dump import MAX_MISSING, DumpStep, list_dump, steps_of
 from indexer.llm_jp.rows import row_of
 from indexer.llm_jp.scan import DumpScan, scan_dump
-from indexer.new_export import new_export, vocab_size_of
+from indexer.new_export import check_end_of_document, new_export, require_no_export, vocab_size_of
 from indexer.tokenization import RunTokenizer
 from train_hooks.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.acknowledgement import AckKind
@@ -71,6 +71,8 @@ def import_dump(
     Raises InputError for a dump that cannot be one, RunError where the run directory holds a run.
     """
     ranks = list_dump(dump)
+    vocab_size = vocab_size_of(tokenizer, vocab_size)
+    check_end_of_document(eos, vocab_size)
     total, done = 2 * sum(file.size_bytes for files in ranks.values() for file in files), 0
 
     def advance(num_bytes: int) -> None:
@@ -79,23 +81,29 @@ def import_dump(
         if progress is not None:
             progress(done, max(done, total))
 
+    require_no_export(run_dir)
     scan = scan_dump(ranks, advance)
     first = scan.attempts[0][0] + step_offset
     if min(begin for begin, _ in scan.attempts) + step_offset < 1:
         raise InputError(
             f"expected steps from 1 on, found iteration {first - step_offset}; give --step-offset {1 - first}"
         )
+    if first - 1 > MAX_MISSING:
+        raise InputError(
+            f"expected steps from 1 to {MAX_MISSING:,} first, since each before is a gap, found {first}; --step-offset "
+            f"{step_offset + 1 - first} makes it step 1"
+        )
     spec = RunSpec(
         sequence_length=scan.sequence_length,
-        vocab_size=vocab_size_of(tokenizer, vocab_size),
+        vocab_size=vocab_size,
         run_id=run_id,
         tokenizer=tokenizer,
         config=_origin(scan, step_offset, eos).to_config(),
     )
     problems = Problems()
-    with new_export(run_dir):
-        run = open_or_create_run(OsFileSystem(), run_dir, spec)
-        importing = _Import(run, run_dir, scan, eos=eos, step_offset=step_offset, problems=problems)
+    with new_export(run_dir) as made:
+        run = open_or_create_run(OsFileSystem(), made, spec)
+        importing = _Import(run, made, scan, eos=eos, step_offset=step_offset, problems=problems)
         return importing.run({rank: steps_of(files, problems, advance) for rank, files in ranks.items()})
 
 
@@ -143,18 +151,25 @@ class _Import:
         directory = ExportPaths(self._run_dir).attempt_dir(attempt.attempt)
         writer = RankWriter(OsFileSystem(), directory, self._run, attempt, rank)
         group: list[tuple[int, DumpStep | None]] = []
-        expected = attempt.resume_step + 1
-        for step in steps:
-            number = step.iteration + self._offset
-            group += [(missing, None) for missing in range(expected, number)]
+        size = 0
+        for number, step in self._numbered(steps, attempt.resume_step + 1, last):
             group.append((number, step))
-            expected = number + 1
-            if len(group) + sum(len(found.rows) for _, found in group if found is not None) >= GROUP_ROWS:
+            size += 1 + (0 if step is None else len(step.rows))
+            if size >= GROUP_ROWS:
                 self._append(writer, attempt, rank, group)
-                group = []
-        group += [(missing, None) for missing in range(expected, last + 1)]
+                group, size = [], 0
         self._append(writer, attempt, rank, group)
         writer.close()
+
+    def _numbered(self, steps: Iterator[DumpStep], first: int, last: int) -> Iterator[tuple[int, DumpStep | None]]:
+        """Every step from `first` to `last`; None for those that the dump has not."""
+        expected = first
+        for step in steps:
+            number = step.iteration + self._offset
+            yield from ((missing, None) for missing in range(expected, number))
+            yield number, step
+            expected = number + 1
+        yield from ((missing, None) for missing in range(expected, last + 1))
 
     def _append(
         self, writer: RankWriter, attempt: AttemptInfo, rank: int, group: list[tuple[int, DumpStep | None]]

@@ -4,10 +4,11 @@
 - Segments: the dump names the documents of a sequence, but not where each begins. With the id of the end-of-document token
   they are cut behind each; where there are as many pieces as documents, each piece is one. Otherwise the whole sequence is one
   segment of all of them, `12+13+14`. At which of its tokens the first document begins nobody knows: offset -1.
-- `dump/dataset_idx`, `dump/fold` and, where it is not what the tokenizer makes of the tokens, `dump/text` (UTF-8) are kept as
-  tensors of the row, so that the line can be written again.
+- `dump/dataset_idx`, `dump/fold` and, where they are not what tokenizer and segments say, `dump/text` (UTF-8) and
+  `dump/doc_ids` (JSON) are kept as tensors of the row, so that the line can be written again.
 """
 
+import json
 import re
 import zlib
 from collections.abc import Sequence
@@ -21,9 +22,9 @@ from train_hooks.export_format.leaf import leaf_hash
 from train_hooks.export_format.records import Row, Segment, SequenceAddress, StepStatus, TensorRecord
 from train_hooks.export_format.tensors import decode_tensor
 
-__all__ = ["DATASET_IDX", "FOLD", "TEXT", "doc_ids_of", "row_of", "segments_of", "tensor_value"]
+__all__ = ["DATASET_IDX", "DOC_IDS", "FOLD", "TEXT", "doc_ids_of", "row_of", "segments_of", "tensor_value"]
 
-DATASET_IDX, FOLD, TEXT = "dump/dataset_idx", "dump/fold", "dump/text"
+DATASET_IDX, DOC_IDS, FOLD, TEXT = "dump/dataset_idx", "dump/doc_ids", "dump/fold", "dump/text"
 _NUMBERS = re.compile(r"(?:0|[1-9]\d*)(?:\+(?:0|[1-9]\d*))*", re.ASCII)
 
 
@@ -34,8 +35,10 @@ def row_of(
     tokens = row.tokens.astype(dtype)
     segments = segments_of(row, eos)
     tensors = [_dataset_idx(row.dataset_idx), _fold(row.fold)]
+    if doc_ids_of(segments) != list(row.doc_ids):
+        tensors.append(_text(DOC_IDS, json.dumps(row.doc_ids)))
     if row.text != decoded:
-        tensors.append(_text(row.text))
+        tensors.append(_text(TEXT, row.text))
     return Row(
         address=address,
         tokens=tokens,
@@ -84,9 +87,9 @@ def _fold(value: str) -> TensorRecord:
     )
 
 
-def _text(value: str) -> TensorRecord:
+def _text(name: str, value: str) -> TensorRecord:
     data = value.encode("utf-8")
-    return TensorRecord(name=TEXT, dtype="|u1", shape=(len(data),), encoding="zlib", data=zlib.compress(data, 1))
+    return TensorRecord(name=name, dtype="|u1", shape=(len(data),), encoding="zlib", data=zlib.compress(data, 1))
 
 
 def tensor_value(row: Row, name: str) -> npt.NDArray[np.generic] | None:

@@ -1,10 +1,10 @@
-"""A first look at a dump, without parsing its lines: which iterations each rank has, where it went back, what the files are."""
+"""A first look at a dump, most lines unparsed: which iterations each rank has, where it went back, what the files are."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from indexer.corpora.files import HashedFile, Problems, lines_of, parse_line
-from indexer.llm_jp.dump import DumpFile, iteration_of
+from indexer.llm_jp.dump import MAX_MISSING, DumpFile, Iterations
 from train_hooks.export_format.errors import InputError
 
 __all__ = ["DumpScan", "ScannedFile", "scan_dump"]
@@ -42,6 +42,12 @@ def scan_dump(ranks: dict[int, list[DumpFile]], advance: Callable[[int], None] |
     whole = [attempts for attempts in by_rank.values() if attempts]
     if not whole:
         raise InputError("expected lines with an iteration in the dump, found none")
+    starts = [attempts[0][0] for attempts in whole]
+    if max(starts) > min(starts) + MAX_MISSING:
+        raise InputError(
+            f"expected ranks that begin at most {MAX_MISSING:,} iterations after one another, found {min(starts)} and "
+            f"{max(starts)}: are all files of one training?"
+        )
     attempts = tuple(
         (min(first for first, _ in of_attempt), max(last for _, last in of_attempt))
         for of_attempt in zip(*whole, strict=True)
@@ -53,12 +59,13 @@ def _attempts_of(
     files: Sequence[DumpFile], found: list[ScannedFile], advance: Callable[[int], None] | None
 ) -> list[tuple[int, int]]:
     attempts: list[tuple[int, int]] = []
+    iterations = Iterations()
     for file in files:
         num_lines = 0
         with HashedFile(file.path, advance) as stream:
-            for _, line in lines_of(stream, file.name, Problems()):
+            for number, line in lines_of(stream, file.name, Problems()):
                 num_lines += 1
-                iteration = iteration_of(line)
+                iteration = iterations.of(line, f"{file.name} line {number}")
                 if iteration is None:
                     continue
                 if not attempts or iteration < attempts[-1][1]:

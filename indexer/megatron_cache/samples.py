@@ -49,8 +49,9 @@ class _GptSamples:
             _load(description, name) for name in ("document_index", "sample_index", "shuffle_index")
         )
         self._where = description.name.removesuffix(_ENDING)
-        if len(self._documents) and int(self._documents.max()) >= len(self._indexed.lengths):
-            raise self._other_data(f"it names sequence {int(self._documents.max())} of {len(self._indexed.lengths)}")
+        for named in (int(self._documents.min(initial=0)), int(self._documents.max(initial=0))):
+            if len(self._documents) and not 0 <= named < len(self._indexed.lengths):
+                raise self._other_data(f"it names sequence {named} of {len(self._indexed.lengths)}")
 
     def _other_data(self, why: str) -> InputError:
         return InputError(
@@ -62,8 +63,14 @@ class _GptSamples:
 
     def sample(self, number: int) -> Sample:
         """Raises InputError where the cache is of other data."""
+        if not 0 <= number < len(self._shuffle):
+            raise self._other_data(f"expected a sample of {len(self._shuffle)}, found {number}")
         place = int(self._shuffle[number])
+        if not 0 <= place < len(self._samples) - 1:
+            raise self._other_data(f"sample {number} is number {place} of {len(self._samples) - 1}")
         (first, begin), (last, end) = self._samples[place : place + 2].tolist()
+        if not 0 <= first <= last < len(self._documents):
+            raise self._other_data(f"sample {number} has sequences {first} to {last} of {len(self._documents)}")
         parts: list[npt.NDArray[np.integer]] = []
         segments: list[Segment] = []
         start = 0
@@ -103,11 +110,17 @@ class _BlendSamples:
         for each in wanted:
             found = next((path for path, other in others.items() if other == each), None)
             if found is None:
-                raise InputError(
-                    f"{description}: the cache of its data set {each.get('dataset_path')} is not beside it"
-                )
+                path = each.get("dataset_path") if isinstance(each, dict) else each
+                raise InputError(f"{description}: the cache of its data set {path} is not beside it")
             self._datasets.append(_GptSamples(found, each, data_dir))
         self._dataset, self._sample = (_load(description, name) for name in ("dataset_index", "dataset_sample_index"))
+        size = document.get("size") or len(self._dataset)
+        for array in (self._dataset, self._sample):
+            if len(array) != size:
+                raise InputError(
+                    f"{description}: expected {size} samples, as its description says, found {len(array)} in its indices"
+                )
+        self._where = description.name.removesuffix(_ENDING)
         lengths = {dataset.sequence_length for dataset in self._datasets}
         if len(lengths) != 1:
             raise InputError(f"{description}: expected one sequence length, found {sorted(lengths)}")
@@ -118,7 +131,10 @@ class _BlendSamples:
 
     def sample(self, number: int) -> Sample:
         """Raises InputError where a cache is of other data."""
-        return self._datasets[int(self._dataset[number])].sample(int(self._sample[number]))
+        dataset = int(self._dataset[number])
+        if not 0 <= dataset < len(self._datasets):
+            raise InputError(f"{self._where}: it names sample {number} of data set {dataset}, of {len(self._datasets)}")
+        return self._datasets[dataset].sample(int(self._sample[number]))
 
 
 Samples = _GptSamples | _BlendSamples
@@ -144,7 +160,7 @@ def open_samples(description: Path, data_dir: Path | None = None) -> Samples:
 def _read(description: Path) -> dict[str, Any]:
     try:
         document = json.loads(description.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{description}: expected a …-description.txt of Megatron's cache, {error}") from error
     if not description.name.endswith(_ENDING) or not isinstance(document, dict):
         raise InputError(f"{description}: expected a …-description.txt of Megatron's cache")

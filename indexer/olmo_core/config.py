@@ -45,7 +45,7 @@ def read_config(config: Path, data_dir: Path | None = None) -> OlmoData:
     """
     try:
         document = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{config}: expected OLMo-core's config.json, {error}") from error
     dataset, loader = (_section(document, name, config) for name in ("dataset", "data_loader"))
     _refuse_other_orders(dataset, config)
@@ -64,7 +64,7 @@ def read_config(config: Path, data_dir: Path | None = None) -> OlmoData:
         sequence_length=length,
         batch=batch_tokens // length,
         vocab_size=vocab_size,
-        eos=tokenizer.get("eos_token_id"),
+        eos=_token_id(tokenizer, "eos_token_id", config),
     )
 
 
@@ -79,6 +79,13 @@ def _number(section: Mapping[str, Any], name: str, config: Path) -> int:
     found = section.get(name)
     if type(found) is not int or found < 1:
         raise InputError(f'{config}: expected a whole number in "{name}", found {found!r}')
+    return found
+
+
+def _token_id(section: Mapping[str, Any], name: str, config: Path) -> int | None:
+    found = section.get(name)
+    if found is not None and (type(found) is not int or found < 0):
+        raise InputError(f'{config}: expected a token id in "{name}", found {found!r}')
     return found
 
 

@@ -21,7 +21,7 @@ from indexer.selection import Selection
 from indexer.trace import TraceOptions, trace
 from indexer.trace_records import Hit, Span
 from search_api.answers import InfinigramAnswer
-from search_api.asks import Ask, asks, with_sound_shards
+from search_api.asks import Ask, asks
 from search_api.finds import RANKS_EACH, Find
 from search_api.keys import Action
 from search_api.models import Text, TokenIds
@@ -96,7 +96,7 @@ async def post_attribution(index: str, body: AttributionRequest, ask: Annotated[
 
 def _timed(ask: Ask, reader: IndexReader, body: BaseModel, make: Any) -> Response:
     began = time.perf_counter()
-    fields, num_tokens = with_sound_shards(reader, make)
+    fields, num_tokens = reader.of_sound_shards(lambda: make(reader))
     ask.charge(reader.info.run_id, body, num_tokens)
     document = {**fields, "latency": round((time.perf_counter() - began) * 1e3, 3)}
     return Response(json_bytes(document), media_type=JSON, headers={"Cache-Control": "no-store"})

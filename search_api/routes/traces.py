@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 from indexer.index_reader import IndexReader
 from indexer.trace import TraceOptions, trace
 from search_api.answers import TraceAnswer
-from search_api.asks import Answer, Ask, asks, with_sound_shards
+from search_api.asks import Answer, Ask, asks
 from search_api.keys import Action
 from search_api.models import TraceBatchRequest, TraceItem, TraceRequest
 from search_api.negotiation import NDJSON, json_bytes
@@ -65,7 +65,7 @@ def trace_line(ask: Ask, reader: IndexReader, index: int, item: TraceItem) -> tu
     """One line of a batch or a job, and whether it is a problem."""
     try:
         ask.service.gate.readmit(ask.access)
-        answer = with_sound_shards(reader, lambda reader: trace_of(ask, reader, item))
+        answer = reader.of_sound_shards(lambda: trace_of(ask, reader, item))
     except (KisekiError, Problem) as error:
         problem = error if isinstance(error, Problem) else Problem.of(error)
         return json_bytes({"index": index, "problem": problem.to_json()}) + b"\n", True

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from typer.main import get_command
 from tests.conftest import TextRun, byte_level_bpe
 from tests.export_maker import MadeStep, make_attempt
 from train_hooks.attempts import RunSpec
-from ui.cli import app, main
-from ui.render import safe
+from ui.cli import COMMANDS, app, main
+from ui.late_commands import LateCommand
+from ui.visible import safe
 
 PROGRAM = Path(sys.executable).with_name("kiseki")
 
@@ -32,6 +34,7 @@ def passage(text_run: TextRun) -> str:
 
 
 def test_trace_marks_the_text_and_names_the_places(text_run: TextRun, passage: str) -> None:
+    kiseki("trace", text_run.run_dir, passage)  # compiles the kernels on a new machine, and says so
     code, out, err = kiseki("trace", text_run.run_dir, passage)
     assert (code, err) == (0, "")
     assert "⟦1: " in out and "seen 2 times" in out and ", rank" in out
@@ -109,11 +112,15 @@ def test_token_ids_of_another_tokenizer_go_by_their_text(
     assert count("--token-ids", ids, "--tokenizer", tmp_path / "other.json")[1] == count(word)[1] != "0\n"
 
 
+def loaded(command: Any) -> Any:
+    return command.load() if isinstance(command, LateCommand) else command
+
+
 def commands() -> list[str]:
     """Every command that there is, groups before their commands."""
 
     def below(group: object, prefix: str) -> list[str]:
-        found = getattr(group, "commands", {})
+        found = {key: loaded(command) for key, command in getattr(group, "commands", {}).items()}
         return [name for key, command in found.items() for name in [prefix + key, *below(command, f"{prefix}{key} ")]]
 
     return below(get_command(app), "")
@@ -128,6 +135,33 @@ def test_every_command_has_help_and_is_documented(
         code, out, _ = run_here(capsys, monkeypatch, *command.split(), "--help")
         assert code == 0 and f"Usage: kiseki {command}".strip() in out
         assert f"`kiseki {command}" in documented
+
+
+def test_the_list_of_commands_waits_for_none_of_them() -> None:
+    """Each is imported when it is run; what the list says of it is what it says of itself."""
+    program = """
+import sys
+from ui.cli import main
+sys.argv = ["kiseki", {!r}]
+try:
+    main()
+finally:
+    print([name for name in ("pyarrow", "rich", "numba", "ui.arguments") if name in sys.modules])
+"""
+    for argument, code in (("--help", 0), ("nonsense", 2)):
+        done = subprocess.run(
+            [sys.executable, "-c", program.format(argument)], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == code and done.stdout.splitlines()[-1] == "[]", done.stdout
+    for command in COMMANDS:
+        assert command.get_short_help_str(200) == command.load().get_short_help_str(200).partition(" `")[0]
+
+
+def test_a_wrong_command_names_a_near_one(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    code, _, err = run_here(capsys, monkeypatch, "trce")
+    assert code == 2 and "Did you mean 'trace'" in err
+    code, _, err = run_here(capsys, monkeypatch, "export", "verfy")
+    assert code == 2 and "Did you mean 'verify'" in err
 
 
 def test_checkpoint_and_steps_narrow_the_answer(

@@ -105,7 +105,7 @@ def require_below(tokens: Path, corpus: str) -> None:
     if _below(src, corpus) is None:
         raise InputError(
             f"{path}: expected texts below the corpus {corpus!r}, found {src!r}; documents are named by their place in the "
-            "corpus, so give the directory or address where it was when it was tokenized"
+            "corpus, so give the directory or address where it was when it was tokenized (corpus=, --corpus)"
         )
 
 

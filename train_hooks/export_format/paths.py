@@ -12,6 +12,7 @@ RUN/export/attempts/a000002/rows-r00003-00000-00007.rows.parquet     their rows
 RUN/export/attempts/a000002/rows-r00003-00000-00007.frames.parquet   their frames and step records
 RUN/export/attempts/a000002/rows-r00003-00000-00007-v1.….           the same, rewritten when tokens were taken out
 RUN/export-<random>.inprogress/                      a run whose creation died; nothing relies on it
+RUN/import.inprogress/                               an import that died, or goes on; nothing relies on it
 RUN/index/…                                          disposable; `kiseki index` makes it again
 """
 
@@ -145,6 +146,11 @@ class ExportPaths:
     @property
     def attempts(self) -> Path:
         return self.export / "attempts"
+
+    @property
+    def unfinished_import(self) -> Path:
+        """Where an export that no training writes is made."""
+        return self.run_dir / f"import{IN_PROGRESS}"
 
     def unfinished_export(self, random: str) -> Path:
         """Where a run is made before it appears whole under its name."""

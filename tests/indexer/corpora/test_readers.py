@@ -178,3 +178,60 @@ def test_progress_reaches_the_end(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     list(CorpusReader(tmp_path, progress=lambda done, total: seen.append((done, total))).documents())
     assert seen[-1][0] == seen[-1][1] and seen == sorted(seen)
+
+
+def test_a_cut_file_gives_what_stands_before_the_cut(tmp_path: Path) -> None:
+    """Few lines too, all of which a large buffer would have held when the cut was met."""
+    records = [{"id": str(index), "text": hashlib.sha256(str(index).encode()).hexdigest() * 20} for index in range(400)]
+    for name in ("a.jsonl.gz", "a.jsonl.zst"):
+        path = tmp_path / name.partition(".")[2] / name
+        write_lines(path, records)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+        documents, reader = read(path.parent)
+        assert 100 <= len(documents) < 300 and [document.number for document in documents] == list(
+            range(1, len(documents) + 1)
+        )
+        assert f"cut or damaged behind line {len(documents)}" in reader.problems.first[-1]
+
+
+def test_compressed_files_of_no_bytes_are_named(tmp_path: Path) -> None:
+    """An empty text makes a compressed file of some bytes: one of none is what a download that failed leaves."""
+    write_lines(tmp_path / "a_0.jsonl", [{"id": "x", "text": "y"}])
+    for name in ("a_1.jsonl.gz", "a_2.jsonl.zst", "a_3.jsonl"):
+        (tmp_path / name).write_bytes(b"")
+    write_bytes(tmp_path / "a_4.jsonl.gz", b"")
+    documents, reader = read(tmp_path)
+    assert len(documents) == 1 and reader.problems.number == 2
+    assert [problem.partition(":")[0] for problem in reader.problems.first] == ["a_1.jsonl.gz", "a_2.jsonl.zst"]
+
+
+def test_rows_of_parquet_that_are_no_text_are_named(tmp_path: Path) -> None:
+    values = [b"one", None, b"\xff\xfe no UTF-8", "四".encode(), b""]
+    column = pa.array(values, pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": column, "id": list("abcde"), "dump": ["d"] * 5}), tmp_path / "a.parquet")
+    documents, reader = read(tmp_path)
+    assert [(document.document_id, document.text) for document in documents] == [("a", "one"), ("d", "四"), ("e", "")]
+    assert reader.problems.first == [
+        'a.parquet row 1: expected a text in "text", found none',
+        "a.parquet row 2: expected UTF-8, found other bytes at byte 0",
+    ]
+    assert [done.num_records for done in reader.files_read] == [5]
+
+
+def test_directories_behind_links_belong_to_the_corpus(tmp_path: Path) -> None:
+    write_lines(tmp_path / "disk/wiki/train_0.jsonl", [{"text": "x", "meta": {"id": "1"}}])
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "ja_wiki").symlink_to(tmp_path / "disk/wiki")
+    (tmp_path / "disk/wiki/loop").symlink_to(corpus)
+    assert [file.name for file in list_files(corpus)] == ["ja_wiki/train_0.jsonl"]
+
+
+def test_subsets_with_directories_below_them(tmp_path: Path) -> None:
+    """LLM-jp v3's crawls lie in levels; the subset is the directory that is named like one."""
+    for level in (0, 2):
+        write_lines(tmp_path / f"ja/ja_warp_html/level{level}/train_0.jsonl.gz", [{"text": str(level), "meta": {}}])
+    documents, _ = read(tmp_path)
+    assert [document.names for document in documents] == [
+        (("ja_warp_html", f"ja/ja_warp_html/level{level}/train_0.jsonl.gz#1"),) for level in (0, 2)
+    ]

@@ -132,7 +132,11 @@ def test_missing_documents_and_files(dolma: tuple[Path, Path, Path], tmp_path: P
     assert report.exit_code == 3 and report.num_missing and not report.num_different
     assert {finding.reason for finding in report.findings} == {Reason.MISSING_FILE}
     assert "cc_en_head/cc_en_head-0001.json.gz is not in the corpus" in report.findings[0].message
-    assert len(report.findings) == report.num_documents_missing
+    assert len(report.findings) == 1 < report.num_documents_missing
+    below = compare(run_dir, corpus / "cc_en_head")
+    assert below.num_equal == 0 and any(
+        "is called cc_en_head-0000.json.gz here" in finding.message for finding in below.findings
+    )
     shutil.copy(tmp_path / "cc_en_head-0001.json.gz", corpus / "cc_en_head/cc_en_head-0003.json.gz")
     assert compare(run_dir, corpus).missing_files == (
         "cc_en_head/cc_en_head-0001.json.gz",
@@ -273,3 +277,22 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         for size in ("large", "huge")
     ]  # fmt: skip
     assert peaks[1] - peaks[0] < 20_000, peaks
+
+
+def test_each_missing_file_is_named_once(tmp_path: Path) -> None:
+    """However many documents it has, so that the others are named too; also where ids do not end with a line's number."""
+    for layout, name in (
+        ("pile", "train/{:02d}.jsonl.zst"),
+        ("redpajama-v2", "documents/2023-06/{:04d}/en_head.json.gz"),
+    ):
+        corpus, run_dir = tmp_path / layout / "corpus", tmp_path / layout / "run"
+        items = texts()
+        CORPORA[layout](corpus, items)
+        export_documents(run_dir, documents_of(corpus), save_tokenizer(tmp_path / "tokenizer.json", items))
+        gone = name.format(0)
+        (corpus / gone).rename(tmp_path / "elsewhere")
+        report = compare(run_dir, corpus)
+        assert report.exit_code == 3 and report.num_documents_missing > 1
+        (finding,) = report.findings
+        assert finding.reason is Reason.MISSING_FILE and gone.removeprefix("documents/") in finding.message
+        assert "is not in the corpus" in finding.message

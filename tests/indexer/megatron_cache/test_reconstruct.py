@@ -114,6 +114,20 @@ def edit(directory: Path, pattern: str, change: Callable[[bytes], bytes]) -> Non
     path.write_bytes(change(path.read_bytes()))
 
 
+def array(pattern: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
+    """Every array of the name in the cache becomes `change` of itself."""
+
+    def spoil(directory: Path) -> None:
+        for path in directory.glob(pattern):
+            np.save(path, change(np.load(path)))
+
+    return spoil
+
+
+def first_is(value: object) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda found: np.concatenate([np.array([value], np.int64), found[1:].astype(np.int64)])
+
+
 def other_length(directory: Path) -> None:
     for path in directory.glob("*-description.txt"):
         path.write_text(path.read_text().replace('"sequence_length": 32', '"sequence_length": 16'))
@@ -131,6 +145,30 @@ def other_length(directory: Path) -> None:
         (
             lambda directory: edit(directory, "*dataset_sample_index.npy", lambda data: data[:-8]),
             "expected an index of",
+        ),
+        (array("*-dataset_index.npy", first_is(7)), "names sample .* of data set 7, of 2"),
+        (array("*-dataset_index.npy", first_is(-1)), "names sample .* of data set -1, of 2"),
+        (array("*-dataset_sample_index.npy", first_is(7000)), "expected a sample of .*, found 7000"),
+        (array("*-dataset_sample_index.npy", first_is(-1)), "expected a sample of .*, found -1"),
+        (
+            array("*-dataset_index.npy", lambda found: found[:50]),
+            "expected 97 samples, as its description says, found 50",
+        ),
+        (array("*GPT*-shuffle_index.npy", lambda found: found * 0 - 1), "is it of other data"),
+        (array("*GPT*-sample_index.npy", lambda found: found[:4]), "is it of other data"),
+        (array("*GPT*-sample_index.npy", first_is([-1, -5])), "is it of other data"),
+        (array("*GPT*-sample_index.npy", lambda found: found + 1000), "is it of other data"),
+        (array("*GPT*-document_index.npy", first_is(-3)), "names sequence -3 of 34; is it of other data"),
+        (lambda directory: edit(directory, "*Blended*description.txt", lambda _: b"[" * 100_000), "expected a …-desc"),
+        (
+            lambda directory: edit(directory, "*Blended*description.txt", lambda data: data.replace(b"{", b"[3]", 2)),
+            "expected a …-desc",
+        ),
+        (
+            lambda directory: edit(
+                directory, "*Blended*description.txt", lambda _: b'{"class": "BlendedDataset", "datasets": [3]}'
+            ),
+            "is not beside it",
         ),
         (
             lambda directory: next(directory.glob("*-shuffle_index.npy")).unlink(),

@@ -128,6 +128,11 @@ def overlapping(directory: Path) -> None:
             edited(lambda document: document["data_loader"].update(global_batch_size=100)),
             "no multiple of sequence_length",
         ),
+        (
+            edited(lambda document: document["dataset"]["tokenizer"].update(eos_token_id="x")),  # type: ignore[attr-defined]
+            "expected a token id in \"eos_token_id\", found 'x'",
+        ),
+        (lambda directory: (directory / "config.json").write_text("[" * 100_000), "expected OLMo-core's config.json"),
         (lambda directory: (directory / "part-2-00000.npy").unlink(), "1 of 3 token files are not there"),
         (overlapping, "found ones that overlap"),
         (
