@@ -80,6 +80,19 @@ def logged(directory: Path) -> dict[Key, dict[str, Tensor]]:
     return found
 
 
+def updated(directory: Path) -> dict[tuple[int, int], bool]:
+    """(attempt, step) → whether it changed the weights of any rank, where the log has a step after it."""
+    found: dict[tuple[int, int], bool] = {}
+    for path in directory.glob("rank*.jsonl"):
+        lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+        weights = {(line["life"] + 1, line["step"]): line["weights"] for line in lines}
+        for (attempt, step), before in weights.items():
+            after = weights.get((attempt, step + 1))
+            if after is not None:
+                found[attempt, step] = found.get((attempt, step), False) or before != after
+    return found
+
+
 def exported(run: Path) -> dict[Key, ReplayMicrobatch]:
     """Every micro-batch of every attempt, superseded ones among them."""
     found = {}

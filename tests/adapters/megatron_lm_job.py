@@ -14,7 +14,18 @@ import torch
 from torch.utils.data import DataLoader
 
 from tests.adapters.consumed_log import ConsumedLog
-from tests.adapters.job import ACCUMULATION, MICRO_BATCH, RANKS, SAVE_EVERY, STEPS, WORKERS, kill_at, rank, run_dir
+from tests.adapters.job import (
+    ACCUMULATION,
+    MICRO_BATCH,
+    RANKS,
+    SAVE_EVERY,
+    STEPS,
+    WORKERS,
+    kill_at,
+    overflow_at,
+    rank,
+    run_dir,
+)
 from tests.adapters.texts import EOD, LENGTH, SOURCES
 from tests.adapters.without_gpu import without_gpu
 
@@ -48,6 +59,7 @@ def arguments() -> list[Any]:
         "--num-workers", WORKERS, "--dataloader-type", LOADER, "--distributed-backend", "gloo", "--transformer-impl", "local",
         "--use-cpu-initialization", "--no-gradient-accumulation-fusion", "--no-masked-softmax-fusion",
         "--no-persist-layer-norm", "--no-bias-gelu-fusion", "--no-bias-dropout-fusion", "--no-rope-fusion",
+        *(["--fp16", "--initial-loss-scale", 1024] if overflow_at() else []),
     ]  # fmt: skip
 
 
@@ -90,11 +102,15 @@ def main() -> None:
 
     build = model_provider()
 
+    def step() -> int:
+        return int(get_args().curr_iteration)
+
     def logged(*given: Any, **more: Any) -> Any:
         model, kill = build(*given, **more), kill_at()
         if kill and rank() > 0 and PIPELINE > 1:  # the second micro-batch will not reach the last stage
             kill = (kill[0], 0)
-        ConsumedLog(model, RUN / "log", rank(), lambda: get_args().curr_iteration, kill_at=kill)
+        ConsumedLog(model, RUN / "log", rank(), step, kill_at=kill, weights=bool(overflow_at()))
+        model.register_forward_hook(lambda _, __, loss: loss * 1e30 if step() + 1 == overflow_at() else loss)
         return model
 
     sys.argv[1:] = map(str, arguments())

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.adapters import job
-from tests.adapters.checks import Job, Key, verify
+from tests.adapters.checks import Job, Key, updated, verify
 from tests.adapters.texts import EOD, SOURCES, VOCAB, all_tokens, check_documents, texts
 from tests.train_hooks.torch_fsdp.torchrun import ROOT
 from train_hooks.documents.megatron_preprocessing import write_indexed
 from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.records import StepStatus
 from train_hooks.replay import ReplayDataset, ReplayMicrobatch
 
 
@@ -77,3 +78,13 @@ def check(done: Job, export: dict[Key, ReplayMicrobatch], tokens: str) -> None:
         assert sorted(found, key=str) == sorted(range((step - 1) * size, step * size), key=str)
     assert RunReader(done.run).attempt(2).info.resume_step == done.resume_step
     assert verify(done.run) == 0
+
+
+def check_overflow(done: Job) -> None:
+    """The step of the model checkpoint changed no weights and is recorded as skipped; all others did, and are not."""
+    changed = updated(done.run / "log")
+    assert [key for key in changed if not changed[key]] == [(1, done.resume_step)]
+    for attempt in RunReader(done.run).attempts():
+        for step, status in attempt.step_status().items():
+            skipped = (attempt.info.attempt, step) == (1, done.resume_step)
+            assert status == (StepStatus.SKIPPED_UPDATE if skipped else StepStatus.APPLIED), (attempt, step)

@@ -10,7 +10,7 @@ import torch
 
 from tests.adapters import job
 from tests.adapters.checks import crash_and_resume, logged, run_once, run_ranks, verify
-from tests.adapters.megatron_loops import check, exported, needs, prepare, trained
+from tests.adapters.megatron_loops import check, check_overflow, exported, needs, prepare, trained
 from tests.adapters.texts import SOURCES, all_tokens, check_documents
 
 pytestmark = needs(  # deepspeed compiles its collectives the first time
@@ -43,6 +43,20 @@ def test_zero(tmp_path: Path) -> None:
         for of_slot, number in zip(part.segments, part.batch["dataset_idx"].tolist(), strict=True):
             assert {segment.source for segment in of_slot} == {SOURCES[number]}
         assert torch.equal(part.batch["text"][:, 1:], log[key]["labels"]), key
+
+
+def test_overflow_at_a_save(tmp_path: Path) -> None:
+    """fp16: the iteration of the model checkpoint that is resumed from changes no weights."""
+    done = trained("megatron_deepspeed_job.py", tmp_path / "run", job.MICRO_BATCH * job.ACCUMULATION * 2)
+    fp16 = {"enabled": True, "initial_scale_power": 10}
+    crash_and_resume(done, OVERFLOW_AT=str(done.resume_step), **environment(tmp_path, fp16=fp16))
+    export, log = exported(done.run, 2), logged(done.run / "log")
+    check(done, export, "text")
+    last = max(step for attempt, step, _, _ in export if attempt == 1)
+    assert set(export) == {key for key in log if key[0] == 2 or key[1] <= last}
+    for key, part in export.items():
+        assert torch.equal(part.batch["text"][:, :-1], log[key]["input_ids"]), key
+    check_overflow(done)
 
 
 def test_pipeline(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.adapters import job
 from tests.adapters.checks import Job, Key, crash_and_resume, logged, verify
-from tests.adapters.megatron_loops import check, exported, needs, prepare, trained
+from tests.adapters.megatron_loops import check, check_overflow, exported, needs, prepare, trained
 from tests.adapters.texts import all_tokens, check_documents
 from train_hooks.replay import ReplayMicrobatch
 
@@ -100,3 +100,13 @@ def test_tensor_parallel(tmp_path: Path) -> None:
             seen = log[attempt, step, rank, microbatch]
             assert torch.equal(part.batch["tokens"], seen["input_ids"])
             assert torch.equal(part.batch["labels"], seen["labels"])
+
+
+def test_overflow_at_a_save(tmp_path: Path) -> None:
+    """fp16: the iteration of the model checkpoint that is resumed from changes no weights."""
+    done = training(tmp_path / "run", job.MICRO_BATCH * job.ACCUMULATION * 2)
+    crash_and_resume(done, OVERFLOW_AT=str(done.resume_step), **environment(tmp_path))
+    export = exported(done.run, 2)
+    check(done, export, "tokens")
+    check_forwards(export, logged(done.run / "log"))
+    check_overflow(done)

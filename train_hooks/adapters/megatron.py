@@ -48,7 +48,9 @@ class MegatronExport:
         if not found.startswith("0.12."):  # that of LLM-jp's fork
             require_version("megatron-core", "0.16", "0.17", found=found)
         layout = MegatronLayout(parallel_state, cp="context_parallel")
-        self._iterations = MegatronIterations(run_dir, get_args, tokens="tokens", mesh=layout, options=options)
+        self._iterations = MegatronIterations(
+            run_dir, get_args, tokens="tokens", mesh=layout, options=options, saves="megatron.training.training"
+        )
         self._unnamed_ok = unnamed_ok
 
     @property

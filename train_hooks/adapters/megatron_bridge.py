@@ -85,7 +85,7 @@ class MegatronBridgeExport(Callback):
         }  # fmt: skip
         self._iterations = MegatronIterations(
             self._run_dir, functools.partial(_Arguments, context.state), tokens="tokens", mesh=_Layout(groups),
-            options=self._options,
+            options=self._options, saves="megatron.bridge.training.checkpointing",
         )  # fmt: skip
         self._iterations.documents = self._documents
         self._iterations.attach(context.model[0], known)
@@ -138,7 +138,6 @@ class _Arguments:
     def __init__(self, state: Any) -> None:
         self.curr_iteration = self.iteration = int(state.train_state.step)
         self.load, self.save = state.cfg.checkpoint.load, state.cfg.checkpoint.save
-        self.save_interval, self.train_iters = state.cfg.checkpoint.save_interval, state.cfg.train.train_iters
 
 
 class _Layout:

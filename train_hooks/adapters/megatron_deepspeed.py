@@ -54,7 +54,7 @@ class MegatronDeepSpeedExport:
             )
         layout = MegatronLayout(parallel_state, sp="sequence_parallel")
         self._iterations = MegatronIterations(
-            run_dir, get_args, tokens="text", mesh=layout, options=options, reruns=False
+            run_dir, get_args, tokens="text", mesh=layout, options=options, saves="megatron.training", reruns=False
         )
         self._unnamed_ok = unnamed_ok
         self._model: Any = None
