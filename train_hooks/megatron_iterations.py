@@ -28,9 +28,21 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from train_hooks.documents import DocumentResolver
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.records import StepStatus
+from train_hooks.tagged_loader import tagged
 from train_hooks.torch_fsdp import ExportHook
 
-__all__ = ["MegatronIterations", "MegatronLayout"]
+__all__ = ["MegatronIterations", "MegatronLayout", "with_train_set"]
+
+
+def with_train_set(provider: Callable[..., Any], change: Callable[[Any], Any]) -> Callable[..., Any]:
+    """A provider of datasets (training, validation, test) whose training dataset, where there is one, is changed."""
+
+    @functools.wraps(provider)
+    def changed(*given: Any, **more: Any) -> Any:
+        train, *others = provider(*given, **more)
+        return (train if train is None else change(train), *others)
+
+    return changed
 
 
 class MegatronLayout:
@@ -98,6 +110,10 @@ class MegatronIterations:
             **{**options, **self._options},
         )  # fmt: skip
         self.hook.listen(None)
+
+    def tagging(self, data_iterator: Any) -> Any:
+        """What a forward step fetches from, or None on a rank that fetches nothing."""
+        return None if data_iterator is None else tagged(data_iterator, self.tag)
 
     def tag(self, batch: Any) -> Any:
         """A micro-batch that was fetched, as the trainer shall see it."""
