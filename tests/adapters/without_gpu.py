@@ -19,6 +19,7 @@ class OnCpu(TorchFunctionMode):
         if function is torch.Tensor.type and len(args) == 1:  # its name is looked at
             return function(*args).replace("torch.", "torch.cuda.")
         given = {name: _on_cpu(value) if name == "device" else value for name, value in (kwargs or {}).items()}
+        given.pop("pin_memory", None)
         if function is torch.Tensor.to:
             args = (args[0], *map(_on_cpu, args[1:]))
         return function(*args, **given)
