@@ -4,14 +4,18 @@
 hook is attached when the model is first put into training mode, which `train` does on every rank, after loading and before
 the first micro-batch: pipeline stages would wait for one another in the first forward.
 
-A step is over when an optimizer steps; one that does not (an overflow) is a `skipped_update`, known at the next step.
-Iterations that `train` jumps over are `skipped_data`, without rows. Samples that are fetched again in one iteration by
-Megatron-LM's rerun machine count once. Every `--save-interval` steps (in LLM-jp's fork, when its own rule says), and after
-the last, the rows are durable on this rank before its part of the model checkpoint is written, and the export's state goes
-to SAVE/kiseki_export; `--load` finds it there.
+A step is over when an optimizer steps; one that does not (an overflow) is a `skipped_update`, known at the next step or
+model checkpoint. Iterations that `train` jumps over are `skipped_data`, without rows. Samples that are fetched again in one
+iteration by Megatron-LM's rerun machine count once.
+
+Every model checkpoint is written by a function of the trainer, which looks it up as `save_checkpoint` and calls it on every
+rank, whatever the reason (the interval, an own rule, a signal, the end). That name is given to one that first makes the rows
+of the steps behind the checkpoint durable on every writer rank, and writes the export's state to SAVE/kiseki_export;
+`--load` finds it there.
 """
 
 import functools
+import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -24,9 +28,21 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from train_hooks.documents import DocumentResolver
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.records import StepStatus
+from train_hooks.tagged_loader import tagged
 from train_hooks.torch_fsdp import ExportHook
 
-__all__ = ["MegatronIterations", "MegatronLayout"]
+__all__ = ["MegatronIterations", "MegatronLayout", "with_train_set"]
+
+
+def with_train_set(provider: Callable[..., Any], change: Callable[[Any], Any]) -> Callable[..., Any]:
+    """A provider of datasets (training, validation, test) whose training dataset, where there is one, is changed."""
+
+    @functools.wraps(provider)
+    def changed(*given: Any, **more: Any) -> Any:
+        train, *others = provider(*given, **more)
+        return (train if train is None else change(train), *others)
+
+    return changed
 
 
 class MegatronLayout:
@@ -56,16 +72,18 @@ class MegatronIterations:
         tokens: str,
         mesh: Any,
         options: dict[str, Any],
+        saves: str,
         reruns: bool = True,
     ) -> None:
-        """tokens: the key of the token ids in micro-batches. mesh, options: as of `ExportHook.attach`.
+        """tokens: the key of the token ids in micro-batches. mesh, options: as of `ExportHook.attach`. saves: the module in
+        which the trainer looks `save_checkpoint` up.
 
         reruns: whether samples that are fetched again in one iteration are a rerun, rather than trained on twice.
         """
         self.hook: ExportHook | None = None
         self.documents: DocumentResolver | None = None
         self._run_dir, self._get_args, self._mesh, self._options = run_dir, get_args, mesh, options
-        self._tokens, self._reruns = tokens, reruns
+        self._tokens, self._saves, self._reruns = tokens, saves, reruns
         self._step = 0
         self._seen: set[tuple[int, ...]] = set()
         self._num_new = 0
@@ -85,12 +103,17 @@ class MegatronIterations:
 
     def attach(self, model: nn.Module, options: dict[str, Any]) -> None:
         """Claim an attempt. Collective. Steps are then over at `end_step`."""
+        _before_saves(self._saves, self._saved_next)
         resume = _resume_state(self._get_args())
         self.hook = ExportHook.attach(
             model, self._run_dir, resume=resume, mesh=self._mesh, documents=self.documents,
             **{**options, **self._options},
         )  # fmt: skip
         self.hook.listen(None)
+
+    def tagging(self, data_iterator: Any) -> Any:
+        """What a forward step fetches from, or None on a rank that fetches nothing."""
+        return None if data_iterator is None else tagged(data_iterator, self.tag)
 
     def tag(self, batch: Any) -> Any:
         """A micro-batch that was fetched, as the trainer shall see it."""
@@ -119,13 +142,6 @@ class MegatronIterations:
         if hook is None or hook.committed_step >= self._step:  # closed, or the next of several optimizers
             return
         hook.commit(self._step, status=status, metrics=metrics)
-        arguments = self._get_args()
-        if arguments.save and self._saved_after(arguments):
-            hook.checkpoint_barrier(self._step, this_rank_only=True)
-            if hook.rank.is_writer and hook.rank.dp_rank == 0:
-                path = _state_path(arguments.save, self._step)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(hook.state_dict()), encoding="utf-8")
 
     def close(self) -> None:
         """Seal the export; otherwise that happens when the process ends."""
@@ -140,20 +156,50 @@ class MegatronIterations:
             raise InputError("expected the model of export.model(model_provider), found another; give that to pretrain")
         step = self._get_args().curr_iteration + 1
         if step != self._step:
-            if hook.committed_step < self._step:
-                hook.commit(self._step, status=StepStatus.SKIPPED_UPDATE)
-            while hook.committed_step + 1 < step:
-                hook.commit(hook.committed_step + 1, status=StepStatus.SKIPPED_DATA)
+            self._end_steps(hook, step - 1)
             self._step = step
             self._seen.clear()
         return hook
 
-    def _saved_after(self, args: Any) -> bool:
-        """Whether a model checkpoint is due: every --save-interval steps, or by LLM-jp's own rule, and at the end."""
-        own_rule = getattr(sys.modules.get("megatron.training.training"), "is_save_iteration", None)
-        by_interval = args.save_interval and self._step % args.save_interval == 0
-        due = own_rule(self._step) if own_rule else by_interval
-        return bool(due) or self._step == getattr(args, "train_iters", None)
+    def _end_steps(self, hook: ExportHook, last: int) -> None:
+        """The steps up to `last` are over: what no optimizer has ended was skipped."""
+        if hook.committed_step < self._step <= last:
+            hook.commit(self._step, status=StepStatus.SKIPPED_UPDATE)
+        while hook.committed_step < last:
+            hook.commit(hook.committed_step + 1, status=StepStatus.SKIPPED_DATA)
+
+    def _saved_next(self, iteration: int | None) -> None:
+        """A model checkpoint of the steps up to `iteration` comes, or up to that of Megatron's arguments. Collective."""
+        hook, args = self.hook, self._get_args()
+        if hook is None:  # no training, or closed
+            return
+        step = args.iteration if iteration is None else iteration
+        self._end_steps(hook, step)
+        hook.checkpoint_barrier(step)
+        if args.save and hook.rank.is_writer and hook.rank.dp_rank == 0:
+            path = _state_path(args.save, step)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({**hook.state_dict(), "global_step": step}), encoding="utf-8")
+
+
+def _before_saves(module: str, then: Callable[[int | None], None]) -> None:
+    """Have `then` called with the iteration, if there is one, before each `save_checkpoint`, wherever that was imported."""
+    save = getattr(sys.modules.get(module), "save_checkpoint", None)
+    if save is None:
+        raise InputError(
+            f"expected a trainer that writes model checkpoints by save_checkpoint of {module}, found none there; this "
+            "adapter knows no other, and could not make the export durable before them"
+        )
+    signature = inspect.signature(save)
+
+    @functools.wraps(save)
+    def durable_first(*given: Any, **more: Any) -> Any:
+        then(signature.bind(*given, **more).arguments.get("iteration"))
+        return save(*given, **more)
+
+    for each in list(sys.modules.values()):
+        if getattr(each, "__dict__", {}).get("save_checkpoint") is save:
+            each.save_checkpoint = durable_first  # type: ignore[attr-defined]
 
 
 def _state_path(directory: str, step: int) -> Path:
@@ -166,8 +212,8 @@ def _resume_state(args: Any) -> dict[str, object] | None:
     path = _state_path(args.load, args.iteration)
     if not path.is_file():
         raise InputError(
-            f"expected {path}, written when the model checkpoint of iteration {args.iteration} was due; found none. Load a "
-            "checkpoint of a multiple of --save-interval, or the last, trained with the export, or start from iteration 0"
+            f"expected {path}, written before the model checkpoint of iteration {args.iteration}; found none. Load a "
+            "checkpoint that was trained with the export, or start from iteration 0"
         )
     found: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
     return found

@@ -207,18 +207,9 @@ class ExportHook:
             with self._at_work():
                 self._exporter.record(global_step, metrics)
 
-    def checkpoint_barrier(
-        self, global_step: int, timeout_s: float | None = None, *, this_rank_only: bool = False
-    ) -> None:
-        """Return once the rows of all steps ≤ global_step are durable on every writer rank. Collective.
-
-        this_rank_only: durable on this rank, not collective, for trainers whose model checkpoint counts only once every
-        rank has written its part behind this.
-        """
-        if this_rank_only:
-            self._barrier_here(global_step, timeout_s)
-        else:
-            on_every_rank(lambda: self._barrier_here(global_step, timeout_s))
+    def checkpoint_barrier(self, global_step: int, timeout_s: float | None = None) -> None:
+        """Return once the rows of all steps ≤ global_step are durable on every writer rank. Collective."""
+        on_every_rank(lambda: self._barrier_here(global_step, timeout_s))
 
     def state_dict(self) -> dict[str, object]:
         """What a model checkpoint must carry, so that the next attempt knows where it comes from."""

@@ -35,6 +35,7 @@ class Job:
     killed_step: int
     resume_step: int
     rows_a_step: int
+    num_ranks: int = NUM_RANKS
     goes_on: bool = True
     timeout_s: float = 200
 
@@ -43,19 +44,19 @@ def crash_and_resume(job: Job, *arguments: str, **variables: str) -> None:
     """Start it twice: the first time all ranks kill themselves in a forward of `killed_step`. arguments: behind the run."""
     kill = f"{job.killed_step},1"
     first = run_ranks(job, *arguments, KISEKI_TEST_KILL_AT=kill, **variables)
-    assert [code for code, _ in first] == [-9] * NUM_RANKS, first
+    assert [code for code, _ in first] == [-9] * job.num_ranks, first
     run_once(job, *arguments, **variables)
 
 
 def run_once(job: Job, *arguments: str, **variables: str) -> None:
     """Start it, from its newest checkpoint, to its end."""
     ended = run_ranks(job, *arguments, **variables)
-    assert [code for code, _ in ended] == [0] * NUM_RANKS, "\n".join(output for _, output in ended)
+    assert [code for code, _ in ended] == [0] * job.num_ranks, "\n".join(output for _, output in ended)
 
 
 def run_ranks(job: Job, *arguments: str, **variables: str) -> list[tuple[int, str]]:
     """Start it, and wait: exit code and output of each rank."""
-    processes = start(job.script, [job.run, *arguments], num_ranks=NUM_RANKS, **variables)
+    processes = start(job.script, [job.run, *arguments], num_ranks=job.num_ranks, **variables)
     deadline = time.monotonic() + job.timeout_s
     ended = []
     try:
@@ -71,12 +72,26 @@ def run_ranks(job: Job, *arguments: str, **variables: str) -> list[tuple[int, st
 def logged(directory: Path) -> dict[Key, dict[str, Tensor]]:
     """Every forward of training that the models wrote down; attempts are counted from 1."""
     found: dict[Key, dict[str, Tensor]] = {}
-    for rank in range(NUM_RANKS):
-        for text in (directory / f"rank{rank}.jsonl").read_text(encoding="utf-8").splitlines():
+    for path in directory.glob("rank*.jsonl"):
+        rank = int(path.stem.removeprefix("rank"))
+        for text in path.read_text(encoding="utf-8").splitlines():
             line = json.loads(text)
             key = (line["life"] + 1, line["step"], rank, line["microbatch"])
             assert key not in found
             found[key] = {name: torch.tensor(values) for name, values in line["tensors"].items()}
+    return found
+
+
+def updated(directory: Path) -> dict[tuple[int, int], bool]:
+    """(attempt, step) → whether it changed the weights of any rank, where the log has a step after it."""
+    found: dict[tuple[int, int], bool] = {}
+    for path in directory.glob("rank*.jsonl"):
+        lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+        weights = {(line["life"] + 1, line["step"]): line["weights"] for line in lines}
+        for (attempt, step), before in weights.items():
+            after = weights.get((attempt, step + 1))
+            if after is not None:
+                found[attempt, step] = found.get((attempt, step), False) or before != after
     return found
 
 

@@ -10,6 +10,11 @@ RANKS = 2
 SEQUENCES = STEPS * ACCUMULATION * MICRO_BATCH * RANKS + 8
 
 
+def overflow_at() -> int | None:
+    """The step whose loss is to be so large that its gradients are infinite, in a training in fp16; None in another."""
+    return int(os.environ["OVERFLOW_AT"]) if "OVERFLOW_AT" in os.environ else None
+
+
 def run_dir() -> Path:
     """Where the job writes: the export, its log, its checkpoints."""
     return Path(sys.argv[1])

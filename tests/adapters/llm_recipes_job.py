@@ -2,9 +2,11 @@
 
 Its `finetuning.main` wants NCCL, FlashAttention and a downloaded model, so `main` here does what that does, with a small
 Llama, FSDP on a CPU, and gloo. Stands in for wandb, and for the random state of a GPU. Its checkpoints of a sharded model
-are not offloaded to the CPU: on a CPU, torch 2.13 would free the parameters before it reads them.
+are not offloaded to the CPU: on a CPU, torch 2.13 would free the parameters before it reads them. With fp16 the weights are
+float32, and the scaler of losses is told that they are on a CPU; elsewhere it would be off.
 """
 
+import functools
 import os
 import sys
 from types import ModuleType
@@ -17,7 +19,18 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from tests.adapters.consumed_log import ConsumedLog
-from tests.adapters.job import ACCUMULATION, MICRO_BATCH, RANKS, SAVE_EVERY, STEPS, WORKERS, kill_at, rank, run_dir
+from tests.adapters.job import (
+    ACCUMULATION,
+    MICRO_BATCH,
+    RANKS,
+    SAVE_EVERY,
+    STEPS,
+    WORKERS,
+    kill_at,
+    overflow_at,
+    rank,
+    run_dir,
+)
 from tests.adapters.texts import EOD, LENGTH, SOURCES, VOCAB
 from train_hooks.documents_in_batches import Indexed
 
@@ -41,11 +54,18 @@ def arguments() -> list[Any]:
     return [
         "--seq-length", LENGTH, "--micro-batch-size", MICRO_BATCH,
         "--global-batch-size", MICRO_BATCH * ACCUMULATION * RANKS, "--train-iters", STEPS, "--eval-interval", SAVE_EVERY,
-        "--eval-iters", 1, "--save-interval", SAVE_EVERY, "--save", checkpoints, "--load", checkpoints, "--bf16",
+        "--eval-iters", 1, "--save-interval", SAVE_EVERY, "--save", checkpoints, "--load", checkpoints,
+        "--fp16" if overflow_at() else "--bf16",
         "--data-path", *blend, "--split", "90,10,0", "--data-cache-path", RUN.parent / "cache", "--num-workers", WORKERS,
         "--tokenizer-type", "NullTokenizer", "--vocab-size", EOD, "--base-model", "Llama-small", "--lr", "1e-3",
         "--continual-pretraining", "--sharding-strategy", SHARDING,
     ]  # fmt: skip
+
+
+def overflow(output: Any) -> Any:
+    """The output with a loss whose gradients are infinite."""
+    output.loss = output.loss * 1e36
+    return output
 
 
 def main() -> None:
@@ -59,13 +79,14 @@ def main() -> None:
     from llama_recipes.arguments import parse_args
     from llama_recipes.datasets.pretrain_dataset import build_train_valid_test_datasets
     from llama_recipes.get_fsdp import get_sharding_strategy
-    from llama_recipes.utils import checkpoint
+    from llama_recipes.utils import checkpoint, train_utils
     from llama_recipes.utils.train_utils import get_policies, train
     from megatron_lm.megatron.data.data_samplers import build_pretraining_data_loader
     from megatron_lm.megatron.global_vars import set_global_variables
 
     from train_hooks.adapters.llm_recipes import exported
 
+    train_utils.ShardedGradScaler = functools.partial(train_utils.ShardedGradScaler, device="cpu")
     config = checkpoint.FullStateDictConfig
     checkpoint.FullStateDictConfig = lambda **given: config(**{**given, "offload_to_cpu": False})
     sys.argv[1:] = map(str, arguments())
@@ -81,7 +102,7 @@ def main() -> None:
         LlamaConfig(**sizes, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=LENGTH + 1)
     )
     checkpoint.load_model_state_dict(model, args.load)
-    model.to(torch.bfloat16)
+    model.to(torch.float32 if overflow_at() else torch.bfloat16)
     _, policy = get_policies(rank=rank(), model_name=args.base_model)
     sharded = FullyShardedDataParallel(
         model, auto_wrap_policy=policy, sharding_strategy=get_sharding_strategy(), device_id=torch.device("cpu")
@@ -94,7 +115,12 @@ def main() -> None:
     checkpoint.load_optimizer_state_dict(model=sharded, optimizer=optimizer, path=args.load)
     scheduler = LambdaLR(optimizer, lambda _: 1.0)
     checkpoint.load_scheduler_state_dict(scheduler, args.load)
-    ConsumedLog(model, RUN / "log", rank(), lambda: scheduler.last_epoch, kill_at=kill_at())
+
+    def step() -> int:
+        return int(scheduler.last_epoch)
+
+    ConsumedLog(model, RUN / "log", rank(), step, kill_at=kill_at(), weights=bool(overflow_at()))
+    model.register_forward_hook(lambda *given: overflow(given[-1]) if step() + 1 == overflow_at() else None)
     watched = exported(sharded, loader, RUN, args, vocab_size=VOCAB, config={"trainer": "llm-recipes"})
     train(
         model=sharded, train_dataloader=watched, eval_dataloader=valid, optimizer=optimizer, lr_scheduler=scheduler,

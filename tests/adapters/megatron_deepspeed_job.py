@@ -2,7 +2,7 @@
 
 Stands in for what is not there: torchvision (imported for vision models), deepspeed's compression (imported, not called),
 which newer versions no longer have. Adapted: the attention that is not fused, which today's torch and deepspeed left
-behind, and the one gathering that gloo does not do.
+behind, and the one gathering that gloo does not do. For fp16 the accelerator says that it has it, whatever the CPU.
 """
 
 import os
@@ -15,7 +15,17 @@ import transformers  # noqa: F401  looks for torchvision, so it comes first
 from torch import Tensor, nn
 
 from tests.adapters.consumed_log import ConsumedLog
-from tests.adapters.job import ACCUMULATION, MICRO_BATCH, SAVE_EVERY, STEPS, WORKERS, kill_at, rank, run_dir
+from tests.adapters.job import (
+    ACCUMULATION,
+    MICRO_BATCH,
+    SAVE_EVERY,
+    STEPS,
+    WORKERS,
+    kill_at,
+    overflow_at,
+    rank,
+    run_dir,
+)
 from tests.adapters.texts import EOD, LENGTH, SOURCES
 
 RUN = run_dir()  # sys.argv is Megatron's later
@@ -54,14 +64,17 @@ def arguments() -> list[Any]:
         "--no-gradient-accumulation-fusion", "--no-masked-softmax-fusion", "--distributed-backend", "gloo",
         "--deepspeed", "--deepspeed_config", RUN.parent / "deepspeed.json", "--zero-stage", 1,
         "--return-data-index", *([] if ENGINE else ["--no-pipeline-parallel"]),
-        *(["--data-efficiency-curriculum-learning"] if CURRICULUM else []),
+        *(["--data-efficiency-curriculum-learning"] if CURRICULUM else []), *(["--fp16"] if overflow_at() else []),
     ]  # fmt: skip
 
 
 def logged(model: nn.Module, step: Any) -> nn.Module:
     """Each stage of a pipeline writes down what it is given: the first the tokens, the last the labels."""
     if not ENGINE:
-        ConsumedLog(model, RUN / "log", rank(), step, kill_at=kill_at())
+        ConsumedLog(model, RUN / "log", rank(), step, kill_at=kill_at(), weights=bool(overflow_at()))
+        model.register_forward_hook(
+            lambda _, __, out: (out[0] * 1e36, *out[1:]) if step() + 1 == overflow_at() else out
+        )
         return model
     tap, kill = Tap(), kill_at()
     last = rank() == PIPELINE - 1 and PIPELINE > 1
@@ -119,6 +132,7 @@ def main() -> None:
         stand_in("deepspeed.compression.compress", init_compression=None, redundancy_clean=None)
     sys.path.append(os.environ["KISEKI_MEGATRON_DEEPSPEED"])  # last: it has a package named tests too
     import pretrain_gpt
+    from deepspeed.accelerator import get_accelerator
     from megatron import get_args
     from megatron.core.enums import ModelType
 
@@ -126,6 +140,8 @@ def main() -> None:
 
     unfused_attention()
     gathered_flat()
+    if overflow_at():
+        get_accelerator().is_fp16_supported = lambda: True
 
     def model_provider(*given: Any, **more: Any) -> nn.Module:
         return logged(pretrain_gpt.model_provider(*given, **more), lambda: get_args().curr_iteration)

@@ -2,12 +2,14 @@
 
 Real, of megatron-core: the blend of three datasets and its builder, process groups, the calculator of micro-batches with
 batch-size ramp-up, the iterator of the rerun machine. Written here after Megatron-LM's `train`, `get_batch` and
-`MegatronPretrainingSampler`, which are not in the package or want a GPU: the loop, the sampler, the model, saving.
+`MegatronPretrainingSampler`, which are not in the package or want a GPU: the loop, the sampler, the model, saving, which is
+looked up where Megatron-LM's loop does.
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
-from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -32,7 +34,8 @@ from tests.adapters.texts import LENGTH, SOURCES, VOCAB
 from train_hooks.adapters.megatron import MegatronExport
 
 NUM_SAMPLES = 400
-RERUN_STEP, OVERFLOW_STEP, SKIPPED_STEP = 2, 5, 7
+RERUN_STEP, OVERFLOW_STEP, SKIPPED_STEP = 2, 3, 7
+training: Any = ModuleType("megatron.training.training")
 
 
 def sampler(consumed: int, total: int) -> Iterator[list[int]]:
@@ -66,6 +69,8 @@ provider.is_distributed = True  # type: ignore[attr-defined]
 
 def main() -> None:
     """Train, from the newest checkpoint if there is one."""
+    training.save_checkpoint = save
+    sys.modules[training.__name__] = training
     dist.init_process_group("gloo")
     parallel_state.initialize_model_parallel()
     torch.manual_seed(1)
@@ -111,7 +116,7 @@ def train(args: Any, data: Any, model: nn.Module, optimizer: torch.optim.Optimiz
             train_step(iteration + 1, data, model, optimizer, step)
         args.consumed_train_samples += get_current_global_batch_size()
         if (iteration + 1) % SAVE_EVERY == 0:
-            save(args, model, iteration + 1)
+            training.save_checkpoint(iteration + 1, model, args.consumed_train_samples)
             model.eval()
             with torch.no_grad():
                 step(
@@ -145,15 +150,16 @@ class Recording:
         return self._fetched[-1]
 
 
-def save(args: Any, model: Any, iteration: int) -> None:
+def save(iteration: int, model: Any, consumed: int) -> None:
     """Rank 0 writes all of it."""
     dist.barrier()
     if rank() == 0:
-        Path(args.save).mkdir(exist_ok=True)
-        state = {"model": model.module.state_dict(), "iteration": iteration, "consumed": args.consumed_train_samples}
-        half = Path(args.save) / f"{iteration:04}.half"
+        directory = run_dir() / "checkpoints"
+        directory.mkdir(exist_ok=True)
+        state = {"model": model.module.state_dict(), "iteration": iteration, "consumed": consumed}
+        half = directory / f"{iteration:04}.half"
         torch.save(state, half)
-        half.rename(Path(args.save) / f"{iteration:04}.pt")
+        half.rename(directory / f"{iteration:04}.pt")
     dist.barrier()
 
 

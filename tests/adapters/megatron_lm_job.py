@@ -13,13 +13,27 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from tests.adapters.attention_over_ranks import attention_over_ranks
 from tests.adapters.consumed_log import ConsumedLog
-from tests.adapters.job import ACCUMULATION, MICRO_BATCH, RANKS, SAVE_EVERY, STEPS, WORKERS, kill_at, rank, run_dir
+from tests.adapters.job import (
+    ACCUMULATION,
+    MICRO_BATCH,
+    RANKS,
+    SAVE_EVERY,
+    STEPS,
+    WORKERS,
+    kill_at,
+    overflow_at,
+    rank,
+    run_dir,
+)
 from tests.adapters.texts import EOD, LENGTH, SOURCES
 from tests.adapters.without_gpu import without_gpu
 
 RUN = run_dir()  # sys.argv is Megatron's later
-PIPELINE, TENSOR = (int(os.environ.get(name, "1")) for name in ("PIPELINE", "TENSOR"))
+PIPELINE, TENSOR, CONTEXT = (int(os.environ.get(name, "1")) for name in ("PIPELINE", "TENSOR", "CONTEXT"))
+DATA = int(os.environ["WORLD_SIZE"]) // (PIPELINE * TENSOR * CONTEXT)
+DISTRIBUTED = "DISTRIBUTED_OPTIMIZER" in os.environ
 LOADER = os.environ.get("LOADER", "single")
 
 
@@ -33,14 +47,28 @@ def without_kernels() -> None:
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
 
 
+def distributed_optimizer() -> None:
+    """With torch's Adam, whose steps of each parameter its checkpoints do not know: they stay. No weights are in FP8."""
+    import megatron.core.fp8_utils as fp8
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer as Optimizer
+
+    fp8._quantize_param_shard_impl = lambda *_, **__: None
+
+    load = Optimizer._set_main_param_and_optimizer_states
+    Optimizer._set_main_param_and_optimizer_states = lambda self, parameter, tensors: load(
+        self, parameter, {**self._get_main_param_and_optimizer_states(parameter), **tensors}
+    )
+
+
 def arguments() -> list[Any]:
     """Of pretrain_gpt.py."""
     blend = [each for source in SOURCES for each in ("1", RUN.parent / "data" / source)]
     checkpoints = RUN / "checkpoints"
     return [
-        "--tensor-model-parallel-size", TENSOR, "--pipeline-model-parallel-size", PIPELINE, "--num-layers", 2,
+        "--tensor-model-parallel-size", TENSOR, "--pipeline-model-parallel-size", PIPELINE,
+        "--context-parallel-size", CONTEXT, "--num-layers", 2,
         "--hidden-size", 32, "--num-attention-heads", 2, "--seq-length", LENGTH, "--max-position-embeddings", LENGTH,
-        "--micro-batch-size", MICRO_BATCH, "--global-batch-size", ACCUMULATION * MICRO_BATCH * 2 // (PIPELINE * TENSOR),
+        "--micro-batch-size", MICRO_BATCH, "--global-batch-size", ACCUMULATION * MICRO_BATCH * DATA,
         "--train-iters", STEPS, "--lr", "1e-3", "--clip-grad", 0, "--log-interval", 1, "--eval-iters", 1,
         "--eval-interval", SAVE_EVERY, "--data-path", *blend, "--split", "90,10,0",
         "--data-cache-path", RUN.parent / "cache", "--tokenizer-type", "NullTokenizer", "--vocab-size", EOD,
@@ -48,6 +76,9 @@ def arguments() -> list[Any]:
         "--num-workers", WORKERS, "--dataloader-type", LOADER, "--distributed-backend", "gloo", "--transformer-impl", "local",
         "--use-cpu-initialization", "--no-gradient-accumulation-fusion", "--no-masked-softmax-fusion",
         "--no-persist-layer-norm", "--no-bias-gelu-fusion", "--no-bias-dropout-fusion", "--no-rope-fusion",
+        *(["--exit-interval", os.environ["EXIT_AT"]] if "EXIT_AT" in os.environ else []),
+        *(["--use-distributed-optimizer", "--bf16"] if DISTRIBUTED else []),
+        *(["--fp16", "--initial-loss-scale", 1024] if overflow_at() else []),
     ]  # fmt: skip
 
 
@@ -82,6 +113,10 @@ def main() -> None:
     without_gpu()
     sys.path.insert(0, os.environ["KISEKI_MEGATRON_LM"])  # now: it has a package named tests too, and megatron.core
     without_kernels()
+    if CONTEXT > 1:
+        attention_over_ranks()
+    if DISTRIBUTED:
+        distributed_optimizer()
     import pretrain_gpt
     from megatron.core.enums import ModelType
     from megatron.training import get_args, pretrain
@@ -90,11 +125,15 @@ def main() -> None:
 
     build = model_provider()
 
+    def step() -> int:
+        return int(get_args().curr_iteration)
+
     def logged(*given: Any, **more: Any) -> Any:
         model, kill = build(*given, **more), kill_at()
         if kill and rank() > 0 and PIPELINE > 1:  # the second micro-batch will not reach the last stage
             kill = (kill[0], 0)
-        ConsumedLog(model, RUN / "log", rank(), lambda: get_args().curr_iteration, kill_at=kill)
+        ConsumedLog(model, RUN / "log", rank(), step, kill_at=kill, weights=bool(overflow_at()))
+        model.register_forward_hook(lambda _, __, loss: loss * 1e30 if step() + 1 == overflow_at() else loss)
         return model
 
     sys.argv[1:] = map(str, arguments())

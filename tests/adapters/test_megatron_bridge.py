@@ -5,11 +5,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from tests.adapters import job
-from tests.adapters.checks import crash_and_resume, logged, metrics_of, run_once
-from tests.adapters.megatron_loops import check, exported, prepare, trained
+from tests.adapters.checks import logged, metrics_of, run_once
+from tests.adapters.megatron_loops import check_forwards, check_stages, exported, prepare, resumed, trained
 from tests.adapters.without_bridge_packages import without_packages
 from train_hooks.export_format.errors import InputError
 
@@ -31,15 +30,14 @@ def environment(directory: Path) -> dict[str, str]:
 def test_data_parallel(tmp_path: Path) -> None:
     """A blend of three, accumulation, workers, evaluation, a crash, a resume."""
     done = trained("megatron_bridge_job.py", tmp_path / "run", job.MICRO_BATCH * job.ACCUMULATION * 2)
-    crash_and_resume(done, **environment(tmp_path))
-    export, log = exported(done.run, 2), logged(done.run / "log")
-    check(done, export, "tokens")
-    last = max(step for attempt, step, _, _ in export if attempt == 1)
-    assert set(export) == {key for key in log if key[0] == 2 or key[1] <= last}
-    for key, part in export.items():
-        assert torch.equal(part.batch["tokens"], log[key]["input_ids"]), key
-        assert torch.equal(part.batch["labels"], log[key]["labels"]), key
+    check_forwards(*resumed(done, "tokens", 2, **environment(tmp_path)))
     assert all(metrics_of(done.run)[step]["loss"] > 0 for step in range(1, job.STEPS + 1))
+
+
+def test_pipeline(tmp_path: Path) -> None:
+    """Two stages, which wait for one another."""
+    done = trained("megatron_bridge_job.py", tmp_path / "run", job.MICRO_BATCH * job.ACCUMULATION)
+    check_stages(*resumed(done, "tokens", 1, PIPELINE="2", **environment(tmp_path)))
 
 
 def test_tensor_parallel(tmp_path: Path) -> None:
@@ -48,12 +46,7 @@ def test_tensor_parallel(tmp_path: Path) -> None:
     run_once(done, TENSOR="2", **environment(tmp_path))
     export, log = exported(done.run, 1), logged(done.run / "log")
     assert len(export) == job.STEPS * job.ACCUMULATION and len(log) == 2 * len(export)
-    for (attempt, step, _, microbatch), part in export.items():
-        for rank in (0, 1):
-            seen = log[attempt, step, rank, microbatch]
-            assert torch.equal(part.batch["tokens"], seen["input_ids"]) and torch.equal(
-                part.batch["labels"], seen["labels"]
-            )
+    check_forwards(export, log, ranks_a_writer=2)
 
 
 def test_fine_tuning_is_refused() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from tests.adapters import job
 from tests.adapters.checks import crash_and_resume, logged, run_once, run_ranks, verify
-from tests.adapters.megatron_loops import check, exported, needs, prepare, trained
+from tests.adapters.megatron_loops import check_overflow, exported, needs, prepare, resumed, trained
 from tests.adapters.texts import SOURCES, all_tokens, check_documents
 
 pytestmark = needs(  # deepspeed compiles its collectives the first time
@@ -32,11 +32,7 @@ def environment(directory: Path, **more: Any) -> dict[str, str]:
 def test_zero(tmp_path: Path) -> None:
     """Two data-parallel ranks, the engine without a pipeline."""
     done = trained("megatron_deepspeed_job.py", tmp_path / "run", job.MICRO_BATCH * job.ACCUMULATION * 2)
-    crash_and_resume(done, **environment(tmp_path))
-    export, log = exported(done.run, 2), logged(done.run / "log")
-    check(done, export, "text")
-    last = max(step for attempt, step, _, _ in export if attempt == 1)
-    assert set(export) == {key for key in log if key[0] == 2 or key[1] <= last}
+    export, log = resumed(done, "text", 2, **environment(tmp_path))
     for key, part in export.items():
         assert torch.equal(part.batch["text"][:, :-1], log[key]["input_ids"]), key
         assert part.batch["index"].shape == (job.MICRO_BATCH, 1)  # --return-data-index
@@ -45,14 +41,20 @@ def test_zero(tmp_path: Path) -> None:
         assert torch.equal(part.batch["text"][:, 1:], log[key]["labels"]), key
 
 
+def test_overflow_at_a_save(tmp_path: Path) -> None:
+    """fp16: the iteration of the model checkpoint that is resumed from changes no weights."""
+    done = trained("megatron_deepspeed_job.py", tmp_path / "run", job.MICRO_BATCH * job.ACCUMULATION * 2)
+    fp16 = {"enabled": True, "initial_scale_power": 10}
+    export, log = resumed(done, "text", 2, OVERFLOW_AT=str(done.resume_step), **environment(tmp_path, fp16=fp16))
+    for key, part in export.items():
+        assert torch.equal(part.batch["text"][:, :-1], log[key]["input_ids"]), key
+    check_overflow(done)
+
+
 def test_pipeline(tmp_path: Path) -> None:
     """Two stages of the pipeline engine: the first writes what it embeds and the last compares with."""
     done = trained("megatron_deepspeed_job.py", tmp_path / "run", job.MICRO_BATCH * job.ACCUMULATION)
-    crash_and_resume(done, ENGINE="pipeline", PIPELINE="2", **environment(tmp_path))
-    export, log = exported(done.run, 1), logged(done.run / "log")
-    check(done, export, "text")
-    last = max(step for attempt, step, _, _ in export if attempt == 1)
-    assert set(export) == {key for key in log if key[2] == 0 and (key[0] == 2 or key[1] <= last)}
+    export, log = resumed(done, "text", 1, ENGINE="pipeline", PIPELINE="2", **environment(tmp_path))
     for (attempt, step, _, microbatch), part in export.items():
         first, second = (log[attempt, step, stage, microbatch] for stage in (0, 1))
         assert torch.equal(part.batch["text"][:, :-1], first["input_ids"])
@@ -74,11 +76,7 @@ def test_tensor_parallel(tmp_path: Path) -> None:
 def test_ulysses(tmp_path: Path) -> None:
     """Two ranks that are given half of every sequence each, of which one writes it whole."""
     done = trained("megatron_deepspeed_job.py", tmp_path / "run", job.MICRO_BATCH * job.ACCUMULATION)
-    crash_and_resume(done, ULYSSES="2", **environment(tmp_path))
-    export, log = exported(done.run, 1), logged(done.run / "log")
-    check(done, export, "text")
-    last = max(step for attempt, step, _, _ in export if attempt == 1)
-    assert set(export) == {key for key in log if key[2] == 0 and (key[0] == 2 or key[1] <= last)}
+    export, log = resumed(done, "text", 1, ULYSSES="2", **environment(tmp_path))
     for (attempt, step, _, microbatch), part in export.items():
         halves = [log[attempt, step, rank, microbatch] for rank in (0, 1)]
         assert torch.equal(part.batch["text"][:, :-1], torch.cat([half["input_ids"] for half in halves], 1))

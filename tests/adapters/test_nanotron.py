@@ -78,7 +78,9 @@ def environment() -> dict[str, str]:
     return {"PYTHONPATH": path, "PATH": programs, "HF_HUB_OFFLINE": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
 
 
-@pytest.mark.parametrize("options", [{}, {"STAGES": "1"}], ids=["one stage", "a second stage on resuming"])
+@pytest.mark.parametrize(
+    "options", [{}, {"ZERO": "1", "STAGES": "1"}], ids=["one stage", "ZeRO-1, a second stage on resuming"]
+)
 def test_training(tmp_path: Path, options: dict[str, str]) -> None:
     """A blend of two folders, accumulation, workers, a crash, a resume: the forwards got what the rows give."""
     sources = prepare(tmp_path)

@@ -16,7 +16,10 @@ class OnCpu(TorchFunctionMode):
         """As torch calls it."""
         if function in (torch.Tensor.cuda, torch.Tensor.pin_memory):
             return args[0]
+        if function is torch.Tensor.type and len(args) == 1:  # its name is looked at
+            return function(*args).replace("torch.", "torch.cuda.")
         given = {name: _on_cpu(value) if name == "device" else value for name, value in (kwargs or {}).items()}
+        given.pop("pin_memory", None)
         if function is torch.Tensor.to:
             args = (args[0], *map(_on_cpu, args[1:]))
         return function(*args, **given)

@@ -1,10 +1,13 @@
 """The rules of Megatron's loop, with a loop of the test; the real ones are in tests/adapters."""
 
+import json
 import sys
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.records import StepStatus
 from train_hooks.megatron_iterations import MegatronIterations
 from train_hooks.replay import ReplayDataset
 
@@ -24,23 +28,53 @@ def microbatch(*samples: int) -> dict[str, Tensor]:
     return {"tokens": tokens, "sample_index": torch.tensor(samples)}
 
 
-def train(run: Path, steps: list[list[dict[str, Tensor]]], **options: Any) -> None:
-    """A loop that saves every third iteration."""
-    args = SimpleNamespace(iteration=0, curr_iteration=0, save=str(run / "saved"), save_interval=3, load=None)
+def train(
+    run: Path,
+    steps: list[list[dict[str, Tensor]]],
+    *,
+    saves: Collection[int] = (),
+    exits: Collection[int] = (),
+    overflows: Collection[int] = (),
+    saves_in: str = "test_trainer",
+    **options: Any,
+) -> dict[int, dict[int, StepStatus]]:
+    """A loop that saves after the steps `saves`, and, of the steps before, in the middle of the steps `exits`.
+
+    What the export held at each save, by the iteration that was saved: the status of each step.
+    """
+    found = {}
+
+    def save_checkpoint(iteration: int) -> None:
+        found[iteration] = RunReader(run).attempt(1).step_status()
+
+    trainer, elsewhere = ModuleType("test_trainer"), ModuleType("test_elsewhere")
+    for module in (trainer, elsewhere):
+        module.save_checkpoint = save_checkpoint  # type: ignore[attr-defined]
+    args = SimpleNamespace(iteration=0, curr_iteration=0, save=str(run / "saved"), load=None)
     of_run = {"vocab_size": VOCAB, "sequence_length": LENGTH, "config": {}}
-    iterations = MegatronIterations(run, lambda: args, tokens="tokens", mesh=None, options=of_run, **options)
+    iterations = MegatronIterations(
+        run, lambda: args, tokens="tokens", mesh=None, options=of_run, saves=saves_in, **options
+    )
     model: nn.Module = nn.Embedding(VOCAB, 1)
     iterations.attach_when_training(model, lambda _: {})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    model.train()
-    for args.curr_iteration, batches in enumerate(steps):
-        for batch in batches:
-            given = iterations.tag(batch)
-            assert "sample_index" not in given
-            iterations.consume()
-            model(given["tokens"]).sum().backward()
-        optimizer.step()
+    with mock.patch.dict(sys.modules, {module.__name__: module for module in (trainer, elsewhere)}):
+        model.train()
+        for args.curr_iteration, batches in enumerate(steps):
+            step = args.curr_iteration + 1
+            for batch in batches:
+                shown = iterations.tag(batch)
+                assert "sample_index" not in shown
+                iterations.consume()
+                model(shown["tokens"]).sum().backward()
+            if step in exits:
+                trainer.save_checkpoint(step - 1)
+            if step not in overflows:
+                optimizer.step()
+            if step in saves:
+                elsewhere.save_checkpoint(iteration=step)
     iterations.close()
+    return found
 
 
 @pytest.mark.parametrize(("reruns", "times"), [(True, 1), (False, 2)])
@@ -52,20 +86,23 @@ def test_samples_fetched_twice_in_an_iteration(tmp_path: Path, reruns: bool, tim
     assert all(part.batch["tokens"][:, 0].tolist() == [1, 2] for part in parts)
 
 
-def test_the_state_for_a_resume_is_there_wherever_a_model_checkpoint_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every --save-interval iterations; or where LLM-jp's fork says, by its own rule."""
+def test_every_model_checkpoint_is_behind_the_export(tmp_path: Path) -> None:
+    """Whatever it is written for, and by whatever module: that of a step without an update, and one in the middle of a step."""
     steps = [[microbatch(step, step + 1)] for step in range(7)]
-    train(tmp_path / "interval", steps)
-    training = ModuleType("megatron.training.training")
-    training.is_save_iteration = lambda iteration: iteration in (2, 5)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, training.__name__, training)
-    train(tmp_path / "own", steps)
-    for name, saved in (("interval", [3, 6]), ("own", [2, 5])):
-        found = sorted((tmp_path / name / "saved" / "kiseki_export").iterdir())
-        assert [path.name for path in found] == [f"iter_{step:07d}.json" for step in saved]
-        assert len(RunReader(tmp_path / name).attempts()) == 1
+    found = train(tmp_path, steps, saves={2, 3, 6}, exits={5}, overflows={3, 6})
+    statuses = dict.fromkeys(range(1, 8), StepStatus.APPLIED) | dict.fromkeys((3, 6), StepStatus.SKIPPED_UPDATE)
+    assert found == {last: {step: statuses[step] for step in range(1, last + 1)} for last in (2, 3, 4, 6)}
+    assert RunReader(tmp_path).attempt(1).step_status() == statuses
+    for last in found:
+        state = json.loads((tmp_path / "saved" / "kiseki_export" / f"iter_{last:07d}.json").read_text(encoding="utf-8"))
+        assert (state["attempt"], state["global_step"]) == (1, last)
+    assert len(list((tmp_path / "saved" / "kiseki_export").iterdir())) == len(found)
+
+
+def test_a_trainer_that_saves_by_another_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="by save_checkpoint of json, found none there"):
+        train(tmp_path, [], saves_in="json")
+    assert not (tmp_path / "export").exists()
 
 
 def test_micro_batches_without_a_sample_index(tmp_path: Path) -> None:

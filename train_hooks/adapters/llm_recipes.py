@@ -90,7 +90,7 @@ def exported(
         )
     counted = _Counted(args)
     iterations = MegatronIterations(
-        run_dir, lambda: counted, tokens="input_ids", mesh=None, options=options, reruns=False
+        run_dir, lambda: counted, tokens="input_ids", mesh=None, options=options, saves=train.__module__, reruns=False
     )
     iterations.documents = MegatronDocuments(_as_megatron(loader.dataset), unnamed_ok=unnamed_ok)
     iterations.attach_when_training(model, lambda _: {"sequence_length": args.seq_length})

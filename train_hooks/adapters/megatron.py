@@ -26,8 +26,7 @@ from train_hooks.adapters.versions import require_version
 from train_hooks.documents.megatron import MegatronDocuments
 from train_hooks.documents_in_batches import Indexed
 from train_hooks.export_format.errors import InputError
-from train_hooks.megatron_iterations import MegatronIterations, MegatronLayout
-from train_hooks.tagged_loader import tagged
+from train_hooks.megatron_iterations import MegatronIterations, MegatronLayout, with_train_set
 from train_hooks.torch_fsdp import ExportHook
 
 __all__ = ["MegatronExport"]
@@ -48,7 +47,9 @@ class MegatronExport:
         if not found.startswith("0.12."):  # that of LLM-jp's fork
             require_version("megatron-core", "0.16", "0.17", found=found)
         layout = MegatronLayout(parallel_state, cp="context_parallel")
-        self._iterations = MegatronIterations(run_dir, get_args, tokens="tokens", mesh=layout, options=options)
+        self._iterations = MegatronIterations(
+            run_dir, get_args, tokens="tokens", mesh=layout, options=options, saves="megatron.training.training"
+        )
         self._unnamed_ok = unnamed_ok
 
     @property
@@ -69,13 +70,7 @@ class MegatronExport:
 
     def datasets(self, provider: Callable[..., Any]) -> Callable[..., Any]:
         """A provider whose training dataset (BlendedDataset, GPTDataset) says the index of each sample."""
-
-        @functools.wraps(provider)
-        def indexed(*args: Any, **kwargs: Any) -> Any:
-            train, *others = provider(*args, **kwargs)
-            return (train if train is None else self.indexed(train), *others)
-
-        return indexed
+        return with_train_set(provider, self.indexed)
 
     def indexed(self, train: Any) -> Indexed:
         """The training dataset (BlendedDataset, GPTDataset) for an external loader, whose samples say their index."""
@@ -89,8 +84,7 @@ class MegatronExport:
         def watched(data_iterator: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
             if not model.training:
                 return forward_step(data_iterator, model, *args, **kwargs)
-            tagging = None if data_iterator is None else tagged(data_iterator, self._iterations.tag)
-            result = forward_step(tagging, model, *args, **kwargs)
+            result = forward_step(self._iterations.tagging(data_iterator), model, *args, **kwargs)
             self._iterations.consume()
             return result
 

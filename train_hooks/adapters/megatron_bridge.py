@@ -28,8 +28,7 @@ from train_hooks.documents.megatron import MegatronDocuments
 from train_hooks.documents_in_batches import Indexed
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.records import StepStatus
-from train_hooks.megatron_iterations import MegatronIterations
-from train_hooks.tagged_loader import tagged
+from train_hooks.megatron_iterations import MegatronIterations, with_train_set
 from train_hooks.torch_fsdp import ExportHook
 
 __all__ = ["MegatronBridgeExport"]
@@ -64,8 +63,7 @@ class MegatronBridgeExport(Callback):
             if self._iterations is None or not given[place].training:
                 return forward_step(*given, **more)
             *before, data_iterator = given[:place]
-            tagging = None if data_iterator is None else tagged(data_iterator, self._iterations.tag)
-            result = forward_step(*before, tagging, *given[place:], **more)
+            result = forward_step(*before, self._iterations.tagging(data_iterator), *given[place:], **more)
             self._iterations.consume()
             return result
 
@@ -85,7 +83,7 @@ class MegatronBridgeExport(Callback):
         }  # fmt: skip
         self._iterations = MegatronIterations(
             self._run_dir, functools.partial(_Arguments, context.state), tokens="tokens", mesh=_Layout(groups),
-            options=self._options,
+            options=self._options, saves="megatron.bridge.training.checkpointing",
         )  # fmt: skip
         self._iterations.documents = self._documents
         self._iterations.attach(context.model[0], known)
@@ -108,28 +106,21 @@ class MegatronBridgeExport(Callback):
     def _index(self, dataset: Any) -> None:
         """Wrap what builds the datasets of a configuration."""
         if hasattr(dataset, "build_datasets"):
-            dataset.build_datasets = self._indexed(dataset.build_datasets)
+            dataset.build_datasets = with_train_set(dataset.build_datasets, self._indexed)
             return
         provider = providers.get_dataset_provider(dataset)
         for kind, known in providers._REGISTRY.items():
             if known is provider:
-                providers._REGISTRY[kind] = self._indexed(provider)
+                providers._REGISTRY[kind] = with_train_set(provider, self._indexed)
 
-    def _indexed(self, provider: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(provider)
-        def indexed(*given: Any, **more: Any) -> Any:
-            train, *others = provider(*given, **more)
-            if train is not None:
-                if hasattr(train, "collate_fn"):
-                    raise InputError(
-                        f"expected a dataset for pre-training, found {type(train).__name__} with a collate function of its "
-                        "own; this adapter knows no fine-tuning"
-                    )
-                self._documents = MegatronDocuments(train, unnamed_ok=self._unnamed_ok)
-                train = Indexed(train)
-            return (train, *others)
-
-        return indexed
+    def _indexed(self, train: Any) -> Indexed:
+        if hasattr(train, "collate_fn"):
+            raise InputError(
+                f"expected a dataset for pre-training, found {type(train).__name__} with a collate function of its own; this "
+                "adapter knows no fine-tuning"
+            )
+        self._documents = MegatronDocuments(train, unnamed_ok=self._unnamed_ok)
+        return Indexed(train)
 
 
 class _Arguments:
@@ -138,7 +129,6 @@ class _Arguments:
     def __init__(self, state: Any) -> None:
         self.curr_iteration = self.iteration = int(state.train_state.step)
         self.load, self.save = state.cfg.checkpoint.load, state.cfg.checkpoint.save
-        self.save_interval, self.train_iters = state.cfg.checkpoint.save_interval, state.cfg.train.train_iters
 
 
 class _Layout:

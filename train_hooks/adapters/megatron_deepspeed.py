@@ -25,8 +25,7 @@ from train_hooks.documents.megatron import MegatronDocuments
 from train_hooks.documents.megatron_deepspeed import as_megatron
 from train_hooks.documents_in_batches import Indexed
 from train_hooks.export_format.errors import InputError
-from train_hooks.megatron_iterations import MegatronIterations, MegatronLayout
-from train_hooks.tagged_loader import tagged
+from train_hooks.megatron_iterations import MegatronIterations, MegatronLayout, with_train_set
 from train_hooks.torch_fsdp import ExportHook
 
 __all__ = ["MegatronDeepSpeedExport"]
@@ -54,7 +53,7 @@ class MegatronDeepSpeedExport:
             )
         layout = MegatronLayout(parallel_state, sp="sequence_parallel")
         self._iterations = MegatronIterations(
-            run_dir, get_args, tokens="text", mesh=layout, options=options, reruns=False
+            run_dir, get_args, tokens="text", mesh=layout, options=options, saves="megatron.training", reruns=False
         )
         self._unnamed_ok = unnamed_ok
         self._model: Any = None
@@ -79,16 +78,7 @@ class MegatronDeepSpeedExport:
 
     def datasets(self, provider: Callable[..., Any]) -> Callable[..., Any]:
         """A provider whose training dataset (BlendableDataset, GPTDataset) says the index of each sample."""
-
-        @functools.wraps(provider)
-        def indexed(*args: Any, **kwargs: Any) -> Any:
-            train, *others = provider(*args, **kwargs)
-            if train is not None:
-                self._iterations.documents = MegatronDocuments(as_megatron(train), unnamed_ok=self._unnamed_ok)
-                train = Indexed(train)
-            return (train, *others)
-
-        return indexed
+        return with_train_set(provider, self._indexed)
 
     def forward_step(self, forward_step: Callable[..., Any]) -> Callable[..., Any]:
         """A forward step whose micro-batches are remembered."""
@@ -97,8 +87,7 @@ class MegatronDeepSpeedExport:
         def watched(data_iterator: Any, *args: Any, **kwargs: Any) -> Any:
             if not (self._model and self._model.training):  # the engine's own mode stays what it was
                 return forward_step(data_iterator, *args, **kwargs)
-            tagging = None if data_iterator is None else tagged(data_iterator, self._iterations.tag)
-            result = forward_step(tagging, *args, **kwargs)
+            result = forward_step(self._iterations.tagging(data_iterator), *args, **kwargs)
             self._iterations.consume()
             return result
 
@@ -107,6 +96,10 @@ class MegatronDeepSpeedExport:
     def close(self) -> None:
         """Seal the export; otherwise that happens when the process ends."""
         self._iterations.close()
+
+    def _indexed(self, train: Any) -> Indexed:
+        self._iterations.documents = MegatronDocuments(as_megatron(train), unnamed_ok=self._unnamed_ok)
+        return Indexed(train)
 
     def _batch_fn(self, batch_fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """What the pipeline engine calls with each micro-batch that it fetched; None where another tensor rank did."""
