@@ -85,6 +85,7 @@ def resolve_export(
         run_id=run.info.run_id,
         tokenizer=None if run.info.tokenizer_file is None else run.tokenizer_path(),
         config={**run.info.config, **_origin(run, boundaries).to_config()},
+        shorter_rows=run.info.shorter_rows,
     )
     with new_export(run_dir):
         copy = open_or_create_run(OsFileSystem(), run_dir, spec)

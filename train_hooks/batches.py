@@ -26,7 +26,7 @@ TokensSelector = str | int | Callable[[Any], Tensor]
 
 
 class NamedTensors(NamedTuple):
-    """A micro-batch taken apart. `tokens` is the name of the token tensor, integers [num_slots, sequence_length]."""
+    """A micro-batch taken apart. `tokens` is the name of the token tensor, integers [num_slots, length]."""
 
     tokens: str
     tensors: Mapping[str, Tensor]

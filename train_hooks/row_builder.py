@@ -40,6 +40,7 @@ __all__ = [
     "gap_of",
     "metrics_record",
     "note_of",
+    "unfit_shape",
 ]
 
 WHOLE_MICROBATCH = "microbatch/"
@@ -50,11 +51,11 @@ _PAUSE_S = 2e-5  # between rows the writer thread lets go of the interpreter, wh
 class StagedMicrobatch:
     """A micro-batch as the forward call got it, owned by the exporter.
 
-    tokens: integers [num_slots, sequence_length]; tensors: name → [num_slots, …]; batch_tensors: name → tensor of any
-    shape that belongs to the micro-batch as a whole, kept in the row of slot 0; segments: one tuple a slot, or () where
-    the documents are unknown; sample_index: one a slot, or None; loss: mean loss of each sequence, or None; tokens_key:
-    name of the token tensor, so that its dtype is kept as well; release: called on the writer thread when the arrays are
-    not needed any more.
+    tokens: integers [num_slots, length], of a length that the run may hold; tensors: name → [num_slots, …];
+    batch_tensors: name → tensor of any shape that belongs to the micro-batch as a whole, kept in the row of slot 0;
+    segments: one tuple a slot, or () where the documents are unknown; sample_index: one a slot, or None; loss: mean loss
+    of each sequence, or None; tokens_key: name of the token tensor, so that its dtype is kept as well; release: called on
+    the writer thread when the arrays are not needed any more.
     """
 
     tokens: npt.NDArray[np.integer]
@@ -104,13 +105,22 @@ class CommittedStep:
     dropped: tuple[Staged, ...] = ()
 
 
-def check_shapes(microbatch: StagedMicrobatch, sequence_length: int) -> None:
+def unfit_shape(run: RunInfo, expected: str, found: Sequence[int]) -> str:
+    """What is wrong with tokens of another shape than the run's. expected: the text up to what was found, {} for the length."""
+    length = f"1 to {run.sequence_length}" if run.shorter_rows else str(run.sequence_length)
+    shorter = 0 < found[-1] < run.sequence_length and not run.shorter_rows
+    return (
+        f"expected {expected.format(length)} {list(found)}; the run was attached with sequence_length={run.sequence_length}"
+        + (", and with shorter_rows=True it would hold shorter ones" if shorter else "")
+    )
+
+
+def check_shapes(microbatch: StagedMicrobatch, run: RunInfo) -> None:
     """Raises RowError for a shape or dtype that the run cannot hold; cheap enough for the training thread."""
     tokens = microbatch.tokens
-    if tokens.ndim != 2 or tokens.shape[1] != sequence_length or tokens.dtype.kind not in "iu":
+    if tokens.ndim != 2 or not run.may_hold(tokens.shape[1]) or tokens.dtype.kind not in "iu":
         raise RowError(
-            f"expected integer tokens of shape [micro-batch, {sequence_length}], found {tokens.dtype} "
-            f"{list(tokens.shape)}; the run was attached with sequence_length={sequence_length}"
+            unfit_shape(run, f"integer tokens of shape [micro-batch, {{}}], found {tokens.dtype}", tokens.shape)
         )
     num_slots = tokens.shape[0]
     for name, values in (
@@ -209,7 +219,7 @@ class RowBuilder:
         return Frame(kind=step.kind, global_step=step.global_step, status=step.status, rows=rows, records=step.records)
 
     def _rows(self, step: CommittedStep, index: int, microbatch: StagedMicrobatch) -> list[Row]:
-        check_shapes(microbatch, self._run.sequence_length)
+        check_shapes(microbatch, self._run)
         tokens = self._checked_tokens(step.global_step, microbatch.tokens)
         rows = []
         for slot in range(tokens.shape[0]):
