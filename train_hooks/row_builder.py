@@ -12,9 +12,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from train_hooks.documents import DocumentResolver
+from train_hooks.documents import DocumentResolver, PartResolver
 from train_hooks.export_format.acknowledgement import AckKind
-from train_hooks.export_format.errors import RowError
+from train_hooks.export_format.errors import InputError, RowError
 from train_hooks.export_format.leaf import leaf_hash
 from train_hooks.export_format.records import (
     AttemptInfo,
@@ -53,9 +53,10 @@ class StagedMicrobatch:
 
     tokens: integers [num_slots, length], of a length that the run may hold; tensors: name → [num_slots, …];
     batch_tensors: name → tensor of any shape that belongs to the micro-batch as a whole, kept in the row of slot 0;
-    segments: one tuple a slot, or () where the documents are unknown; sample_index: one a slot, or None; loss: mean loss
-    of each sequence, or None; tokens_key: name of the token tensor, so that its dtype is kept as well; release: called on
-    the writer thread when the arrays are not needed any more.
+    segments: one tuple a slot, or () where the documents are unknown; sample_index: one a slot, or None; sample_start:
+    where each row begins in its sample, where samples are cut into rows; loss: mean loss of each sequence, or None;
+    tokens_key: name of the token tensor, so that its dtype is kept as well; release: called on the writer thread when the
+    arrays are not needed any more.
     """
 
     tokens: npt.NDArray[np.integer]
@@ -63,6 +64,7 @@ class StagedMicrobatch:
     batch_tensors: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
     segments: Sequence[Sequence[Segment]] = ()
     sample_index: Sequence[int] | None = None
+    sample_start: Sequence[int] | None = None
     loss: Sequence[float] | None = None
     tokens_key: str | None = None
     release: Callable[[], None] | None = None
@@ -126,6 +128,7 @@ def check_shapes(microbatch: StagedMicrobatch, run: RunInfo) -> None:
     for name, values in (
         ("segments", microbatch.segments or None),
         ("sample_index", microbatch.sample_index),
+        ("sample_start", microbatch.sample_start),
         ("loss", microbatch.loss),
     ):
         if values is not None and len(values) != num_slots:
@@ -253,7 +256,8 @@ class RowBuilder:
             raise RowError(f"{address}: expected a sample_index in [0, 2^63), found {sample_index}")
         segments = tuple(microbatch.segments[slot]) if microbatch.segments else ()
         if self._documents is not None and sample_index is not None and not microbatch.segments:
-            segments = tuple(self._documents.segments(sample_index, tokens))
+            start = None if microbatch.sample_start is None else microbatch.sample_start[slot]
+            segments = tuple(_looked_up(self._documents, sample_index, start, tokens))
         _check_segments(address, segments, len(tokens))
         records = tuple(
             encode_tensor(name, value, tokens, segments)
@@ -271,11 +275,26 @@ class RowBuilder:
         )
 
 
+def _looked_up(
+    documents: DocumentResolver, sample_index: int, start: int | None, tokens: npt.NDArray[np.unsignedinteger]
+) -> Sequence[Segment]:
+    if start is None:
+        return documents.segments(sample_index, tokens)
+    if not isinstance(documents, PartResolver):
+        raise InputError(
+            f"sample {sample_index}: expected documents= that finds those of a part of a sample (segments_of_part), since "
+            f"the loader says sample_start, found {type(documents).__name__}; give a PartResolver, or no documents"
+        )
+    return documents.segments_of_part(sample_index, start, tokens)
+
+
 def _tensors_of(microbatch: StagedMicrobatch, slot: int) -> dict[str, npt.NDArray[np.generic]]:
     """Name → the slot's row of each tensor; in slot 0 also the tensors of the whole micro-batch."""
     found = {name: np.asarray(value[slot]) for name, value in microbatch.tensors.items()}
     if microbatch.tokens_key is not None:
         found[microbatch.tokens_key] = microbatch.tokens[slot]
+    if microbatch.sample_start is not None:
+        found["sample_start"] = np.asarray(microbatch.sample_start[slot], np.int64)
     if slot == 0:
         found.update({WHOLE_MICROBATCH + name: value for name, value in microbatch.batch_tensors.items()})
     return found

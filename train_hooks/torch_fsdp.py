@@ -152,8 +152,8 @@ class ExportHook:
         tokens: where a micro-batch has its token ids, integers [num_slots, sequence_length], or shorter with
         `shorter_rows`: a key, an index, or a function of the micro-batch. All other tensors are exported as well (labels,
         masks, positions), by row where their first dimension is num_slots. The keys `segments` (a list of `Segment` for
-        each slot) and `sample_index` (an integer for each slot) are the hook's own: they are taken out of the dicts that
-        the trainer gets.
+        each slot), `sample_index` and, where samples are cut into rows, `sample_start` (an integer for each slot) are the
+        hook's own: they are taken out of the dicts that the trainer gets.
         """
         return tagged(loader, lambda batch: self.tag(batch, tokens))
 
@@ -272,13 +272,14 @@ class ExportHook:
             return without_metadata(batch)
         named = name_tensors(batch, tokens)
         snapshot = Snapshot(named, self._consumption.pool)
-        if not self.run.may_hold(snapshot.sequence_length):
-            shape = (snapshot.num_slots, snapshot.sequence_length)
-            raise InputError(unfit_shape(self.run, f"tokens [num_slots, {{}}] at {named.tokens!r}, found", shape))
+        length, run = snapshot.sequence_length, self.run
+        if length != run.sequence_length and not run.may_hold(length):
+            shape = (snapshot.num_slots, length)
+            raise InputError(unfit_shape(run, f"tokens [num_slots, {{}}] at {named.tokens!r}, found", shape))
         self._busy = True
         self._consumption.fetched(snapshot)
         self._busy = False
-        has_metadata = named.segments is not None or named.sample_index is not None
+        has_metadata = named.segments is not None or named.sample_index is not None or named.sample_start is not None
         return without_metadata(batch) if has_metadata else batch
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
