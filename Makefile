@@ -44,10 +44,9 @@ browser:
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && $(APT) update && $(APT) install -y chromium >/dev/null; } || \
 	  echo "WARNING: no chromium and no google-chrome on PATH: the browser tests of the pages will be skipped" >&2
 
-# What an environment has beside kiseki, where that is not the extra of its name. The sources of the first three are in no
-# package: KISEKI_LLM_RECIPES, KISEKI_MEGATRON_DEEPSPEED and KISEKI_MEGATRON_LM are the paths of checkouts.
+# What an environment has beside kiseki, where that is not the extra of its name. The sources of the first two, and of
+# Megatron-DeepSpeed, are in no package: KISEKI_LLM_RECIPES, KISEKI_MEGATRON_LM and KISEKI_MEGATRON_DEEPSPEED are the paths of checkouts.
 WITH_llm-recipes := -e '.[hf]' pybind11
-WITH_megatron-deepspeed := -e '.[deepspeed]' einops pillow pybind11 regex six transformers
 WITH_megatron-lm := -e '.[megatron]' einops pybind11 regex six transformers triton
 WITH_datatrove := datatrove
 # Its package is of 2024: KISEKI_NANOTRON is the path of a checkout, KISEKI_DATATROVE that of the datatrove it reads with.
@@ -59,6 +58,15 @@ WITH_nanotron := datatrove dacite==1.9.2 datasets==5.2.0 einops==0.8.2 psutil py
 	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
 	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
 	$(@D)/bin/pip install --quiet -c constraints-adapters.txt $(or $(WITH_$*),-e '.[$*]')
+	touch $@
+
+# The last deepspeed with the curriculum that cuts sequences in the model, which Megatron-DeepSpeed still has.
+.venv-adapters/megatron-deepspeed/.installed: pyproject.toml constraints.txt constraints-adapters.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet torch==2.13.0 setuptools wheel
+	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
+	$(@D)/bin/pip install --quiet -c constraints-adapters.txt -e '.[deepspeed]' einops pillow pybind11 regex six transformers
+	$(@D)/bin/pip install --quiet --no-deps --no-build-isolation --target $(@D)/older-deepspeed deepspeed==0.19.6
 	touch $@
 
 # mosaicml wants a torch before 2.7.1; it runs with the one that everything else is tested with.

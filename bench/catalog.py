@@ -107,7 +107,7 @@ def sequences(first_row: int, num_rows: int, *, leaf: bool) -> Iterator[pa.Table
 def write_part(directory: Path, first_row: int, num_rows: int, *, leaf: bool) -> str:
     """One part; the name of its directory."""
     first, last = 1 + first_row // PER_STEP, (first_row + num_rows) // PER_STEP
-    steps = StepRange(attempt=1, first_step=first, last_step=last, num_rows=num_rows)
+    steps = StepRange(attempt=1, first_step=first, last_step=last, size=num_rows)
     final = directory / "parts" / shard_name(steps)
     if final.exists():
         return final.name

@@ -50,7 +50,7 @@ def build(run_dir: Path, num_segments: int) -> None:
     names = {}
     for shard in range(num_shards):
         first = shard * STEPS_A_SHARD + 1
-        steps = StepRange(attempt=1, first_step=first, last_step=first + STEPS_A_SHARD - 1, num_rows=ROWS)
+        steps = StepRange(attempt=1, first_step=first, last_step=first + STEPS_A_SHARD - 1, size=ROWS)
         info = build_shard(paths, reader, _data(steps, shard, num_shards), None)
         names[info.name] = manifest_sha256(paths.shard_dir(info.name))
     generation = new_generation(paths, run.run_id, names, {1: num_shards * STEPS_A_SHARD}, 1, {})

@@ -91,7 +91,7 @@ class IndexReport:
 def update_index(
     run_dir: Path | str, options: IndexOptions | None = None, *, progress: Progress | None = None
 ) -> IndexReport:
-    """Index all committed steps of a run. `progress` is told (sequences done, sequences in all).
+    """Index all committed steps of a run. `progress` is told (tokens done, tokens in all).
 
     Raises RunError for a directory that is no run, IncompleteError where nothing is committed yet or another process
     indexes, DamageError where the export does not match its hashes.
@@ -108,7 +108,7 @@ def update_index(
             )
         states = [AttemptState(attempt) for attempt in run.attempts()]
         old = _sound_shards(paths, before, options)
-        wanted = _plan(states, before, old, max(1, options.shard_tokens // run.info.sequence_length), options.jobs)
+        wanted = _plan(states, before, old, _max_size(run, options), options.jobs)
         if not wanted:
             raise IncompleteError(f"{run.paths.run_dir} has no committed step yet; run `kiseki index` again later")
         intervals = _canonical(states)
@@ -164,25 +164,28 @@ def _sound_shards(paths: IndexPaths, before: Generation | None, options: IndexOp
 
 
 def _plan(
-    states: Sequence[AttemptState], before: Generation | None, old: Sequence[ShardInfo], max_rows: int, jobs: int
+    states: Sequence[AttemptState], before: Generation | None, old: Sequence[ShardInfo], max_size: int, jobs: int
 ) -> list[StepRange]:
     """The shards that the next generation should have."""
     ranges = [
-        StepRange(
-            attempt=info.attempt, first_step=info.first_step, last_step=info.last_step, num_rows=info.num_sequences
-        )
+        StepRange(attempt=info.attempt, first_step=info.first_step, last_step=info.last_step, size=info.num_tokens)
         for info in old
     ]
     have = {info.name for info in old}
     for name in () if before is None else before.shards:
         place = range_of_name(name)
         if name not in have and place is not None:  # it is damaged or gone: the same steps are built again
-            ranges.append(StepRange(attempt=place[0], first_step=place[1], last_step=place[2], num_rows=max_rows))
+            ranges.append(StepRange(attempt=place[0], first_step=place[1], last_step=place[2], size=max_size))
     for state in states:
         info = state.attempt.info
         after = info.resume_step if before is None else before.covered.get(info.attempt, info.resume_step)
-        ranges += committed_ranges(info.attempt, state.committed, state.writers, after, max_rows, jobs)
-    return sorted(ranges) if before is None else merged(ranges, max_rows)
+        ranges += committed_ranges(state.attempt, state.committed, state.writers, after, max_size, jobs)
+    return sorted(ranges) if before is None else merged(ranges, max_size)
+
+
+def _max_size(run: RunReader, options: IndexOptions) -> int:
+    """Tokens of a shard: those of as many whole sequences as `shard_tokens` holds."""
+    return max(1, options.shard_tokens // run.info.sequence_length) * run.info.sequence_length
 
 
 def _workers(jobs: int) -> contextlib.AbstractContextManager[Executor | None]:
@@ -193,9 +196,9 @@ def _workers(jobs: int) -> contextlib.AbstractContextManager[Executor | None]:
 
 
 def _build(run: RunReader, missing: Sequence[StepRange], workers: Executor | None, progress: Progress | None) -> None:
-    total, done = sum(steps.num_rows for steps in missing), 0
+    total, done = sum(steps.size for steps in missing), 0
     for steps in _built(run.paths.run_dir, missing, workers):
-        done += steps.num_rows
+        done += steps.size
         if progress is not None:
             progress(done, total)
 

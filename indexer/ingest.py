@@ -38,12 +38,12 @@ STATUS_SCHEMA = pa.schema([("global_step", pa.int64()), ("status", pa.string())]
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
 class StepRange:
-    """Steps `first_step` to `last_step`, both included, of one attempt, and how many rows they have."""
+    """Steps `first_step` to `last_step`, both included, of one attempt, and their size: tokens, unless said otherwise."""
 
     attempt: int
     first_step: int
     last_step: int
-    num_rows: int
+    size: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -92,7 +92,7 @@ _DICTIONARIES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """A published part: the steps it covers and the SHA-256 of its manifest."""
+    """A published part: the steps it covers (their size is their number) and the SHA-256 of its manifest."""
 
     name: str
     steps: StepRange
@@ -140,7 +140,11 @@ def _open_part(directory: Path, sha256: str, *, verify: bool) -> Part:
         path = directory / file["name"]
         if path.stat().st_size != file["size_bytes"] or (verify and _sha256(path) != file["sha256"]):
             raise ValueError(f"{path} does not match the manifest")
-    return Part(name=directory.name, steps=StepRange(**document["steps"]), sha256=sha256)
+    return Part(name=directory.name, steps=_steps_of(**document["steps"]), sha256=sha256)
+
+
+def _steps_of(attempt: int, first_step: int, last_step: int, num_rows: int) -> StepRange:
+    return StepRange(attempt=attempt, first_step=first_step, last_step=last_step, size=num_rows)
 
 
 def piece_of(shard: Shard, after_step: int) -> Piece | None:
@@ -151,7 +155,7 @@ def piece_of(shard: Shard, after_step: int) -> Piece | None:
     first_step = max(info.first_step, after_step + 1)
     first = int(np.searchsorted(shard.steps, first_step))
     steps = StepRange(
-        attempt=info.attempt, first_step=first_step, last_step=info.last_step, num_rows=max(1, len(shard.steps) - first)
+        attempt=info.attempt, first_step=first_step, last_step=info.last_step, size=max(1, len(shard.steps) - first)
     )
     return Piece(steps=steps, shard=shard, first=first)
 
@@ -221,7 +225,12 @@ def write_manifest(directory: Path, steps: StepRange) -> str:
     ]
     document = {
         "format": PART_FORMAT,
-        "steps": {name: getattr(steps, name) for name in ("attempt", "first_step", "last_step", "num_rows")},
+        "steps": {
+            "attempt": steps.attempt,
+            "first_step": steps.first_step,
+            "last_step": steps.last_step,
+            "num_rows": steps.size,
+        },
         "files": files,
     }
     data = (json.dumps(document, indent=1) + "\n").encode()

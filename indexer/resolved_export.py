@@ -86,6 +86,7 @@ def resolve_export(
         run_id=run.info.run_id,
         tokenizer=None if run.info.tokenizer_file is None else run.tokenizer_path(),
         config={**run.info.config, **_origin(run, boundaries).to_config()},
+        shorter_rows=run.info.shorter_rows,
     )
     with new_export(run_dir) as made:
         copy = open_or_create_run(OsFileSystem(), made, spec)

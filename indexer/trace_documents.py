@@ -31,7 +31,10 @@ def rank_documents(
     """
     is_asked = np.zeros(reader.info.vocab_size, np.bool_)
     is_asked[asked] = True
-    terms = _Terms(is_asked=is_asked, idf=-reader.log_probabilities(visibility), visibility=visibility)
+    terms = _Terms(
+        is_asked=is_asked, idf=-reader.log_probabilities(visibility), visibility=visibility,
+        mean_length=_mean_length(reader, visibility),
+    )  # fmt: skip
     covered: dict[tuple[str, str], set[int]] = {}
     hits: dict[tuple[str, str], list[Hit]] = {}
     for index, span in enumerate(spans):
@@ -74,7 +77,7 @@ def _relevance(reader: IndexReader, document: tuple[str, str], hits: Sequence[Hi
                 pieces[str(hit.address), segment.start] = sequence.tokens[place][visible[place]]
     tokens = np.concatenate(list(pieces.values()))
     found, frequency = np.unique(tokens[terms.is_asked[tokens]], return_counts=True)
-    length = len(tokens) / max(1, reader.info.sequence_length)
+    length = len(tokens) / terms.mean_length
     return float(
         (terms.idf[found] * frequency * (K1 + 1) / (frequency + K1 * (1 - B + B * length))).sum()
         / max(1, int(np.count_nonzero(terms.is_asked)))
@@ -83,11 +86,22 @@ def _relevance(reader: IndexReader, document: tuple[str, str], hits: Sequence[Hi
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Terms:
-    """What documents are compared with: bool [vocab_size] the tokens of prompt and output, f64 [vocab_size] idf."""
+    """What documents are compared with: bool [vocab_size] the tokens of prompt and output, f64 [vocab_size] idf.
+
+    mean_length: tokens of a sequence.
+    """
 
     is_asked: npt.NDArray[np.bool_]
     idf: npt.NDArray[np.float64]
     visibility: Visibility
+    mean_length: float
+
+
+def _mean_length(reader: IndexReader, visibility: Visibility) -> float:
+    if not reader.info.shorter_rows:
+        return reader.info.sequence_length
+    num_sequences, num_tokens = reader.visible_sizes(visibility)
+    return num_tokens / max(1, num_sequences) or 1.0
 
 
 def join_spans(spans: Sequence[Span]) -> tuple[JoinedSpans, ...]:

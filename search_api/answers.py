@@ -241,7 +241,8 @@ class Run(Closed):
     generation: int
     shards_total: int
     shards_failed: int
-    sequence_length: int
+    sequence_length: Annotated[int, Field(description="Tokens of a sequence, or the most, with `shorter_rows`.")]
+    shorter_rows: Annotated[bool, Field(description="Whether sequences may be shorter than sequence_length.")]
     vocab_size: int
     num_sequences: int
     num_tokens: int

@@ -29,7 +29,6 @@ import numpy as np
 from train_hooks.export_format.errors import InputError, RunError
 from train_hooks.export_format.filesystem import FileSystem
 from train_hooks.export_format.json_files import (
-    FORMAT_VERSION,
     plain_json,
     read_run_info,
     write_attempt_info,
@@ -48,13 +47,17 @@ _VERSIONED = ("kiseki", "numpy", "pyarrow", "torch", "tokenizers")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSpec:
-    """What the trainer says of its run. `vocab_size` bounds token ids; tokens are u16 up to 65,535 ids, else u32."""
+    """What the trainer says of its run. `vocab_size` bounds token ids; tokens are u16 up to 65,535 ids, else u32.
+
+    shorter_rows: whether rows may have fewer tokens than sequence_length.
+    """
 
     sequence_length: int
     vocab_size: int
     run_id: str | None = None
     tokenizer: Path | None = None
     config: Mapping[str, object]
+    shorter_rows: bool = False
 
     @property
     def token_dtype(self) -> str:
@@ -123,6 +126,13 @@ def _check_same_run(info: RunInfo, spec: RunSpec, paths: ExportPaths) -> None:
                 f"{paths.run_dir} holds run {info.run_id} with {name} {expected}, this training has {found}; "
                 "give the training a run directory of its own"
             )
+    if info.shorter_rows != spec.shorter_rows:
+        of_run = f"of at most {info.sequence_length}" if info.shorter_rows else f"of {info.sequence_length}"
+        raise RunError(
+            f"{paths.run_dir} holds run {info.run_id} with sequences {of_run} tokens, this training was attached with "
+            f"shorter_rows={spec.shorter_rows}; attach with shorter_rows={info.shorter_rows}, or give the training a run "
+            "directory of its own"
+        )
 
 
 def _sha256_of(path: Path) -> str:
@@ -189,7 +199,7 @@ def _write_run(file_system: FileSystem, paths: ExportPaths, root: Path, run_id: 
     write_once(file_system, here(paths.secret), secret, mode=0o600)
     info = RunInfo(
         run_id=run_id,
-        format_version=FORMAT_VERSION,
+        format_version=2 if spec.shorter_rows else 1,
         created_unix_s=time.time(),
         sequence_length=int(spec.sequence_length),
         token_dtype=np.dtype(spec.token_dtype).name,

@@ -2,8 +2,8 @@
 
 A micro-batch may be a dict (or another Mapping), a tuple, a list, a named tuple, a dataclass, an object with attributes,
 a bare tensor, or these in one another. Every tensor in it has a name: its key, field or index, joined by dots
-(`input_ids`, `0`, `0.positions`). A bare tensor is called `input_ids`. `segments` (a list of `Segment` for each slot)
-and `sample_index` (an integer for each slot) are the hook's own, wherever they stand in a dict.
+(`input_ids`, `0`, `0.positions`). A bare tensor is called `input_ids`. `segments` (a list of `Segment` for each slot),
+`sample_index` and `sample_start` (an integer for each slot) are the hook's own, wherever they stand in a dict.
 """
 
 import copy
@@ -19,19 +19,20 @@ from train_hooks.export_format.errors import InputError
 
 __all__ = ["METADATA_KEYS", "NamedTensors", "TokensSelector", "name_tensors", "plain_tensors", "without_metadata"]
 
-METADATA_KEYS = ("segments", "sample_index")
+METADATA_KEYS = ("segments", "sample_index", "sample_start")
 _MAX_DEPTH = 4
 _SCALARS = (str, bytes, int, float, complex, type(None))
 TokensSelector = str | int | Callable[[Any], Tensor]
 
 
 class NamedTensors(NamedTuple):
-    """A micro-batch taken apart. `tokens` is the name of the token tensor, integers [num_slots, sequence_length]."""
+    """A micro-batch taken apart. `tokens` is the name of the token tensor, integers [num_slots, length]."""
 
     tokens: str
     tensors: Mapping[str, Tensor]
     segments: Any
     sample_index: Any
+    sample_start: Any = None
 
 
 def name_tensors(batch: Any, tokens: TokensSelector) -> NamedTensors:
@@ -66,7 +67,9 @@ def _checked(
         raise InputError(
             f"expected integers [num_slots, sequence_length] at {name!r}, found {found.dtype} {list(found.shape)}"
         )
-    return NamedTensors(name, tensors, metadata.get("segments"), metadata.get("sample_index"))
+    return NamedTensors(
+        name, tensors, metadata.get("segments"), metadata.get("sample_index"), metadata.get("sample_start")
+    )
 
 
 def _tokens_name(batch: Any, tokens: TokensSelector, tensors: Mapping[str, Tensor]) -> str:

@@ -205,8 +205,7 @@ class Consumption:
         return None
 
     def _plausible(self, fed: Tensor) -> bool:
-        known = self._pending or self._consumed
-        return bool(known) and known[-1].could_be(fed)
+        return any(snapshot.could_be(fed) for snapshot in (*self._pending, *self._consumed))
 
     def _unmatched(self, plausible: bool, *, strict: bool) -> None:
         if not (plausible and self._begun):
@@ -233,7 +232,8 @@ class Consumption:
         self._sent.append((identities, fed))  # kept, lest another tensor gets the same address
         self._step.num_late += 1
         self._num_late += 1
-        return _LateForward(self, self._pending[0], [copy_tensor(tensor, self.pool) for tensor in fed])
+        like = next((known for known in self._pending if known.could_be(fed[0])), self._pending[0])
+        return _LateForward(self, like, [copy_tensor(tensor, self.pool) for tensor in fed])
 
     def resolve_late(self, copies: Sequence[HostCopy]) -> Snapshot | None:
         """On the writer thread: what the forward behind these copies consumed; None for a dry run or a repetition."""

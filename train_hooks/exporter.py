@@ -111,7 +111,7 @@ class Exporter:
     def stage(self, microbatch: StagedMicrobatch | LateMicrobatch) -> None:
         """Keep a micro-batch for the step under way. Raises RowError for a shape that is not the run's."""
         if isinstance(microbatch, StagedMicrobatch):
-            check_shapes(microbatch, self._run.sequence_length)
+            check_shapes(microbatch, self._run)
         self._staged.append(microbatch)
 
     def discard_staged(self) -> None:

@@ -20,7 +20,8 @@ from train_hooks.narrow_kernels import Kernels, kernels
 
 __all__ = ["BufferPool", "HostCopy", "copy_narrowed", "copy_tensor"]
 
-_MAX_POOL_BYTES = 32 << 20
+_MAX_POOL_BYTES = 32 << 20  # of a kind
+_FEW_KINDS, _MANY_KINDS_SHARE = 8, 2.0  # more kinds than that have twice as much in all
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -87,18 +88,28 @@ class BufferPool:
         return HostCopy(buffer, narrowed=True, address=buffer.data_ptr(), numel=buffer.numel())
 
     def give(self, copy: HostCopy) -> None:
-        """Hand back the memory of a copy; beyond 32 MiB of a kind the oldest is left to the allocator."""
+        """Hand back the memory of a copy; beyond 32 MiB of a kind the oldest is left to the allocator.
+
+        Where there are many kinds, as of sequences of many lengths, so are those that were not given back for longest.
+        """
         buffer = copy.buffer
         if copy.narrowed:
             copy.view = None
-            _kept(self._narrowed, buffer.shape, buffer.nbytes).append(copy)
+            _keep(self._narrowed, buffer.shape, copy, buffer.nbytes)
         else:
-            _kept(self._free, (buffer.dtype, buffer.shape, copy.pinned), buffer.nbytes).append(buffer)
+            _keep(self._free, (buffer.dtype, buffer.shape, copy.pinned), buffer, buffer.nbytes)
 
 
-def _kept(free: dict[K, deque[V]], key: K, nbytes: int) -> deque[V]:
+def _keep(free: dict[K, deque[V]], key: K, item: V, nbytes: int) -> None:
     found = free.get(key)
-    return free.setdefault(key, deque(maxlen=_MAX_POOL_BYTES // max(1, nbytes))) if found is None else found
+    if found is None:
+        found = free.setdefault(key, deque(maxlen=_MAX_POOL_BYTES // max(1, nbytes)))
+    found.append(item)
+    if len(free) > _FEW_KINDS:
+        free.pop(key, None)
+        free[key] = found  # the last, now
+        while len(free) > 1 and sum(len(kept) / (kept.maxlen or 1) for kept in list(free.values())) > _MANY_KINDS_SHARE:
+            free.pop(next(iter(free)), None)
 
 
 def copy_narrowed(source: Tensor, pool: BufferPool) -> HostCopy | None:

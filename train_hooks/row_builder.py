@@ -12,9 +12,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from train_hooks.documents import DocumentResolver
+from train_hooks.documents import DocumentResolver, PartResolver
 from train_hooks.export_format.acknowledgement import AckKind
-from train_hooks.export_format.errors import RowError
+from train_hooks.export_format.errors import InputError, RowError
 from train_hooks.export_format.leaf import leaf_hash
 from train_hooks.export_format.records import (
     AttemptInfo,
@@ -40,6 +40,7 @@ __all__ = [
     "gap_of",
     "metrics_record",
     "note_of",
+    "unfit_shape",
 ]
 
 WHOLE_MICROBATCH = "microbatch/"
@@ -50,11 +51,12 @@ _PAUSE_S = 2e-5  # between rows the writer thread lets go of the interpreter, wh
 class StagedMicrobatch:
     """A micro-batch as the forward call got it, owned by the exporter.
 
-    tokens: integers [num_slots, sequence_length]; tensors: name → [num_slots, …]; batch_tensors: name → tensor of any
-    shape that belongs to the micro-batch as a whole, kept in the row of slot 0; segments: one tuple a slot, or () where
-    the documents are unknown; sample_index: one a slot, or None; loss: mean loss of each sequence, or None; tokens_key:
-    name of the token tensor, so that its dtype is kept as well; release: called on the writer thread when the arrays are
-    not needed any more.
+    tokens: integers [num_slots, length], of a length that the run may hold; tensors: name → [num_slots, …];
+    batch_tensors: name → tensor of any shape that belongs to the micro-batch as a whole, kept in the row of slot 0;
+    segments: one tuple a slot, or () where the documents are unknown; sample_index: one a slot, or None; sample_start:
+    where each row begins in its sample, where samples are cut into rows; loss: mean loss of each sequence, or None;
+    tokens_key: name of the token tensor, so that its dtype is kept as well; release: called on the writer thread when the
+    arrays are not needed any more.
     """
 
     tokens: npt.NDArray[np.integer]
@@ -62,6 +64,7 @@ class StagedMicrobatch:
     batch_tensors: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
     segments: Sequence[Sequence[Segment]] = ()
     sample_index: Sequence[int] | None = None
+    sample_start: Sequence[int] | None = None
     loss: Sequence[float] | None = None
     tokens_key: str | None = None
     release: Callable[[], None] | None = None
@@ -104,18 +107,28 @@ class CommittedStep:
     dropped: tuple[Staged, ...] = ()
 
 
-def check_shapes(microbatch: StagedMicrobatch, sequence_length: int) -> None:
+def unfit_shape(run: RunInfo, expected: str, found: Sequence[int]) -> str:
+    """What is wrong with tokens of another shape than the run's. expected: the text up to what was found, {} for the length."""
+    length = f"1 to {run.sequence_length}" if run.shorter_rows else str(run.sequence_length)
+    shorter = 0 < found[-1] < run.sequence_length and not run.shorter_rows
+    return (
+        f"expected {expected.format(length)} {list(found)}; the run was attached with sequence_length={run.sequence_length}"
+        + (", and with shorter_rows=True it would hold shorter ones" if shorter else "")
+    )
+
+
+def check_shapes(microbatch: StagedMicrobatch, run: RunInfo) -> None:
     """Raises RowError for a shape or dtype that the run cannot hold; cheap enough for the training thread."""
     tokens = microbatch.tokens
-    if tokens.ndim != 2 or tokens.shape[1] != sequence_length or tokens.dtype.kind not in "iu":
+    if tokens.ndim != 2 or not run.may_hold(tokens.shape[1]) or tokens.dtype.kind not in "iu":
         raise RowError(
-            f"expected integer tokens of shape [micro-batch, {sequence_length}], found {tokens.dtype} "
-            f"{list(tokens.shape)}; the run was attached with sequence_length={sequence_length}"
+            unfit_shape(run, f"integer tokens of shape [micro-batch, {{}}], found {tokens.dtype}", tokens.shape)
         )
     num_slots = tokens.shape[0]
     for name, values in (
         ("segments", microbatch.segments or None),
         ("sample_index", microbatch.sample_index),
+        ("sample_start", microbatch.sample_start),
         ("loss", microbatch.loss),
     ):
         if values is not None and len(values) != num_slots:
@@ -209,7 +222,7 @@ class RowBuilder:
         return Frame(kind=step.kind, global_step=step.global_step, status=step.status, rows=rows, records=step.records)
 
     def _rows(self, step: CommittedStep, index: int, microbatch: StagedMicrobatch) -> list[Row]:
-        check_shapes(microbatch, self._run.sequence_length)
+        check_shapes(microbatch, self._run)
         tokens = self._checked_tokens(step.global_step, microbatch.tokens)
         rows = []
         for slot in range(tokens.shape[0]):
@@ -243,7 +256,8 @@ class RowBuilder:
             raise RowError(f"{address}: expected a sample_index in [0, 2^63), found {sample_index}")
         segments = tuple(microbatch.segments[slot]) if microbatch.segments else ()
         if self._documents is not None and sample_index is not None and not microbatch.segments:
-            segments = tuple(self._documents.segments(sample_index, tokens))
+            start = None if microbatch.sample_start is None else microbatch.sample_start[slot]
+            segments = tuple(_looked_up(self._documents, sample_index, start, tokens))
         _check_segments(address, segments, len(tokens))
         records = tuple(
             encode_tensor(name, value, tokens, segments)
@@ -261,11 +275,26 @@ class RowBuilder:
         )
 
 
+def _looked_up(
+    documents: DocumentResolver, sample_index: int, start: int | None, tokens: npt.NDArray[np.unsignedinteger]
+) -> Sequence[Segment]:
+    if start is None:
+        return documents.segments(sample_index, tokens)
+    if not isinstance(documents, PartResolver):
+        raise InputError(
+            f"sample {sample_index}: expected documents= that finds those of a part of a sample (segments_of_part), since "
+            f"the loader says sample_start, found {type(documents).__name__}; give a PartResolver, or no documents"
+        )
+    return documents.segments_of_part(sample_index, start, tokens)
+
+
 def _tensors_of(microbatch: StagedMicrobatch, slot: int) -> dict[str, npt.NDArray[np.generic]]:
     """Name → the slot's row of each tensor; in slot 0 also the tensors of the whole micro-batch."""
     found = {name: np.asarray(value[slot]) for name, value in microbatch.tensors.items()}
     if microbatch.tokens_key is not None:
         found[microbatch.tokens_key] = microbatch.tokens[slot]
+    if microbatch.sample_start is not None:
+        found["sample_start"] = np.asarray(microbatch.sample_start[slot], np.int64)
     if slot == 0:
         found.update({WHOLE_MICROBATCH + name: value for name, value in microbatch.batch_tensors.items()})
     return found

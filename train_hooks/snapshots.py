@@ -37,13 +37,13 @@ class Snapshot:
     """
 
     __slots__ = (
-        "_array", "_copies", "_identities", "_pool", "_sample_index", "_segments", "_shape", "name", "num_slots", "number",
-        "sequence_length", "size_bytes", "sources",
+        "_array", "_copies", "_identities", "_pool", "_sample_index", "_sample_start", "_segments", "_shape", "name",
+        "num_slots", "number", "sequence_length", "size_bytes", "sources",
     )  # fmt: skip
 
     def __init__(self, batch: NamedTensors, pool: BufferPool) -> None:
         self.number = 0
-        self.name, tensors, segments, index = batch
+        self.name, tensors, segments, index, start = batch
         self.sources: Mapping[str, Tensor] = tensors
         self._shape = tensors[self.name].shape
         self.num_slots, self.sequence_length = self._shape
@@ -53,6 +53,7 @@ class Snapshot:
         if segments is not None:
             self._segments = tuple(tuple(of_slot) for of_slot in segments)
         self._sample_index = copy_tensor(index, pool) if isinstance(index, Tensor) else index
+        self._sample_start = start if start is None or not isinstance(start, Tensor) else copy_tensor(start, pool)
         self._identities = {name: _identity(tensor) for name, tensor in tensors.items()}
         self._copies = _copy_all(tensors, pool)
         size_bytes = 256 * self.num_slots
@@ -179,24 +180,23 @@ class Snapshot:
             tensors=tensors,
             batch_tensors=batch_tensors,
             segments=self._segments,
-            sample_index=self._sample_indices(),
+            sample_index=_integers(self._sample_index),
+            sample_start=_integers(self._sample_start),
             tokens_key=self.name,
             release=self._release,
         )
-
-    def _sample_indices(self) -> list[int] | None:
-        index = self._sample_index
-        if index is None:
-            return None
-        if isinstance(index, HostCopy):
-            return [int(value) for value in index.tensor().tolist()]
-        return [int(value) for value in index]
 
     def _release(self) -> None:
         copies = {id(copy.buffer): copy for copy in self._copies.values()}
         self._copies = {}
         for copy in copies.values():
             self._pool.give(copy)
+
+
+def _integers(of_slots: HostCopy | Sequence[int] | None) -> list[int] | None:
+    if of_slots is None:
+        return None
+    return [int(value) for value in (of_slots.tensor().tolist() if isinstance(of_slots, HostCopy) else of_slots)]
 
 
 def _copy_all(tensors: Mapping[str, Tensor], pool: BufferPool) -> dict[str, HostCopy]:

@@ -41,6 +41,7 @@ from train_hooks.export_format.records import AttemptInfo, RunInfo, StepStatus
 from train_hooks.export_format.writer import RankWriter
 from train_hooks.exporter import Exporter, ExporterOptions
 from train_hooks.narrow_kernels import kernels
+from train_hooks.row_builder import unfit_shape
 from train_hooks.snapshots import Snapshot
 from train_hooks.tagged_loader import TaggedLoader, tagged
 from train_hooks.termination import watch_sigterm
@@ -86,6 +87,7 @@ class ExportHook:
         options: ExporterOptions | None = None,
         cross_check_every: int = 0,
         documents: DocumentResolver | None = None,
+        shorter_rows: bool = False,
     ) -> Self:
         """Claim an attempt of the run in `run_dir` and listen to `model`, the outermost callable. Collective.
 
@@ -95,8 +97,10 @@ class ExportHook:
         axes, else every rank has its own data. data_axes: axes of the mesh whose ranks have their own data, if the
         names do not tell. cross_check_every: every so many steps, compare every byte of what the forward gets (tokens,
         and tensors given by the loader's name) with what the loader yielded, and stop on a difference. documents: finds,
-        on the writer thread, the documents of sequences for which the loader gives a sample_index alone. Raises
-        InputError or ExportStopped on every rank when one of them cannot start.
+        on the writer thread, the documents of sequences for which the loader gives a sample_index alone.
+        shorter_rows: micro-batches may be shorter than sequence_length, for trainers whose sequences grow; otherwise a
+        micro-batch of another length is an error. Raises InputError or ExportStopped on every rank when one of them
+        cannot start.
         """
         spec = RunSpec(
             sequence_length=sequence_length,
@@ -104,8 +108,11 @@ class ExportHook:
             run_id=run_id,
             tokenizer=None if tokenizer is None else Path(tokenizer),
             config=config,
+            shorter_rows=shorter_rows,
         )
-        ranks_agree("sequence_length, vocab_size, run_id", (sequence_length, vocab_size, run_id))
+        ranks_agree(
+            "sequence_length, vocab_size, run_id, shorter_rows", (sequence_length, vocab_size, run_id, shorter_rows)
+        )
         rank = elect(mesh_of(model) if mesh is None else mesh, data_axes)
         run, attempt = on_first_rank(lambda: _claim(Path(run_dir), spec, rank.num_writers, resume))
         exporter = on_every_rank(lambda: _exporter(Path(run_dir), run, attempt, rank, options, documents))
@@ -142,10 +149,11 @@ class ExportHook:
     def wrap(self, loader: Any, *, tokens: TokensSelector = "input_ids") -> TaggedLoader:
         """The training loader (or an iterator), watched. Everything but iteration is its own.
 
-        tokens: where a micro-batch has its token ids, integers [num_slots, sequence_length]: a key, an index, or a
-        function of the micro-batch. All other tensors are exported as well (labels, masks, positions), by row where
-        their first dimension is num_slots. The keys `segments` (a list of `Segment` for each slot) and `sample_index`
-        (an integer for each slot) are the hook's own: they are taken out of the dicts that the trainer gets.
+        tokens: where a micro-batch has its token ids, integers [num_slots, sequence_length], or shorter with
+        `shorter_rows`: a key, an index, or a function of the micro-batch. All other tensors are exported as well (labels,
+        masks, positions), by row where their first dimension is num_slots. The keys `segments` (a list of `Segment` for
+        each slot), `sample_index` and, where samples are cut into rows, `sample_start` (an integer for each slot) are the
+        hook's own: they are taken out of the dicts that the trainer gets.
         """
         return tagged(loader, lambda batch: self.tag(batch, tokens))
 
@@ -255,16 +263,14 @@ class ExportHook:
             return without_metadata(batch)
         named = name_tensors(batch, tokens)
         snapshot = Snapshot(named, self._consumption.pool)
-        if snapshot.sequence_length != self.run.sequence_length:
-            raise InputError(
-                f"expected tokens [num_slots, {self.run.sequence_length}] at {named.tokens!r}, found "
-                f"{[snapshot.num_slots, snapshot.sequence_length]}; the hook was attached with "
-                f"sequence_length={self.run.sequence_length}"
-            )
+        length, run = snapshot.sequence_length, self.run
+        if length != run.sequence_length and not run.may_hold(length):
+            shape = (snapshot.num_slots, length)
+            raise InputError(unfit_shape(run, f"tokens [num_slots, {{}}] at {named.tokens!r}, found", shape))
         self._busy = True
         self._consumption.fetched(snapshot)
         self._busy = False
-        has_metadata = named.segments is not None or named.sample_index is not None
+        has_metadata = named.segments is not None or named.sample_index is not None or named.sample_start is not None
         return without_metadata(batch) if has_metadata else batch
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

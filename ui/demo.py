@@ -36,7 +36,7 @@ def run_demo(directory: Path, steps: int | None) -> None:
     _heading(1, "train a small GPT on two ranks, with the export hook on")
     _train(directory, steps)
     _heading(2, "index the export")
-    with console.progress("indexing sequences") as progress:
+    with console.progress("indexing tokens") as progress:
         report = update_index(directory, progress=progress)
     console.output.print(
         f"{report.num_sequences:,} packed sequences, {report.num_tokens:,} tokens, steps 1 to {report.last_step}, "

@@ -88,10 +88,11 @@ def check_run(run_dir: Path) -> Iterator[Check]:
         yield Check(name="run", verdict="wrong", found=str(error), do="give the directory that holds export/run.json")
         return
     info = run.info
+    most = "at most " if info.shorter_rows else ""
     yield Check(
         name="run",
         verdict="fine",
-        found=f"{info.run_id}: sequences of {info.sequence_length:,} tokens, vocabulary {info.vocab_size:,}; "
+        found=f"{info.run_id}: sequences of {most}{info.sequence_length:,} tokens, vocabulary {info.vocab_size:,}; "
         f"{origin_of(info).sentence()}",
     )
     yield _guarded("tokenizer", lambda: _check_tokenizer(run))

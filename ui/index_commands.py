@@ -34,7 +34,7 @@ def index_command(
         for report in follow(run, options, interval_s=interval):
             _print(report, as_json=as_json)
         return
-    with console.progress("indexing sequences") as progress:
+    with console.progress("indexing tokens") as progress:
         report = update_index(run, options, progress=progress)
     _print(report, as_json=as_json)
 

@@ -58,7 +58,7 @@ class _Export:
         offset = origin_of(run.info).details.get("step_offset")
         self._offset = offset if isinstance(offset, int) else 0
         self._datasets: dict[str, int] = {}
-        self._num_files = self._num_rows = 0
+        self._num_files = self._num_rows = self._num_tokens = 0
 
     def run(self, progress: Callable[[int, int], None] | None) -> WrittenDump:
         attempts = [(attempt, attempt.writers()) for attempt in self._run.attempts()]
@@ -80,7 +80,7 @@ class _Export:
         return WrittenDump(
             num_files=self._num_files,
             num_rows=self._num_rows,
-            num_tokens=self._num_rows * self._run.info.sequence_length,
+            num_tokens=self._num_tokens,
         )
 
     def _write(self, files: "_RankFiles", rows: Sequence[Row]) -> None:
@@ -92,6 +92,7 @@ class _Export:
             line = json.dumps(self._record(row, text), ensure_ascii=False)
             files.write("00" if fold is None else str(fold[()]), line + "\n")
         self._num_rows += len(rows)
+        self._num_tokens += sum(len(row.tokens) for row in rows)
 
     def _record(self, row: Row, text: str) -> dict[str, Any]:
         name = row.segments[0].source if row.segments else ""

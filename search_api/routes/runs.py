@@ -90,6 +90,7 @@ def _run(ask: Ask, run_id: str) -> dict[str, Any]:
         "shards_total": len(reader.generation.shards),
         "shards_failed": len(reader.failed),
         "sequence_length": reader.info.sequence_length,
+        "shorter_rows": reader.info.shorter_rows,
         "vocab_size": reader.info.vocab_size,
         "num_sequences": num_sequences,
         "num_tokens": num_tokens,

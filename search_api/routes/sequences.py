@@ -80,13 +80,18 @@ async def get_sequences(body: BatchGetRequest, ask: Annotated[Ask, asks(Action.S
         raise QueryError(f"expected addresses of one run, found {', '.join(sorted(run_ids))}; ask for each by itself")
 
     def answer(reader: IndexReader) -> Answer:
-        _check_size(ask, reader, len(wanted))
-        found, missing = [], []
+        if not reader.info.shorter_rows:
+            _check_size(ask, len(wanted) * reader.info.sequence_length, len(wanted))
+        sequences, missing, num_tokens = [], [], 0
         for address in wanted:
             try:
-                found.append(reader.describe(reader.sequence(address), ask.access.visibility))
+                sequences.append(reader.sequence(address))
             except QueryError:
                 missing.append(str(address))
+                continue
+            num_tokens += len(sequences[-1].tokens)
+            _check_size(ask, num_tokens, len(sequences))
+        found = [reader.describe(sequence, ask.access.visibility) for sequence in sequences]
         return Answer(
             rows=Rows(name="sequences", rows=found, schema=_SCHEMA, more={"missing": missing}),
             truncated=bool(missing),
@@ -97,12 +102,12 @@ async def get_sequences(body: BatchGetRequest, ask: Annotated[Ask, asks(Action.S
     return await ask.answer(run_ids.pop(), answer, body)
 
 
-def _check_size(ask: Ask, reader: IndexReader, num: int) -> None:
-    limit, length = ask.service.settings.limits.sequence_tokens, reader.info.sequence_length
-    if num > 1 and num * length > limit:
+def _check_size(ask: Ask, num_tokens: int, num: int) -> None:
+    limit = ask.service.settings.limits.sequence_tokens
+    if num > 1 and num_tokens > limit:
         raise QueryError(
-            f"expected at most {limit} tokens in all, found {num} sequences of {length}; ask for {max(1, limit // length)} "
-            "at a time"
+            f"expected at most {limit} tokens in all, found {num_tokens} in {num} sequences; ask for "
+            f"{max(1, limit * num // num_tokens)} at a time"
         )
 
 

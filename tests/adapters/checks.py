@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tests.adapters.data import segments_of, tokens_of
 from tests.train_hooks.torch_fsdp.torchrun import ROOT, start
+from train_hooks import Segment
 from train_hooks.export_format.reader import RunReader
 from train_hooks.replay import ReplayDataset, ReplayMicrobatch
 
@@ -107,13 +108,22 @@ def exported(run: Path) -> dict[Key, ReplayMicrobatch]:
     return found
 
 
-def check_export(job: Job, *, shuffled: bool = True) -> None:
-    """Row for row what the forwards got; each global batch complete and distinct; documents right; verify says fine."""
+def check_export(
+    job: Job,
+    *,
+    shuffled: bool = True,
+    tokens: Callable[[int, int], Tensor] = lambda index, _: tokens_of(index),
+    documents: Callable[[int], list[Segment]] = segments_of,
+) -> None:
+    """Row for row what the forwards got; each global batch complete and distinct; documents right; verify says fine.
+
+    tokens: (index, length of the micro-batch) → what a sequence is; documents: index → its segments.
+    """
     log, export = logged(job.run / "log"), exported(job.run)
     _check_steps(job, log, export)
     for key, part in export.items():
         assert key in log, f"{key} was exported, no forward got it"
-        _check_tensors(key, log[key], part)
+        _check_tensors(key, log[key], part, tokens, documents)
     for (number, step, rank, _), part in ((key, part) for key, part in export.items()):
         assert all(
             (address.attempt, address.global_step, address.dp_rank) == (number, step, rank)
@@ -139,15 +149,21 @@ def _check_steps(job: Job, log: Mapping[Key, Any], export: Mapping[Key, Any]) ->
     assert (second.parent_attempt, second.resume_step) == (1, job.resume_step)
 
 
-def _check_tensors(key: Key, seen: Mapping[str, Tensor], part: ReplayMicrobatch) -> None:
+def _check_tensors(
+    key: Key,
+    seen: Mapping[str, Tensor],
+    part: ReplayMicrobatch,
+    tokens: Callable[[int, int], Tensor],
+    documents: Callable[[int], list[Segment]],
+) -> None:
     for name, tensor in seen.items():
         assert torch.equal(part.batch[name].to(tensor.dtype), tensor), (key, name)
     assert part.sample_index
     for slot, index in enumerate(part.sample_index):
         assert index is not None
-        assert torch.equal(seen["input_ids"][slot], tokens_of(index)), key
+        assert torch.equal(seen["input_ids"][slot], tokens(index, seen["input_ids"].shape[1])), key
         if part.segments[slot]:
-            assert list(part.segments[slot]) == segments_of(index), key
+            assert list(part.segments[slot]) == documents(index), key
 
 
 def _check_global_batches(job: Job, export: Mapping[Key, ReplayMicrobatch]) -> None:
@@ -167,8 +183,14 @@ def _check_global_batches(job: Job, export: Mapping[Key, ReplayMicrobatch]) -> N
 
 def verify(run: Path, *options: str) -> int:
     """Exit code of `kiseki export verify`."""
-    command = [sys.executable, "-c", "from ui.cli import main; main()", "export", "verify", str(run), *options]
-    return subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode
+    return run_command("export", "verify", str(run), *options)[0]
+
+
+def run_command(*words: str) -> tuple[int, str]:
+    """Exit code and output of a command of kiseki's."""
+    command = [sys.executable, "-c", "from ui.cli import main; main()", *words]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    return done.returncode, done.stdout
 
 
 def metrics_of(run: Path) -> dict[int, dict[str, float]]:

@@ -1,10 +1,11 @@
 """Packed sequences for the jobs of these tests: every tensor is a function of the index alone."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from train_hooks import Segment
@@ -49,6 +50,36 @@ def segments_of(index: int) -> list[Segment]:
         Segment(start=0, length=cut, source="web", document_id=f"d{index}", document_token_offset=0),
         Segment(start=cut, length=end - cut, source="code", document_id=f"d{index}+", document_token_offset=index),
     ]
+
+
+def length_of(index: int) -> int:
+    """Tokens of a sequence of `Unpadded`."""
+    return 3 + index * 5 % (LENGTH - 2)
+
+
+class Unpadded(Packed):
+    """The beginnings of those sequences, each of its own length, which a collate function is to pad."""
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        item = super().__getitem__(position)
+        length = length_of(item["sample_index"])
+        names = ("input_ids", "labels", "attention_mask")
+        cut = {name: item[name][:length].tolist() for name in names}
+        return {**cut, "segments": unpadded_segments(item["sample_index"]), "sample_index": item["sample_index"]}
+
+
+def unpadded_segments(index: int) -> list[Segment]:
+    """The documents of a sequence of `Unpadded`."""
+    return [
+        replace(segment, length=min(segment.length, length_of(index) - segment.start))
+        for segment in segments_of(index)
+        if segment.start < length_of(index)
+    ]
+
+
+def padded_tokens(index: int, length: int) -> Tensor:
+    """A sequence of `Unpadded`, padded with zeros: int64 [length]."""
+    return nn.functional.pad(tokens_of(index)[: length_of(index)], (0, length - length_of(index)))
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:

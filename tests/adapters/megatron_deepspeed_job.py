@@ -32,6 +32,8 @@ RUN = run_dir()  # sys.argv is Megatron's later
 PIPELINE, TENSOR, ULYSSES = (int(os.environ.get(name, "1")) for name in ("PIPELINE", "TENSOR", "ULYSSES"))
 ENGINE = os.environ.get("ENGINE") == "pipeline"
 CURRICULUM = "CURRICULUM" in os.environ
+OLDER_CURRICULUM = "OLDER_CURRICULUM" in os.environ  # it cuts the sequences in the model
+LOG_EVERY = int(os.environ.get("LOG_EVERY", "1"))
 BATCH = ACCUMULATION * MICRO_BATCH * 2 // (PIPELINE * TENSOR * ULYSSES)
 
 
@@ -57,7 +59,7 @@ def arguments() -> list[Any]:
         "--tensor-model-parallel-size", TENSOR, "--pipeline-model-parallel-size", PIPELINE,
         "--ds-sequence-parallel-size", ULYSSES, "--num-layers", 2, "--hidden-size", 32, "--num-attention-heads", 2,
         "--seq-length", LENGTH, "--max-position-embeddings", LENGTH, "--micro-batch-size", MICRO_BATCH,
-        "--global-batch-size", BATCH, "--train-iters", STEPS, "--lr", "1e-3", "--log-interval", 1, "--eval-iters", 1,
+        "--global-batch-size", BATCH, "--train-iters", STEPS, "--lr", "1e-3", "--log-interval", LOG_EVERY, "--eval-iters", 1,
         "--eval-interval", SAVE_EVERY, "--data-path", *blend, "--data-impl", "mmap", "--split", "90,10,0",
         "--data-cache-path", RUN.parent / "cache", "--tokenizer-type", "NullTokenizer", "--vocab-size", EOD,
         "--save-interval", SAVE_EVERY, "--save", checkpoints, "--load", checkpoints, "--num-workers", WORKERS,
@@ -70,11 +72,17 @@ def arguments() -> list[Any]:
 
 def logged(model: nn.Module, step: Any) -> nn.Module:
     """Each stage of a pipeline writes down what it is given: the first the tokens, the last the labels."""
+    if OLDER_CURRICULUM and not ENGINE:
+        log_behind_the_cut(model, step)
+        return model
     if not ENGINE:
         ConsumedLog(model, RUN / "log", rank(), step, kill_at=kill_at(), weights=bool(overflow_at()))
         model.register_forward_hook(
             lambda _, __, out: (out[0] * 1e36, *out[1:]) if step() + 1 == overflow_at() else out
         )
+        return model
+    if PIPELINE == 1:
+        log_at_both_ends(model, step)
         return model
     tap, kill = Tap(), kill_at()
     last = rank() == PIPELINE - 1 and PIPELINE > 1
@@ -90,6 +98,34 @@ def logged(model: nn.Module, step: Any) -> nn.Module:
             lambda _, inputs: tap(input_ids=inputs[0][0], position_ids=inputs[0][1]), prepend=True
         )
     return model
+
+
+def log_at_both_ends(model: Any, step: Any) -> None:
+    """What the embedding of the only stage is given, and what the output is compared with."""
+    tap, given, compare = Tap(), dict[str, Tensor](), model.loss_fn
+    ConsumedLog(tap, RUN / "log", rank(), step, kill_at=kill_at())
+    embedding: Any = next(module for module in model.modules() if type(module).__name__ == "EmbeddingPipe")
+    embedding.register_forward_pre_hook(lambda _, inputs: given.update(input_ids=inputs[0][0]), prepend=True)
+    model.loss_fn = lambda output, labels: (tap(**given, labels=labels[0]), compare(output, labels))[1]
+
+
+def log_behind_the_cut(model: Any, step: Any) -> None:
+    """What the language model inside is given, and what its output is compared with."""
+    from megatron.model import gpt_model
+
+    tap, given = Tap(), dict[str, Tensor]()
+    ConsumedLog(tap, RUN / "log", rank(), step, kill_at=kill_at())
+    model.language_model.register_forward_pre_hook(
+        lambda _, inputs: given.update(input_ids=inputs[0], position_ids=inputs[1]), prepend=True
+    )
+    process = gpt_model.post_language_model_processing
+
+    def processed(output: Tensor, labels: Tensor, *more: Any) -> Any:
+        if model.training:
+            tap(**given, labels=labels)
+        return process(output, labels, *more)
+
+    gpt_model.post_language_model_processing = processed
 
 
 def unfused_attention() -> None:
@@ -144,6 +180,8 @@ def main() -> None:
         get_accelerator().is_fp16_supported = lambda: True
 
     def model_provider(*given: Any, **more: Any) -> nn.Module:
+        if ENGINE:  # under a curriculum, its loop reads this before anybody has set it
+            get_args().curriculum_seqlen = LENGTH
         return logged(pretrain_gpt.model_provider(*given, **more), lambda: get_args().curr_iteration)
 
     sys.argv[1:] = map(str, arguments())
@@ -153,7 +191,9 @@ def main() -> None:
         export.model(model_provider),
         ModelType.encoder_or_decoder,
         export.forward_step(pretrain_gpt.forward_step),
-        data_post_process=pretrain_gpt.data_post_process,
+        data_post_process=export.data_post_process(pretrain_gpt.data_post_process)
+        if "UNWATCHED" not in os.environ
+        else pretrain_gpt.data_post_process,
     )
     export.close()
     os._exit(0)  # the loader's and gloo's threads are left to the system

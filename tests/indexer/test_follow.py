@@ -76,19 +76,19 @@ def _wait_until_covered(run_dir: Path, step: int) -> None:
 
 def test_a_run_of_any_length_has_few_shards() -> None:
     """One step at a time, as a follower sees them; each plan is what the one before left, and one step."""
-    max_rows, built = 512, 0
+    max_size, built = 512, 0
     ranges: list[StepRange] = []
     for step in range(1, 3000):
         before = set(ranges)
-        ranges = merged([*ranges, StepRange(attempt=1, first_step=step, last_step=step, num_rows=2)], max_rows)
-        built += sum(steps.num_rows for steps in ranges if steps not in before)
+        ranges = merged([*ranges, StepRange(attempt=1, first_step=step, last_step=step, size=2)], max_size)
+        built += sum(steps.size for steps in ranges if steps not in before)
         assert [steps.first_step for steps in ranges[1:]] == [steps.last_step + 1 for steps in ranges[:-1]]
         assert (ranges[0].first_step, ranges[-1].last_step) == (1, step)
-        assert all(steps.num_rows <= max_rows for steps in ranges)
-        full = sum(steps.num_rows > max_rows // 2 for steps in ranges)
+        assert all(steps.size <= max_size for steps in ranges)
+        full = sum(steps.size > max_size // 2 for steps in ranges)
         assert len(ranges) - full <= (FANOUT - 1) * 4
-    assert full >= 0.8 * 3000 * 2 / max_rows
-    assert len(ranges) <= 2 * 3000 * 2 / max_rows + (FANOUT - 1) * 4
+    assert full >= 0.8 * 3000 * 2 / max_size
+    assert len(ranges) <= 2 * 3000 * 2 / max_size + (FANOUT - 1) * 4
     assert built <= 2 * 3000 * 6, "each row is built once a tier"
 
 

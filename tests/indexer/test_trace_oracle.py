@@ -31,6 +31,9 @@ def jobs(draw: st.DrawFn) -> tuple[int, int, list[list[list[int]]]]:
     steps = draw(st.lists(st.lists(row, min_size=writers, max_size=writers), min_size=1, max_size=6))
     if len(steps) > 2 and draw(st.booleans()):
         steps[-1] = steps[0]
+    if draw(st.booleans()):
+        lengths = [draw(st.integers(1, LENGTH)) for _ in steps]
+        steps = [[row[:length] for row in step] for step, length in zip(steps, lengths, strict=True)]
     return alphabet, writers, steps
 
 
@@ -57,7 +60,9 @@ def test_trace_equals_brute_force(job: tuple[int, int, list[list[list[int]]]], d
     with tempfile.TemporaryDirectory() as directory:
         run = Path(directory) / "run"
         made = [MadeStep(microbatches={rank: [np.array([row])] for rank, row in enumerate(step)}) for step in steps]
-        make_attempt(run, RunSpec(sequence_length=LENGTH, vocab_size=alphabet, config={}), made, num_writers=writers)
+        shorter = any(len(row) < LENGTH for step in steps for row in step)
+        spec = RunSpec(sequence_length=LENGTH, vocab_size=alphabet, config={}, shorter_rows=shorter)
+        make_attempt(run, spec, made, num_writers=writers)
         rows = all_rows(run)
         assert [row.tokens.tolist() for row in rows] == [row for step in steps for row in step]
         update_index(run, IndexOptions(shard_tokens=LENGTH * writers * data.draw(st.integers(1, 4))))

@@ -102,6 +102,21 @@ def test_megatron(prefix: Path) -> None:
     assert len(samples) > 20
 
 
+def test_megatron_parts_of_samples(prefix: Path) -> None:
+    """Every part of every sample, token by token."""
+    dataset, samples = megatron_dataset(prefix)
+    resolver = MegatronDocuments(dataset)
+    for index, sample in enumerate(samples):
+        for begin in range(LENGTH):
+            for end in range(begin + 1, LENGTH + 1):
+                tokens = np.array([token for _, _, token in sample[begin:end]])
+                segments = list(resolver.segments_of_part(index, begin, tokens))
+                assert spread(segments) == [(f"d{ordinal}", offset) for ordinal, offset, _ in sample[begin:end]]
+                assert segments[0].start == 0
+        with pytest.raises(InputError, match=r"from \d+ on, found others"):
+            resolver.segments_of_part(index, 1, np.array([token for _, _, token in sample[: LENGTH - 1]]))
+
+
 def test_megatron_padding_is_fed_as_zero(prefix: Path) -> None:
     dataset, samples = megatron_dataset(prefix)
     dataset._pad_token_id = EOD

@@ -6,6 +6,9 @@ A micro-batch is remembered as `before_forward` shows it (`state.batch`, of devi
 counts as consumed at `after_forward`. Whatever the loader prefetched beyond, and evaluation, are not seen. `batch_end` is a
 step's end. Checkpoints wait for the export and carry its state. `segments` and `sample_index` are taken out of the batch;
 Composer must be told how to count a batch that has them: `DataSpec(loader, get_num_samples_in_batch=…)`.
+
+Algorithms that change the batch do so before all this. `SeqLengthWarmup` makes it shorter: it wants `shorter_rows=True`, and
+batches of tensors alone, so that the documents of such a run are not known.
 """
 
 from collections.abc import MutableMapping
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from composer import Callback, Logger, State
+from composer.algorithms import SeqLengthWarmup
 
 from train_hooks.adapters.versions import require_version
 from train_hooks.batches import METADATA_KEYS, TokensSelector
@@ -55,6 +59,12 @@ class ExportCallback(Callback):
             raise InputError(
                 "device_train_microbatch_size: expected a number, found 'auto', which repeats forwards that ran out of "
                 "memory; give the number of sequences"
+            )
+        warmups = [each for each in state.algorithms if isinstance(each, SeqLengthWarmup)]
+        if warmups and not self._options.get("shorter_rows"):
+            raise InputError(
+                "algorithms: expected ExportCallback(…, shorter_rows=True) with SeqLengthWarmup, which cuts sequences, "
+                "found none; give it, and batches without segments and sample_index, which SeqLengthWarmup does not take"
             )
         step = int(state.timestamp.batch)
         if self._resume is None and step:

@@ -2,7 +2,8 @@
 
     export = MegatronDeepSpeedExport(run_dir, get_args, config={…})
     pretrain(export.datasets(train_valid_test_datasets_provider), export.model(model_provider),
-             ModelType.encoder_or_decoder, export.forward_step(forward_step), …)
+             ModelType.encoder_or_decoder, export.forward_step(forward_step),
+             data_post_process=export.data_post_process(data_post_process), …)
 
 The training dataset's items say their index, which goes through the sampler, loader and collate function into the
 micro-batch. Rows are `text`: sequence length + 1 tokens, of which the model is fed the first, and compared with the last.
@@ -11,6 +12,11 @@ Two ways lead to the model. Without DeepSpeed's pipeline (`--no-pipeline-paralle
 the micro-batch. With it, the pipeline engine fetches, and gives it to the function in the model's `_megatron_batch_fn`,
 which `training.py` passes on to `PipelineEngine.set_batch_fn`; first and last stage both fetch. The writer is tensor,
 sequence (Ulysses) and pipeline rank 0. `megatron_iterations` has the rules of steps, skips and model checkpoints.
+
+Curricula of sequence length cut the rows, and what is left of them is recorded. Those of DeepSpeed's data efficiency do it in
+`data_post_process`, as the loader gives the micro-batch: `cut_samples` says where each row comes from. The older one does it
+in the model, which the engine tells the length with each forward, or, under the pipeline engine, in the function above, which
+knows it from Megatron's arguments.
 """
 
 import functools
@@ -21,11 +27,14 @@ from typing import Any
 from megatron.core import package_info, parallel_state
 
 from train_hooks.adapters.versions import require_version
+from train_hooks.batches import without_metadata
+from train_hooks.cut_samples import cut_with_places
 from train_hooks.documents.megatron import MegatronDocuments
 from train_hooks.documents.megatron_deepspeed import as_megatron
 from train_hooks.documents_in_batches import Indexed
 from train_hooks.export_format.errors import InputError
 from train_hooks.megatron_iterations import MegatronIterations, MegatronLayout, with_train_set
+from train_hooks.tagged_loader import tagged
 from train_hooks.torch_fsdp import ExportHook
 
 __all__ = ["MegatronDeepSpeedExport"]
@@ -55,8 +64,10 @@ class MegatronDeepSpeedExport:
         self._iterations = MegatronIterations(
             run_dir, get_args, tokens="text", mesh=layout, options=options, saves="megatron.training", reruns=False
         )
-        self._unnamed_ok = unnamed_ok
+        self._unnamed_ok, self._get_args = unnamed_ok, get_args
         self._model: Any = None
+        self._knows_cuts = False
+        self._to_be_cut: Any = None
 
     @property
     def hook(self) -> ExportHook | None:
@@ -69,7 +80,9 @@ class MegatronDeepSpeedExport:
         @functools.wraps(provider)
         def watched(*args: Any, **kwargs: Any) -> Any:
             self._model = model = provider(*args, **kwargs)
-            self._iterations.attach_when_training(model, _options)
+            self._iterations.attach_when_training(model, self._options)
+            if self._get_args().curriculum_learning_legacy:
+                model.forward = self._forward(model.forward)
             if hasattr(model, "_megatron_batch_fn"):
                 model._megatron_batch_fn = self._batch_fn(model._megatron_batch_fn)
             return model
@@ -87,9 +100,22 @@ class MegatronDeepSpeedExport:
         def watched(data_iterator: Any, *args: Any, **kwargs: Any) -> Any:
             if not (self._model and self._model.training):  # the engine's own mode stays what it was
                 return forward_step(data_iterator, *args, **kwargs)
-            result = forward_step(self._iterations.tagging(data_iterator), *args, **kwargs)
+            tagging = None if data_iterator is None else tagged(data_iterator, self._fetched)
+            result = forward_step(tagging, *args, **kwargs)
             self._iterations.consume()
             return result
+
+        return watched
+
+    def data_post_process(self, post_process: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """A `data_post_process` whose rows are remembered with the place in their sample that they were cut from."""
+        self._knows_cuts = True
+
+        @functools.wraps(post_process)
+        def watched(data: Any, sampler_state: Any) -> Any:
+            if not isinstance(data, dict) or "sample_index" not in data:
+                return post_process(data, sampler_state)
+            return cut_with_places(lambda batch: post_process(batch, sampler_state), data, "text")
 
         return watched
 
@@ -108,30 +134,68 @@ class MegatronDeepSpeedExport:
         def watched(data: Any) -> Any:
             if not self._model.training:
                 return batch_fn(data)
-            result = batch_fn(None if data is None else self._iterations.tag(data))
+            length = self._get_args().curriculum_seqlen if self._get_args().curriculum_learning_legacy else None
+            result = batch_fn(None if data is None else self._remembered(data, length))
             self._iterations.consume()
             return result
 
         return watched
 
+    def _fetched(self, data: Any) -> Any:
+        """What a forward step fetched; the older curriculum cuts it in the model, where it is remembered then."""
+        if not self._get_args().curriculum_learning_legacy:
+            return self._iterations.tag(data)
+        self._to_be_cut = data
+        return without_metadata(data)
 
-def _options(args: Any) -> dict[str, Any]:
-    if args.virtual_pipeline_model_parallel_size is not None:
-        raise InputError("expected no virtual pipeline stages, found them; this adapter knows one model chunk a rank")
-    if found := _curriculum_of_lengths(args):
-        raise InputError(
-            f"expected sequences of one length, found the curriculum {found} of the DeepSpeed configuration, which changes it"
-            "; train without it, or without the export"
-        )
-    return {"sequence_length": args.seq_length + 1, "vocab_size": args.padded_vocab_size}
+    def _forward(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """The model's; DeepSpeed adds the length to what it is given, in a hook of its own."""
+
+        @functools.wraps(forward)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            data, self._to_be_cut = self._to_be_cut, None
+            if data is not None:
+                self._remembered(data, kwargs.get("curriculum_seqlen"))
+            return forward(*args, **kwargs)
+
+        return watched
+
+    def _remembered(self, data: Any, length: int | None) -> Any:
+        """The micro-batch for the trainer. length: of what the model gets of each row; None: all."""
+        if length is None or length >= data["text"].shape[1] - 1:
+            return self._iterations.tag(data)
+        self._iterations.tag({**data, "text": data["text"][:, : length + 1].contiguous()})
+        return without_metadata(data)
+
+    def _options(self, args: Any) -> dict[str, Any]:
+        if args.virtual_pipeline_model_parallel_size is not None:
+            raise InputError(
+                "expected no virtual pipeline stages, found them; this adapter knows one model chunk a rank"
+            )
+        metric = _metric_of_lengths(args)
+        if metric and not self._knows_cuts:
+            raise InputError(
+                f"expected data_post_process=export.data_post_process(data_post_process) in pretrain(), since the curriculum "
+                f"{metric} of the DeepSpeed configuration cuts the samples there; found none"
+            )
+        if args.curriculum_learning_legacy and args.no_pipeline_parallel and _cuts_parts_of_rows(args):
+            raise InputError(
+                "expected every rank to be given whole sequences under the curriculum curriculum_learning of the DeepSpeed "
+                "configuration, found sequence parallelism, of which it cuts each rank's part; use "
+                "data_efficiency's seqlen_truncate, or train without the export"
+            )
+        shorter = bool(metric or args.curriculum_learning_legacy)
+        return {"sequence_length": args.seq_length + 1, "vocab_size": args.padded_vocab_size, "shorter_rows": shorter}
 
 
-def _curriculum_of_lengths(args: Any) -> str | None:
-    """The one that cuts sequences in the model, or that of the data loader, whose metric has one of two names."""
-    if args.curriculum_learning_legacy:
-        return "curriculum_learning"
+def _metric_of_lengths(args: Any) -> str | None:
+    """The one by which DeepSpeed's loader cuts samples; it has one of two names."""
     if not args.data_efficiency_curriculum_learning:
         return None
     sampling = args.deepspeed_config_dict.get("data_efficiency", {}).get("data_sampling", {})
     metrics = sampling.get("curriculum_learning", {}).get("curriculum_metrics", {})
     return next((name for name in ("seqlen_truncate", "seqlen_reshape") if name in metrics), None)
+
+
+def _cuts_parts_of_rows(args: Any) -> bool:
+    return bool(args.sequence_parallel or args.ds_sequence_parallel_size > 1)

@@ -5,14 +5,14 @@ A resolver is given to `ExportHook.attach(documents=…)`. The writer thread ask
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from train_hooks.export_format.records import Segment
 
-__all__ = ["DocumentResolver"]
+__all__ = ["DocumentResolver", "PartResolver"]
 
 
 class DocumentResolver(Protocol):
@@ -24,3 +24,13 @@ class DocumentResolver(Protocol):
         tokens: [sequence_length], what the model was fed. Raises InputError where the data there are other tokens:
         the export would name documents that the model did not see.
         """
+
+
+@runtime_checkable
+class PartResolver(DocumentResolver, Protocol):
+    """Finds the documents of a part of a sample too, for loaders that cut samples and say the `sample_start` of each row."""
+
+    def segments_of_part(
+        self, sample_index: int, sample_start: int, tokens: npt.NDArray[np.integer[Any]]
+    ) -> Sequence[Segment]:
+        """The documents in the tokens of `sample_index` from its token `sample_start` on; otherwise as `segments`."""

@@ -38,6 +38,15 @@ class Part:
     ordinal: int
     offset: int
 
+    def after(self, begin: int) -> "Part | None":
+        """What of it stands from `begin` on in the sample, which `start` counts from then."""
+        cut = max(0, begin - self.start)
+        if cut >= self.length:
+            return None
+        return Part(
+            start=self.start + cut - begin, length=self.length - cut, ordinal=self.ordinal, offset=self.offset + cut
+        )
+
 
 class MegatronDocuments:
     """A DocumentResolver; `sample_index` is the index into the dataset given."""
@@ -53,9 +62,17 @@ class MegatronDocuments:
 
     def segments(self, sample_index: int, tokens: npt.NDArray[np.integer[Any]]) -> Sequence[Segment]:
         """The documents of a sample. Raises InputError where it has other tokens."""
+        return self.segments_of_part(sample_index, 0, tokens)
+
+    def segments_of_part(
+        self, sample_index: int, sample_start: int, tokens: npt.NDArray[np.integer[Any]]
+    ) -> Sequence[Segment]:
+        """The documents of a sample's tokens from `sample_start` on. Raises InputError where it has other tokens."""
         number, sample = self.place(sample_index)
         indexed = self._indexed[number]
-        parts = indexed.parts(sample, len(tokens))
+        parts = [
+            later for part in indexed.parts(sample, sample_start + len(tokens)) if (later := part.after(sample_start))
+        ]
         indexed.check(sample_index, parts, tokens)
         return [indexed.segment(part) for part in parts]
 

@@ -36,7 +36,8 @@ class OlmoDocuments:
         """
         if type(dataset).__name__ != _SUPPORTED:
             raise InputError(
-                f"expected a {_SUPPORTED}, found a {type(dataset).__name__}; others pack documents another way"
+                f"expected a {_SUPPORTED}, found a {type(dataset).__name__}, which packs documents another way; "
+                "find_documents=False leaves them out (and shorter_rows=True takes sequences of differing lengths)"
             )
         self._dataset, self._corpus = dataset, corpus
         self._last = np.array([end for _, end in dataset.offsets])

@@ -5,13 +5,14 @@ step, then the end-of-stream marker. Each frame has one record of 160 bytes in t
 
     offset size
        0    4   "KACK"
-       4    2   u16 version = 1
+       4    2   u16 version: 1, or 2 where the rows of the run may be shorter than its sequence_length
        6    2   u16 kind: 0 schema, 1 step, 2 note (step records alone), 3 end
        8    8   u64 number of the frame in this file, from 0
       16    8   u64 start   24  8  u64 end          byte range of the frame in the segment file
       32    8   i64 global_step (0 for schema and end)
       40    4   u32 num_rows
-      44    1   u8 status: 0 none, 1 applied, 2 skipped_update, 3 skipped_data, 4 rerun      45  7  zero
+      44    1   u8 status: 0 none, 1 applied, 2 skipped_update, 3 skipped_data, 4 rerun      45  3  zero
+      48    4   u32 num_tokens of the rows in version 2; zero in version 1, where each row has sequence_length tokens
       52   32   SHA-256 of the frame's bytes
       84   32   RFC 6962 root hash over the leaves of its rows
      116   32   SHA-256 of the record before; for the first one, of the file's identity (below)
@@ -30,12 +31,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from train_hooks.export_format.records import StepStatus
+from train_hooks.export_format.records import RunInfo, StepStatus
 
 __all__ = ["ACK_SIZE", "Ack", "AckKind", "decode_acks", "file_identity", "well_formed"]
 
 ACK_SIZE = 160
-_LAYOUT = struct.Struct("<4sHHQQQqIB7x32s32s32sq")
+_LAYOUT = struct.Struct("<4sHHQQQqIB3xI32s32s32sq")
 _CRC = struct.Struct("<I")
 _STATUSES = (None, StepStatus.APPLIED, StepStatus.SKIPPED_UPDATE, StepStatus.SKIPPED_DATA, StepStatus.RERUN)
 
@@ -51,7 +52,7 @@ class AckKind(IntEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ack:
-    """One acknowledged frame of a segment file."""
+    """One acknowledged frame of a segment file. num_tokens: of its rows; None in version 1, `tokens_in` tells them."""
 
     kind: AckKind
     number: int
@@ -64,12 +65,18 @@ class Ack:
     root: bytes
     previous: bytes
     unix_time_us: int
+    num_tokens: int | None = None
+
+    def tokens_in(self, run: RunInfo) -> int:
+        """How many tokens its rows have."""
+        return self.num_rows * run.sequence_length if self.num_tokens is None else self.num_tokens
 
     def encode(self) -> bytes:
         """The record's 160 bytes."""
         body = _LAYOUT.pack(
-            b"KACK", 1, self.kind, self.number, self.start, self.end, self.global_step, self.num_rows,
-            _STATUSES.index(self.status), self.frame_sha256, self.root, self.previous, self.unix_time_us,
+            b"KACK", 1 if self.num_tokens is None else 2, self.kind, self.number, self.start, self.end,
+            self.global_step, self.num_rows, _STATUSES.index(self.status), self.num_tokens or 0,
+            self.frame_sha256, self.root, self.previous, self.unix_time_us,
         )  # fmt: skip
         return body + _CRC.pack(zlib.crc32(body))
 
@@ -89,14 +96,17 @@ def file_identity(run_id: str, attempt: int, claim: str, dp_rank: int, number: i
 def _decode(data: bytes) -> Ack | None:
     if len(data) != ACK_SIZE or _CRC.unpack(data[-4:])[0] != zlib.crc32(data[:-4]):
         return None
-    magic, version, kind, number, start, end, step, num_rows, status, frame, root, previous, time_us = _LAYOUT.unpack(
-        data[:-4]
+    magic, version, kind, number, start, end, step, num_rows, status, num_tokens, frame, root, previous, time_us = (
+        _LAYOUT.unpack(data[:-4])
     )
-    if magic != b"KACK" or version != 1 or kind > AckKind.END or status >= len(_STATUSES) or any(data[45:52]):
+    if magic != b"KACK" or kind > AckKind.END or status >= len(_STATUSES) or any(data[45:48]):
+        return None
+    if version not in (1, 2) or (version == 1 and num_tokens):
         return None
     return Ack(
         kind=AckKind(kind), number=number, start=start, end=end, global_step=step, num_rows=num_rows,
         status=_STATUSES[status], frame_sha256=frame, root=root, previous=previous, unix_time_us=time_us,
+        num_tokens=None if version == 1 else num_tokens,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from train_hooks.export_format.records import AttemptInfo, RunInfo
 
 __all__ = [
     "FORMAT_NAME",
-    "FORMAT_VERSION",
+    "FORMAT_VERSIONS",
     "decode_document",
     "encode_document",
     "info_sha256",
@@ -31,7 +31,7 @@ __all__ = [
     "write_run_info",
 ]
 
-FORMAT_NAME, FORMAT_VERSION = "kiseki-export", 1
+FORMAT_NAME, FORMAT_VERSIONS = "kiseki-export", (1, 2)
 ATTEMPT_FORMAT = "kiseki-attempt-v1"
 Info = TypeVar("Info", RunInfo, AttemptInfo)
 _HEAD, _ZEROS, _TAIL = b'"sha256": "', b"0" * 64, b'"\n}\n'
@@ -127,9 +127,9 @@ def read_run_info(file_system: FileSystem, paths: ExportPaths) -> RunInfo:
         raise RunError(f'{paths.run_json} is not of a kiseki export: expected "format": "{FORMAT_NAME}" in it')
     document = decode_document(paths.run_json, data)
     version = document.get("format_version")
-    if document.get("format") == FORMAT_NAME and version != FORMAT_VERSION:
+    if document.get("format") == FORMAT_NAME and version not in FORMAT_VERSIONS:
         raise RunError(
-            f"{paths.run_json}: expected export format version {FORMAT_VERSION}, found {version}; "
+            f"{paths.run_json}: expected export format version {' or '.join(map(str, FORMAT_VERSIONS))}, found {version}; "
             "use a kiseki of that version"
         )
     return _decode(RunInfo, paths.run_json, data)

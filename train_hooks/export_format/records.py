@@ -108,7 +108,10 @@ class StepRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunInfo:
-    """`run.json`: all that is true of the run in every attempt."""
+    """`run.json`: all that is true of the run in every attempt.
+
+    format_version: 1, every row has sequence_length tokens; 2, that is the most that a row has, and 1 the fewest.
+    """
 
     run_id: str
     format_version: int
@@ -121,6 +124,15 @@ class RunInfo:
     config: Mapping[str, object]
     versions: Mapping[str, str]
     secret_sha256: str | None = None
+
+    @property
+    def shorter_rows(self) -> bool:
+        """Whether rows may be shorter than sequence_length."""
+        return self.format_version > 1
+
+    def may_hold(self, num_tokens: int) -> bool:
+        """Whether a row may have so many tokens."""
+        return num_tokens == self.sequence_length or (self.shorter_rows and 1 <= num_tokens < self.sequence_length)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

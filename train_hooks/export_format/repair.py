@@ -192,7 +192,7 @@ def _new_seal(attempt: AttemptReader, log: WriterLog, file: SegmentFile, digest:
     counts = SealCounts()
     for ack in file.acks:
         if ack.kind is AckKind.STEP:
-            counts.add_step(ack.global_step, ack.num_rows, ack.num_rows * attempt.run.info.sequence_length)
+            counts.add_step(ack.global_step, ack.num_rows, ack.tokens_in(attempt.run.info))
     return Seal(
         run_id=attempt.info.run_id,
         attempt=attempt.info.attempt,

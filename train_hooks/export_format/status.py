@@ -92,6 +92,7 @@ def _attempt_status(
     counted = set(committed)
     steps = [(file, ack) for log in logs.values() for file, ack in log.steps() if ack.global_step in counted]
     num_rows = sum(ack.num_rows for _, ack in steps)
+    num_tokens = sum(ack.tokens_in(reader.run.info) for _, ack in steps)
     everywhere = {ack.global_step for log in logs.values() for _, ack in log.steps()}
     files = [file for log in logs.values() for file in log.files]
     newest = max((file.acks[-1].unix_time_us for file in files if file.acks), default=None)
@@ -107,7 +108,7 @@ def _attempt_status(
         num_superseded=len(committed) - len(on_lineage),
         last_step=committed[-1] if committed else None,
         num_rows=num_rows,
-        num_tokens=num_rows * reader.run.info.sequence_length,
+        num_tokens=num_tokens,
         num_gaps=sum(_is_gap(reader, file, ack) for file, ack in steps if not ack.num_rows),
         num_files=len(files),
         num_unsealed=sum(not file.sealed for file in files),

@@ -146,8 +146,7 @@ class AttemptCheck:
         counts = SealCounts()
         for ack in file.acks:
             if ack.kind is AckKind.STEP:
-                length = self._reader.run.info.sequence_length
-                counts.add_step(ack.global_step, ack.num_rows, ack.num_rows * length)
+                counts.add_step(ack.global_step, ack.num_rows, ack.tokens_in(self._reader.run.info))
         found = (counts.num_rows, counts.num_tokens, counts.num_steps, counts.first_step, counts.last_step)
         if found != (seal.num_rows, seal.num_tokens, seal.num_steps, seal.first_step, seal.last_step):
             faults.append(f"counts otherwise than the acknowledgement records do: {found}")

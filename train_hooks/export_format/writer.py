@@ -187,8 +187,7 @@ class RankWriter:
         self._write(file, blobs)
         for frame in frames:
             if frame.kind is AckKind.STEP:
-                num_tokens = sum(len(row.tokens) for row in frame.rows)
-                file.counts.add_step(frame.global_step, len(frame.rows), num_tokens)
+                file.counts.add_step(frame.global_step, len(frame.rows), _num_tokens(frame))
 
     def _ack(
         self, file: _OpenFile, last: Ack | None, data: bytes, kind: AckKind, frame: Frame | None = None, mark: int = 0
@@ -206,6 +205,7 @@ class RankWriter:
             root=merkle_root([row.leaf for row in frame.rows]) if frame else EMPTY_ROOT,
             previous=last.sha256 if last else file.identity,
             unix_time_us=int(self._clock() * 1e6),
+            num_tokens=_num_tokens(frame) if self._run.shorter_rows else None,
         )
         return ack, data
 
@@ -252,3 +252,7 @@ class RankWriter:
         )
         self._last_seal = seal.sha256  # also where the next line fails: `repair` makes this very seal again
         write_seal(self._fs, self._directory, seal)
+
+
+def _num_tokens(frame: Frame | None) -> int:
+    return sum(len(row.tokens) for row in frame.rows) if frame else 0

@@ -71,11 +71,12 @@ def gaps_html(place: Place, say: Say, missing: Json) -> str:
 
 def health_html(say: Say, run: Json, missing: Json) -> str:
     """Sizes, how complete the steps are, and how the index is."""
+    length = say("tokens a sequence, at most") if run["shorter_rows"] else say("tokens a sequence")
     sizes = [
         (say("steps that count"), f"{missing['num_steps']:,}"),
         (say("packed sequences"), f"{run['num_sequences']:,}"),
         (say("tokens"), f"{run['num_tokens']:,}"),
-        (say("tokens a sequence"), f"{run['sequence_length']:,}"),
+        (length, f"{run['sequence_length']:,}"),
         (say("tokenizer"), say("yes") if run["has_tokenizer"] else say("no")),
     ]
     state = [

@@ -30,23 +30,32 @@ def load(path: Path) -> Record:
     return document
 
 
-def records(raw: bytes, identity: bytes) -> list[Record]:
+def records(raw: bytes, identity: bytes, run: Record) -> list[Record]:
     found: list[Record] = []
     previous, position = identity, 0
     for at in range(0, len(raw) - 159, 160):
         record = raw[at : at + 160]
-        magic, version, kind, number, start, end, step, rows, _ = struct.unpack("<4sHHQQQqIB", record[:45])
-        holds = magic == b"KACK" and version == 1 and struct.unpack("<I", record[156:])[0] == zlib.crc32(record[:156])
+        magic, version, kind, number, start, end, step, rows, _, tokens = struct.unpack("<4sHHQQQqIB3xI", record[:52])
+        assert version == run["format_version"] and (version == 2 or tokens == 0)
+        holds = magic == b"KACK" and struct.unpack("<I", record[156:])[0] == zlib.crc32(record[:156])
         if not holds or record[116:148] != previous or number != len(found) or start != position:
             break
         previous, position = hashlib.sha256(record).digest(), end
         found.append(
-            {"kind": kind, "range": (start, end), "step": step, "rows": rows, "sha256": record[52:84], "own": previous}
+            {
+                "kind": kind,
+                "range": (start, end),
+                "step": step,
+                "rows": rows,
+                "tokens": tokens if version == 2 else rows * run["sequence_length"],
+                "sha256": record[52:84],
+                "own": previous,
+            }
         )
     return found
 
 
-def writer_files(directory: Path, attempt: Record, rank: int) -> list[tuple[Path, list[Record]]]:
+def writer_files(directory: Path, attempt: Record, rank: int, run: Record) -> list[tuple[Path, list[Record]]]:
     numbers = sorted(
         {int(m[1]) for p in directory.iterdir() if (m := re.fullmatch(rf"rows-r{rank:05d}-(\d+)\.acks.*", p.name))}
     )
@@ -69,7 +78,7 @@ def writer_files(directory: Path, attempt: Record, rank: int) -> list[tuple[Path
                 previous,
             ]
             identity = hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).digest()
-            if found := records(path.read_bytes(), identity):
+            if found := records(path.read_bytes(), identity, run):
                 files = [(p, r[: count if i == index else 0] if i >= index else r) for i, (p, r) in enumerate(files)]
                 break
         files.append((stem, found))
@@ -116,14 +125,17 @@ def compacted_batches(stem: Path, found: list[Record]) -> Iterator[tuple[Record,
 
 def read(run_dir: Path) -> dict[str, tuple[bytes, bytes]]:
     run = load(run_dir / "export" / "run.json")
-    assert (run["format"], run["format_version"]) == ("kiseki-export", 1)
+    assert run["format"] == "kiseki-export" and run["format_version"] in (1, 2)
+    fewest = {1: run["sequence_length"], 2: 1}[run["format_version"]]
     found = {}
     for directory in sorted((run_dir / "export" / "attempts").iterdir()):
         attempt = load(directory / "attempt.json")
         for rank in range(attempt["num_writers"]):
-            for stem, believed in writer_files(directory, attempt, rank):
+            for stem, believed in writer_files(directory, attempt, rank, run):
                 for record, rows in batches(stem, believed):
-                    assert len(rows) == record["rows"]
+                    lengths = [len(row["tokens"]) // 2 for row in rows]
+                    assert (len(rows), sum(lengths)) == (record["rows"], record["tokens"])
+                    assert all(fewest <= length <= run["sequence_length"] for length in lengths)
                     for row in rows:
                         place = f"s{record['step']}/r{rank}/m{row['microbatch']}/q{row['slot']}"
                         found[f"{run['run_id']}/a{attempt['attempt']}/{place}"] = (row["tokens"], row["leaf"])
@@ -139,9 +151,10 @@ def expected(run: RunReader) -> dict[str, tuple[bytes, bytes]]:
     }
 
 
+@pytest.mark.parametrize("shorter_rows", [False, True])
 @pytest.mark.parametrize("compacted", [False, True])
-def test_a_finished_export(tmp_path: Path, compacted: bool) -> None:
-    run = write_export(tmp_path)
+def test_a_finished_export(tmp_path: Path, compacted: bool, shorter_rows: bool) -> None:
+    run = write_export(tmp_path, shorter_rows=shorter_rows)
     if compacted:
         compact(run, row_group_bytes=500)
 

@@ -89,9 +89,9 @@ def test_a_run_json_of_something_else(tmp_path: Path) -> None:
 def test_a_run_of_another_version(tmp_path: Path) -> None:
     paths = ExportPaths(tmp_path)
     paths.export.mkdir()
-    paths.run_json.write_bytes(encode_document({"format": "kiseki-export", "format_version": 2}))
+    paths.run_json.write_bytes(encode_document({"format": "kiseki-export", "format_version": 3}))
 
-    with pytest.raises(RunError, match="expected export format version 1, found 2"):
+    with pytest.raises(RunError, match="expected export format version 1 or 2, found 3"):
         read_run_info(OsFileSystem(), paths)
 
 

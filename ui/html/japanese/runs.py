@@ -30,6 +30,7 @@ WORDS: Mapping[str, str] = {
     "steps that count": "有効なステップ",
     "packed sequences": "パック済みシーケンス",
     "tokens a sequence": "シーケンスのトークン数",
+    "tokens a sequence, at most": "シーケンスの最大トークン数",
     "tokenizer": "トークナイザー",
     "yes": "あり",
     "no": "なし",
