@@ -28,6 +28,7 @@ import indexer.llm_jp.exporter, indexer.llm_jp.importer, indexer.resolved_export
 from train_hooks.export_format.reader import RunReader
 from train_hooks.export_format.writer import RankWriter
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background has it ignored
 what, given, made, number = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 
 def die(*_):
