@@ -47,7 +47,7 @@ browser:
 # What an environment has beside kiseki, where that is not the extra of its name. The sources of the first two, and of
 # Megatron-DeepSpeed, are in no package: KISEKI_LLM_RECIPES, KISEKI_MEGATRON_LM and KISEKI_MEGATRON_DEEPSPEED are the paths of checkouts.
 WITH_llm-recipes := -e '.[hf]' pybind11
-WITH_megatron-lm := -e '.[megatron]' einops pybind11 regex six transformers triton
+WITH_megatron-lm := -e '.[megatron]' einops psutil pybind11 regex six transformers triton
 WITH_datatrove := datatrove
 # Its package is of 2024: KISEKI_NANOTRON is the path of a checkout, KISEKI_DATATROVE that of the datatrove it reads with.
 WITH_nanotron := datatrove dacite==1.9.2 datasets==5.2.0 einops==0.8.2 psutil pybind11==3.1.0 pyyaml safetensors==0.8.0 \

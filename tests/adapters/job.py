@@ -1,6 +1,7 @@
 """What the job scripts share: their arguments, and sizes."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -32,3 +33,13 @@ def kill_at() -> tuple[int, int] | None:
         return None
     step, microbatch = text.split(",")
     return int(step), int(microbatch)
+
+
+def die_together() -> None:
+    """What this process starts ends with it; a manager of megatron.core's checkpoints would live on, and hold its output."""
+    os.setpgrp()
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.close(writing)
+        os.read(reading, 1)  # until this process is gone, and its loaders' workers
+        os.killpg(0, signal.SIGKILL)

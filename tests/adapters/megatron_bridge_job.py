@@ -5,14 +5,23 @@ Stands in for the GPU (`without_gpu`), for NCCL by gloo, and for what is importe
 
 import logging
 import os
-import signal
 import warnings
 from typing import Any
 
 import torch
 
 from tests.adapters.consumed_log import ConsumedLog
-from tests.adapters.job import ACCUMULATION, MICRO_BATCH, SAVE_EVERY, STEPS, WORKERS, kill_at, rank, run_dir
+from tests.adapters.job import (
+    ACCUMULATION,
+    MICRO_BATCH,
+    SAVE_EVERY,
+    STEPS,
+    WORKERS,
+    die_together,
+    kill_at,
+    rank,
+    run_dir,
+)
 from tests.adapters.texts import LENGTH, SOURCES, VOCAB
 from tests.adapters.without_bridge_packages import without_packages
 from tests.adapters.without_gpu import without_gpu
@@ -62,16 +71,6 @@ def config() -> Any:
         dist=settings.DistributedInitConfig(distributed_backend="gloo"),
         rng=settings.RNGConfig(seed=1),
     )  # fmt: skip
-
-
-def die_together() -> None:
-    """What this process starts ends with it; a manager of megatron.core's checkpoints would live on, and hold its output."""
-    os.setpgrp()
-    reading, writing = os.pipe()
-    if os.fork() == 0:
-        os.close(writing)
-        os.read(reading, 1)  # until this process is gone, and its loaders' workers
-        os.killpg(0, signal.SIGKILL)
 
 
 def main() -> None:

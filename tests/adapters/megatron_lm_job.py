@@ -22,6 +22,7 @@ from tests.adapters.job import (
     SAVE_EVERY,
     STEPS,
     WORKERS,
+    die_together,
     kill_at,
     overflow_at,
     rank,
@@ -72,7 +73,8 @@ def arguments() -> list[Any]:
         "--train-iters", STEPS, "--lr", "1e-3", "--clip-grad", 0, "--log-interval", 1, "--eval-iters", 1,
         "--eval-interval", SAVE_EVERY, "--data-path", *blend, "--split", "90,10,0",
         "--data-cache-path", RUN.parent / "cache", "--tokenizer-type", "NullTokenizer", "--vocab-size", EOD,
-        "--save-interval", SAVE_EVERY, "--save", checkpoints, "--load", checkpoints, "--ckpt-format", "torch",
+        "--save-interval", SAVE_EVERY, "--save", checkpoints, "--load", checkpoints,
+        "--ckpt-format", os.environ.get("FORMAT", "torch"),
         "--num-workers", WORKERS, "--dataloader-type", LOADER, "--distributed-backend", "gloo", "--transformer-impl", "local",
         "--use-cpu-initialization", "--no-gradient-accumulation-fusion", "--no-masked-softmax-fusion",
         "--no-persist-layer-norm", "--no-bias-gelu-fusion", "--no-bias-dropout-fusion", "--no-rope-fusion",
@@ -110,8 +112,12 @@ def external(export: Any, datasets: Any) -> Any:
 
 def main() -> None:
     """Train, from the newest checkpoint if there is one."""
+    die_together()
     without_gpu()
     sys.path.insert(0, os.environ["KISEKI_MEGATRON_LM"])  # now: it has a package named tests too, and megatron.core
+    del sys.modules[
+        "__main__"
+    ].__file__  # what it starts for checkpoints would import this file again, and not find ours
     without_kernels()
     if CONTEXT > 1:
         attention_over_ranks()
