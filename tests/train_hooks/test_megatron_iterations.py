@@ -1,5 +1,6 @@
 """The rules of Megatron's loop, with a loop of the test; the real ones are in tests/adapters."""
 
+import contextlib
 import json
 import sys
 from collections import Counter
@@ -58,7 +59,10 @@ def train(
     model: nn.Module = nn.Embedding(VOCAB, 1)
     iterations.attach_when_training(model, lambda _: {})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with mock.patch.dict(sys.modules, {module.__name__: module for module in (trainer, elsewhere)}):
+    with (
+        mock.patch.dict(sys.modules, {module.__name__: module for module in (trainer, elsewhere)}),
+        contextlib.closing(iterations),
+    ):
         model.train()
         for args.curr_iteration, batches in enumerate(steps):
             step = args.curr_iteration + 1
@@ -73,7 +77,6 @@ def train(
                 optimizer.step()
             if step in saves:
                 elsewhere.save_checkpoint(iteration=step)
-    iterations.close()
     return found
 
 
