@@ -29,6 +29,7 @@ from indexer.spans.arrays import SpanArrays, SpanIndexError
 from indexer.spans.group_kernels import TWICE
 from indexer.spans.prepare import filter_row, prepare
 from indexer.spans.search import AnyFilter, Query, as_tokens, new_work
+from indexer.spans.table_kernels import MergedTable
 
 __all__ = ["Member", "SpanGroup", "Spans", "maximal_spans", "span_group", "spans_of_group"]
 
@@ -39,7 +40,7 @@ PATIENCE = 4
 READERS, STRETCH = 16, 7
 """Threads at most that read side by side; each takes a stretch of at least so many times the minimum length, or TWICE."""
 NONE: NDArray[np.int32] = np.zeros(0, np.int32)
-NOBODY: NDArray[np.int64] = np.zeros((1, 1), np.int64)
+NO_ROWS: NDArray[np.int64] = np.zeros((1, 1), np.int64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +82,7 @@ class SpanGroup:
     """All shards, unfiltered: what is asked where no members are named."""
 
     @property
-    def table(self) -> group_kernels.MergedTable:
+    def table(self) -> MergedTable:
         """As the kernels take it."""
         return self.keys, self.owners, self.before, self.every, self.stride
 
@@ -133,7 +134,13 @@ def span_group(shards: Sequence[SpanArrays], max_keys: int = MAX_KEYS) -> SpanGr
 
 def _group_of_one(arrays: SpanArrays, everything: tuple[Part, ...] = ()) -> SpanGroup:
     return SpanGroup(
-        shards=(arrays,), keys=arrays.prefix_table, owners=NONE, before=NOBODY, every=1, stride=1, everything=everything
+        shards=(arrays,),
+        keys=arrays.prefix_table,
+        owners=NONE,
+        before=NO_ROWS,
+        every=1,
+        stride=1,
+        everything=everything,
     )
 
 

@@ -53,9 +53,9 @@ from indexer.spans.kernels import (
     table_bound,
 )
 from indexer.spans.match_kernels import NEAR, earliest, is_unfiltered, piece_end
-from indexer.spans.table_kernels import ROWS, Finder, MergedTable, find_rows, first_rows, ranks_in_shard
+from indexer.spans.table_kernels import LINE, ROWS, Finder, MergedTable, find_rows, first_rows, ranks_in_shard
 
-__all__ = ["COUNT", "HI", "LO", "MergedTable", "maximal_spans"]
+__all__ = ["COUNT", "HI", "LO", "TWICE", "Group", "maximal_spans"]
 
 Found: TypeAlias = NDArray[np.int64]
 Group: TypeAlias = tuple[I64, I64, I64, MergedTable]
@@ -69,8 +69,6 @@ START, LENGTH, RANK, LOW, HIGH = 0, 1, 2, 3, 4
 LO, HI, COUNT = 0, 1, 2
 SUFFIXES, FINGERPRINTS = 2, 3
 """Columns of `SpanArrays.row`."""
-LINE = 64
-"""Bytes of a cache line."""
 AHEAD, FEW, SLOTS = 4, 4, 8
 """Grams that are looked up together, in FEW shards; that are remembered."""
 TWICE = 2 * GRAM
@@ -304,6 +302,16 @@ def reaching_back(
     return bool(match[1] > 0)
 
 
+@jit_inline
+def near_middle(ranks: I64) -> tuple[int, int]:
+    """Ranks [lo, hi), or one in their middle where they are more than NEAR."""
+    lo, hi = ranks[LO], ranks[HI]
+    if hi - lo <= NEAR:
+        return lo, hi
+    middle = (lo + hi) >> 1
+    return middle, middle + 1
+
+
 @jit
 def will_match(rows: I64, query: Tokens, at: int, grams: I64, following: I64) -> None:
     """Ask for the memory that `earliest` reads first in each shard that has the gram: its suffixes, then their text.
@@ -311,20 +319,15 @@ def will_match(rows: I64, query: Tokens, at: int, grams: I64, following: I64) ->
     Where they are many, that is one in the middle. So the cache misses of all shards overlap.
     """
     for i in range(len(rows)):
-        if grams[i, LO] < grams[i, HI] and following[i] <= at:
-            lo, hi = grams[i, LO], grams[i, HI]
-            if hi - lo > NEAR:
-                lo = (lo + hi) >> 1
-                hi = lo + 1
+        lo, hi = near_middle(grams[i])
+        if lo < hi and following[i] <= at:
             for rank in range(lo, hi, LINE // 4):
                 prefetch(rows[i, SUFFIXES] + 4 * rank)
             prefetch(rows[i, SUFFIXES] + 4 * (hi - 1))
     for i in range(len(rows)):
-        if grams[i, LO] < grams[i, HI] and following[i] <= at:
-            suffix_array, lo, hi = opened(rows[i], query)[1], grams[i, LO], grams[i, HI]
-            if hi - lo > NEAR:
-                lo = (lo + hi) >> 1
-                hi = lo + 1
+        lo, hi = near_middle(grams[i])
+        if lo < hi and following[i] <= at:
+            suffix_array = opened(rows[i], query)[1]
             for rank in range(lo, hi):
                 prefetch(rows[i, 0] + query.itemsize * np.int64(suffix_array[rank]))
 

@@ -31,7 +31,7 @@ from indexer.spans.kernels import (
     table_bounds,
 )
 
-__all__ = ["ROWS", "Finder", "MergedTable", "find_rows", "first_rows", "ranks_in_shard"]
+__all__ = ["LINE", "ROWS", "Finder", "MergedTable", "find_rows", "first_rows", "ranks_in_shard"]
 
 MergedTable: TypeAlias = tuple[U64, I32, I64, int, int]
 """(keys u64 [rows, words], owners i32 [rows], before i64 [ceil(rows / every), shards], every, stride), see `SpanGroup`."""

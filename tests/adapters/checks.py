@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.adapters.data import segments_of, tokens_of
-from tests.train_hooks.torch_fsdp.torchrun import ROOT, start
+from tests.train_hooks.torch_fsdp.torchrun import ROOT, free_port, start
 from train_hooks import Segment
 from train_hooks.export_format.reader import RunReader
 from train_hooks.replay import ReplayDataset, ReplayMicrobatch
@@ -57,7 +57,8 @@ def run_once(job: Job, *arguments: str, **variables: str) -> None:
 
 def run_ranks(job: Job, *arguments: str, **variables: str) -> list[tuple[int, str]]:
     """Start it, and wait: exit code and output of each rank."""
-    processes = start(job.script, [job.run, *arguments], num_ranks=job.num_ranks, **variables)
+    port = str(free_port())
+    processes = start(job.script, [job.run, *arguments], num_ranks=job.num_ranks, **{"MASTER_PORT": port, **variables})
     deadline = time.monotonic() + job.timeout_s
     ended = []
     try:
@@ -67,6 +68,10 @@ def run_ranks(job: Job, *arguments: str, **variables: str) -> list[tuple[int, st
     finally:
         for process in processes:
             process.kill()
+        for left in Path("/dev/shm").glob(
+            f"deepspeed_*_{port}_*"
+        ):  # 69 MB a rank, which one that is killed cannot remove
+            left.unlink()
     return ended
 
 
