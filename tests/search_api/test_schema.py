@@ -107,6 +107,8 @@ def narrowed(document: dict[str, Any], text_run: TextRun, job: str) -> dict[str,
                 schema["required"] = ["text"]
                 for other in ("token_ids", "messages"):
                     schema["properties"].pop(other, None)
+            if "query" in schema["properties"] and "query" not in schema["required"]:
+                schema["required"].append("query")
     return document
 
 
