@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.adapters.data import segments_of, tokens_of
-from tests.train_hooks.torch_fsdp.torchrun import ROOT, free_port, start
+from tests.train_hooks.torch_fsdp.torchrun import ROOT, free_port, start, where_it_hangs
 from train_hooks import Segment
 from train_hooks.export_format.reader import RunReader
 from train_hooks.replay import ReplayDataset, ReplayMicrobatch
@@ -65,6 +65,8 @@ def run_ranks(job: Job, *arguments: str, **variables: str) -> list[tuple[int, st
         for process in processes:
             output, _ = process.communicate(timeout=max(1.0, deadline - time.monotonic()))
             ended.append((process.returncode, output))
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"hangs for {job.timeout_s} s:\n{where_it_hangs(processes)}") from None
     finally:
         for process in processes:
             process.kill()

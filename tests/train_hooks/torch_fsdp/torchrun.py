@@ -1,6 +1,8 @@
 """Starting a script of these tests on several ranks of this machine."""
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +34,7 @@ def _start_rank(script: Path, arguments: Sequence[object], variables: Mapping[st
     return subprocess.Popen(
         [sys.executable, str(script), *map(str, arguments)],
         cwd=ROOT, env={**os.environ, **variables}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        process_group=0,
     )  # fmt: skip
 
 
@@ -39,7 +42,16 @@ def _environment(rank: int, num_ranks: int, port: str) -> Mapping[str, str]:
     return {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+        "PYTHONFAULTHANDLER": "1",
     }  # fmt: skip
+
+
+def where_it_hangs(ranks: Sequence[subprocess.Popen[str]]) -> str:
+    """Ends ranks made by `start`, and their loaders' workers: what they printed, and the stack of every thread."""
+    for rank in ranks:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(rank.pid, signal.SIGABRT)
+    return "\n".join(rank.communicate(timeout=30)[0] for rank in ranks if not (rank.stdout and rank.stdout.closed))
 
 
 def run(script: Path, arguments: Sequence[object], *, num_ranks: int, timeout_s: float = 120) -> None:
