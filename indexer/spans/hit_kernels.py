@@ -20,6 +20,7 @@ from indexer.spans.kernels import (
     SCANNED,
     Chosen,
     Shard,
+    least_difference,
     ordinal_at,
     skip_blocks,
     skip_blocks_down,
@@ -70,30 +71,53 @@ def alike_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, wanted: np.uin
     suffix_array, fingerprints, sequence_starts = shard[1], shard[2], shard[6]
     first, end, passing, marks, shift = chosen
     found = False
-    for rank in range(lo, hi):
-        if not found and np.uint16(fingerprints[np.uint64(rank)] ^ wanted) < ALIKE:
+    for lane in range(lo, hi, LANE):
+        if found or (lane + LANE <= hi and least_difference(fingerprints, lane, lane + LANE, wanted) >= ALIKE):
+            continue
+        for rank in range(lane, min(lane + LANE, hi)):
+            if not found and np.uint16(fingerprints[np.uint64(rank)] ^ wanted) < ALIKE:
+                position = int(suffix_array[np.uint64(rank)])
+                if first <= position < end:
+                    found = len(passing) == 0 or (
+                        marks[np.uint64(position) >> np.uint64(shift)] != 0
+                        and passing[ordinal_at(sequence_starts, position)] != 0
+                    )
+    return found
+
+
+@jit
+def outermost(shard: Shard, chosen: Chosen, lo: int, hi: int, last: bool) -> int:
+    """The first of the ranks [lo, hi) whose suffix passes, or the last one; -1 if none does."""
+    suffix_array, sequence_starts = shard[1], shard[6]
+    first, end, passing, marks, shift = chosen
+    found, num_lanes = -1, (hi - lo + LANE - 1) // LANE
+    for k in range(num_lanes):
+        lane = lo + LANE * (num_lanes - 1 - k if last else k)
+        if found >= 0 or (lane + LANE <= hi and not any_inside(suffix_array, lane, first, end)):
+            continue
+        for rank in range(lane, min(lane + LANE, hi)):
             position = int(suffix_array[np.uint64(rank)])
-            if first <= position < end:
-                found = len(passing) == 0 or (
+            if first <= position < end and (last or found < 0):
+                passes = len(passing) == 0 or (
                     marks[np.uint64(position) >> np.uint64(shift)] != 0
                     and passing[ordinal_at(sequence_starts, position)] != 0
                 )
+                found = rank if passes else found
     return found
 
 
 @jit
 def next_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, work: I64) -> int:
     """Smallest rank in [lo, hi) whose suffix passes, or -1."""
-    ranks = np.empty(BLOCK, np.int64)
-    first, end = chosen[0], chosen[1]
     rank = lo
     while rank < hi:
-        rank = skip_blocks(shard[4], shard[5], rank, first, end)
+        rank = skip_blocks(shard[4], shard[5], rank, chosen[0], chosen[1])
         stop = min(hi, (rank // BLOCK + 1) * BLOCK)
         if rank < stop:
             work[SCANNED] += stop - rank
-            if select(shard, chosen, rank, stop, first, end, ranks) > 0:
-                return int(ranks[0])
+            found = outermost(shard, chosen, rank, stop, False)
+            if found >= 0:
+                return found
         rank = max(rank, stop)
     return -1
 
@@ -101,17 +125,15 @@ def next_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, work: I64) -> i
 @jit
 def previous_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, work: I64) -> int:
     """Largest rank in [lo, hi) whose suffix passes, or -1."""
-    ranks = np.empty(BLOCK, np.int64)
-    first, end = chosen[0], chosen[1]
     rank = hi - 1
     while rank >= lo:
-        rank = skip_blocks_down(shard[4], shard[5], rank, first, end)
+        rank = skip_blocks_down(shard[4], shard[5], rank, chosen[0], chosen[1])
         begin = max(lo, rank // BLOCK * BLOCK)
         if rank >= begin:
             work[SCANNED] += rank + 1 - begin
-            num = select(shard, chosen, begin, rank + 1, first, end, ranks)
-            if num > 0:
-                return int(ranks[num - 1])
+            found = outermost(shard, chosen, begin, rank + 1, True)
+            if found >= 0:
+                return found
         rank = min(rank, begin - 1)
     return -1
 
