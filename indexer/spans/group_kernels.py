@@ -33,11 +33,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.spans.arrays import BLOCK, GRAM, SHORT
-from indexer.spans.hit_kernels import alike_passing, count_passing, next_passing
+from indexer.spans.hit_kernels import alike_passing, count_passing, outermost
 from indexer.spans.jit import cycles, jit, jit_inline, prefetch, uncounted, will_need
 from indexer.spans.kernels import (
     ALIKE,
     I64,
+    SCANNED,
     SEARCHES,
     U64,
     ZERO,
@@ -213,8 +214,10 @@ def look_up(
                 lo, hi = ranks_of_gram(shard, keys[0], first, least == 0, after)
                 if 0 < hi - lo <= NEAR:
                     chosen = chosen_of(filters[i])
-                    if not is_unfiltered(shard, chosen) and next_passing(shard, chosen, lo, hi, work) < 0:
-                        hi = lo
+                    if not is_unfiltered(shard, chosen):
+                        work[SCANNED] += hi - lo
+                        if outermost(shard, chosen, lo, hi, False) < 0:
+                            hi = lo
                 if lo < hi:
                     grams[slot, i, STATE] = WHOLE
             grams[slot, i, LO], grams[slot, i, HI] = lo, hi
