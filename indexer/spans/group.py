@@ -37,7 +37,7 @@ MAX_KEYS = 1 << 21
 TOGETHER = 64
 PATIENCE = 4
 """Look-ups that may wait for the disk before others help."""
-READERS, STRETCH = 16, 7
+READERS, STRETCH = 16, 4
 """Threads at most that read side by side; each takes a stretch of at least so many times the minimum length, or TWICE."""
 NONE: NDArray[np.int32] = np.zeros(0, np.int32)
 NO_ROWS: NDArray[np.int64] = np.zeros((1, 1), np.int64)
