@@ -34,6 +34,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from indexer.distinct import distinct
 from indexer.document_index import DocumentIndex, build_document_index, open_document_index, write_document_index
 from indexer.fulltext import FullTextDamage, FullTextIndex, FullTextUnit, build_full_text
 from indexer.ingest import RangeData, StepRange, tensors_commitments, tokens_of
@@ -302,7 +303,7 @@ def segment_units(segments: pa.Table, sequence_starts: npt.NDArray[np.int64]) ->
     ordinals = segments.column("ordinal").to_numpy()
     starts = sequence_starts[ordinals] + segments.column("start").to_numpy()
     ends = starts + segments.column("length").to_numpy()
-    cuts = np.unique(np.concatenate([starts, ends, sequence_starts[:-1]]))
+    cuts = distinct(np.concatenate([starts, ends, sequence_starts[:-1]]))
     cuts = cuts[cuts < sequence_starts[-1]]
     segment = np.searchsorted(starts, cuts, side="right") - 1
     inside = (segment >= 0) & (cuts < ends[np.maximum(segment, 0)]) if len(ends) else np.zeros(len(cuts), np.bool_)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from indexer.distinct import distinct
 from indexer.shard import Shard
 from train_hooks.export_format.records import SequenceAddress
 
@@ -97,7 +98,7 @@ def visible_shard(shard: Shard, visibility: Visibility) -> VisibleShard | None:
         return None
     units = shard.units
     spans = _hidden_ranges(shard, visibility)
-    cuts = np.unique(np.concatenate([units.starts[:-1], *(np.array(span) for span in spans)]))
+    cuts = distinct(np.concatenate([units.starts[:-1], *(np.array(span) for span in spans)]))
     cuts = cuts[cuts < shard.spans.num_tokens].astype(np.int64)
     unit = np.searchsorted(units.starts, cuts, side="right") - 1
     ordinal, segment = units.ordinal[unit], units.segment[unit]

@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from pydivsufsort import divsufsort
+from threadpoolctl import threadpool_limits
 
 from indexer.spans.arrays import (
     BLOCK,
@@ -154,7 +155,8 @@ def write_sorted(file: IO[bytes], path: Path, sections: dict[str, Section]) -> N
 def sort_suffixes(tokens: NDArray[Any]) -> NDArray[np.int32]:
     """Positions of the tokens in numeric order of their suffixes, i32 [n]; the shorter of two equal ones first."""
     big_endian = tokens.byteswap().view(np.uint8)
-    byte_ranks: NDArray[np.int32] = divsufsort(big_endian)
+    with threadpool_limits(1, user_api="openmp"):  # a job is to take one CPU, not all that a training node has
+        byte_ranks: NDArray[np.int32] = divsufsort(big_endian)
     kept = keep_aligned(byte_ranks, tokens.dtype.itemsize)
     return byte_ranks[:kept]
 

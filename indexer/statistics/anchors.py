@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.distinct import distinct
 from indexer.spans.jit import jit
 
 __all__ = ["SEEN_LENGTH", "anchors", "bloom_filter", "in_bloom_filter"]
@@ -37,9 +38,9 @@ def anchors(tokens: NDArray[Any], starts: NDArray[np.int64]) -> tuple[NDArray[np
 
 def bloom_filter(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """A filter that knows `hashes`, u64 [at least 1]."""
-    distinct = np.unique(hashes)
-    words = np.zeros(len(distinct) * BITS_PER_ANCHOR // 64 + 1, np.uint64)
-    _add(words, distinct)
+    known = distinct(hashes)
+    words = np.zeros(len(known) * BITS_PER_ANCHOR // 64 + 1, np.uint64)
+    _add(words, known)
     return words
 
 

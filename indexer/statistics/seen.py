@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from indexer.spans.arrays import SpanArrays
 from indexer.spans.filters import Filter
 from indexer.spans.group import maximal_spans
-from indexer.spans.jit import jit
+from indexer.spans.jit import jit, prefetch
 from indexer.spans.kernels import ordinal_at
 from indexer.spans.prepare import prepare
 from indexer.statistics.anchors import SEEN_LENGTH, WINDOW, anchors, in_bloom_filter
@@ -29,6 +29,8 @@ from indexer.statistics.anchors import SEEN_LENGTH, WINDOW, anchors, in_bloom_fi
 __all__ = ["EarlierShard", "seen_shares"]
 
 QUERY_TOKENS = 1 << 20
+AHEAD = 16
+"""Suffixes whose text is asked for before it is compared."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,15 +121,18 @@ def _cover_own(
 ) -> None:
     """Mark the 50-grams that an earlier step of the same shard holds. step_firsts: where the step of an ordinal begins."""
     num, separator = len(suffix_array), tokens[len(tokens) - 1]
+    address = tokens.ctypes.data
     rank = 0
     while rank < num:
-        end = rank + 1
-        while (
-            end < num
-            and fingerprints[end] == fingerprints[end - 1]
-            and _shares_start(tokens, int(suffix_array[end - 1]), int(suffix_array[end]), SEEN_LENGTH, separator)
-        ):
-            end += 1
+        end, shared = rank + 1, True
+        while shared and end < num:
+            ahead = end + AHEAD
+            if ahead < num and fingerprints[ahead] == fingerprints[ahead - 1]:
+                prefetch(address + tokens.itemsize * np.int64(suffix_array[ahead]))
+            shared = fingerprints[end] == fingerprints[end - 1] and _shares_start(
+                tokens, int(suffix_array[end - 1]), int(suffix_array[end]), SEEN_LENGTH, separator
+            )
+            end += shared
         if end - rank > 1:
             earliest = len(tokens)
             for member in range(rank, end):

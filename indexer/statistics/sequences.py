@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from indexer.distinct import distinct
 from indexer.statistics.repetition import repeated_shares
 from indexer.statistics.scripts import CLASSES, TokenBytes, script_shares
 
@@ -56,10 +57,10 @@ def _numbers(segments: pa.Table, num: int) -> tuple[NDArray[np.int32], NDArray[n
         return np.zeros(num, np.int32), np.zeros(num, np.int32)
     codes = names.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
     width = int(codes.max()) + 1
-    distinct = np.unique(ordinals * width + codes) // width
+    named = distinct(ordinals * width + codes) // width
     return (
         np.bincount(ordinals, minlength=num).astype(np.int32),
-        np.bincount(distinct, minlength=num).astype(np.int32),
+        np.bincount(named, minlength=num).astype(np.int32),
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import DTypeLike, NDArray
+from threadpoolctl import threadpool_info
 
 from indexer.spans import build
 from indexer.spans.arrays import BLOCK, SUPERBLOCK, SpanArrays, SpanIndexError, open_span_arrays
@@ -32,6 +33,19 @@ def test_side_arrays_describe_the_suffix_array(tmp_path: Path, dtype: DTypeLike,
     tokens = np.random.default_rng(0).integers(0, 50, (70, 1000))
     arrays = build.build_span_arrays(tokens, dtype, tmp_path)
     check_side_arrays(arrays, words)
+
+
+def test_the_sort_takes_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job is one CPU's work; what else the node has belongs to the training."""
+    found, sort = [], build.divsufsort
+
+    def watched(text: NDArray[np.uint8]) -> NDArray[np.int32]:
+        found.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "openmp")
+        return sort(text)
+
+    monkeypatch.setattr(build, "divsufsort", watched)
+    build.build_span_arrays(np.arange(100).reshape(2, 50), np.uint16, tmp_path)
+    assert set(found) == {1}
 
 
 def check_side_arrays(arrays: SpanArrays, words: int) -> None:
