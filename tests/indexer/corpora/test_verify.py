@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -15,14 +16,18 @@ from indexer.build import update_index
 from indexer.corpora.claims import Claims
 from indexer.corpora.reader import CorpusDocument, CorpusReader
 from indexer.corpora.source_text import source_text
+from indexer.corpora.source_tokenizer import AROUND
 from indexer.corpora.verify import collect_claims, compare_with_corpus
 from indexer.corpora.verify_records import CorpusReport, Reason
 from indexer.documents import document_history
 from indexer.index_reader import IndexReader
 from indexer.trace import TraceOptions, trace
-from tests.export_maker import all_rows
-from tests.indexer.corpora.exported import export_documents, save_tokenizer
+from tests.export_maker import MadeStep, all_rows, make_attempt
+from tests.indexer.corpora.exported import LENGTH, VOCABULARY, export_documents, save_tokenizer
 from tests.indexer.corpora.published import CORPORA, texts, write_lines
+from train_hooks import Segment
+from train_hooks.attempts import ResumeToken, RunSpec
+from train_hooks.export_format.acknowledgement import ACK_SIZE
 from train_hooks.export_format.errors import IncompleteError, InputError, RunError
 from train_hooks.export_format.reader import RunReader
 
@@ -187,6 +192,41 @@ def test_ways_of_tokenizing(tmp_path: Path) -> None:
         compare(tmp_path / "b/run", corpus)
     report = compare(tmp_path / "b/run", corpus, tokenizer)
     assert report.exit_code == 0 and report.run_tokenizer_sha256 is None
+
+
+def test_special_tokens_around_each_text(tmp_path: Path) -> None:
+    """Put there by the tokenizer's post-processor: they count as tokens of the document."""
+    CORPORA["fineweb"](tmp_path / "corpus", texts())
+    bare = save_tokenizer(tmp_path / "bare.json", texts())
+    tokenizer = Tokenizer.from_file(str(bare))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
+    )
+    tokenizer.save(str(tmp_path / "around.json"))
+    export_documents(tmp_path / "run", documents_of(tmp_path / "corpus"), tmp_path / "around.json", around=True)
+    report = compare(tmp_path / "run", tmp_path / "corpus")
+    assert report.exit_code == 0 and sum(number for _, number in report.ways) == report.num_segments
+    assert all(how.startswith(AROUND) for how, _ in report.ways)
+    assert compare(tmp_path / "run", tmp_path / "corpus", bare).exit_code == 1
+
+
+def test_a_step_that_one_rank_lacks_claims_nothing(dolma: tuple[Path, Path, Path]) -> None:
+    """Another rank wrote it before the crash: no forward of it counts, and what it says is not compared."""
+    run_dir, corpus, tokenizer = dolma
+    before, last = compare(run_dir, corpus), max(row.address.global_step for row in all_rows(run_dir))
+    source, document_id = documents_of(corpus)[0].names[0]
+    wrong = Segment(start=0, length=LENGTH, source=source, document_id=document_id, document_token_offset=0)
+    step = MadeStep(
+        microbatches={rank: [np.ones((1, LENGTH), np.int64)] for rank in range(2)},
+        segments={rank: [[[wrong]]] for rank in range(2)},
+    )
+    spec = RunSpec(sequence_length=LENGTH, vocab_size=VOCABULARY, run_id="corpus", config={}, tokenizer=tokenizer)
+    resume = ResumeToken(run_id="corpus", attempt=1, global_step=last)
+    make_attempt(run_dir, spec, [step], num_writers=2, resume=resume, close=False)
+    assert compare(run_dir, corpus).num_different == 2
+    (acknowledgements,) = run_dir.glob("export/attempts/a000002/rows-r00001-*.acks.inprogress")
+    acknowledgements.write_bytes(acknowledgements.read_bytes()[:-ACK_SIZE])
+    assert compare(run_dir, corpus) == before
 
 
 def unigram(texts: list[str], path: Path) -> Path:

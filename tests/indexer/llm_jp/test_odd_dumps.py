@@ -44,6 +44,24 @@ def test_a_torn_line_moves_nothing(torn: str, tmp_path: Path) -> None:
     assert [row.address.global_step for row in all_rows(tmp_path / "run")] == [11, 12, 12, 13]
 
 
+def test_ranks_that_end_at_different_iterations(tmp_path: Path) -> None:
+    """Where one has no line it has a gap, also before the training went back; going back on one rank alone is refused."""
+    write(tmp_path / "dump", [line(number) for number in (1, 2, 3, 4, 2, 3)])
+    write(tmp_path / "dump", [line(number) for number in (1, 2, 3, 2, 3, 4)], rank=1)
+    done = import_dump(tmp_path / "dump", tmp_path / "run", vocab_size=60)
+    assert (done.attempts, done.num_rows, done.num_gap_steps) == (((1, 4), (2, 4)), 12, 2)
+    lacking = {
+        (attempt.info.attempt, rank, record.global_step)
+        for attempt in RunReader(tmp_path / "run").attempts()
+        for rank, record in attempt.step_records()
+        if record.kind == "gap"
+    }
+    assert lacking == {(1, 1, 4), (2, 0, 4)}
+    write(tmp_path / "dump", [line(number) for number in (1, 2, 2, 3, 4)], rank=1)
+    with pytest.raises(InputError, match=r"rank 0 .* went back to iterations \[2\], rank 1 to none"):
+        import_dump(tmp_path / "dump", tmp_path / "other", vocab_size=60)
+
+
 def test_an_iteration_that_cannot_be_is_refused(tmp_path: Path) -> None:
     absurd = 99_999_999_999
     with pytest.raises(InputError, match=rf"used_data_0\.jsonl\.gz line 2: expected an iteration .* {absurd}"):
