@@ -2,8 +2,8 @@
 
     python bench/spans.py [--tokens-millions 20] [--tokens FILE.npy] [--peer-python peer/bin/python]
 
-Prints build rate, bytes a token, peak memory, warm and cold latency of all maximal spans of a 512-token output, the cost of
-filters and of more shards, and ratios. Checks that both engines give the same spans and counts. Without --peer-python the
+Prints build rate, bytes a token, peak memory, warm and cold latency of all maximal spans of 512 tokens (new text, new text with
+copies, copies, what a language model writes), the cost of filters and of more shards, and ratios. Checks that both engines give the same spans and counts. Without --peer-python the
 peer's columns are left out. Machines are noisy: compare ratios and medians.
 """
 
@@ -35,7 +35,9 @@ from indexer.spans.group import SpanGroup, maximal_spans, span_group, spans_of_g
 from indexer.spans.search import count, extent, find, page
 
 LENGTH, QUERY = 2048, 512
-COLD_KINDS = ("held-out", "spliced")
+ORDER, CHOICES = 3, 4
+KINDS = ("held-out", "spliced", "verbatim", "generated")
+COLD_KINDS = ("held-out", "spliced", "generated")
 Rows = npt.NDArray[np.uint16]
 
 
@@ -55,6 +57,30 @@ def queries(rows: Rows, held: Rows, num: int) -> dict[str, Rows]:
     places = zip(chance.integers(0, len(rows), num), chance.integers(0, LENGTH - QUERY, num), strict=True)
     verbatim = np.stack([rows[row, column : column + QUERY] for row, column in places])
     return {"held-out": plain, "spliced": spliced, "verbatim": verbatim}
+
+
+def generated(arrays: SpanArrays, num: int) -> Rows:
+    """What a language model over the same tokens writes, u16 [num, QUERY].
+
+    An n-gram model, sampled: the next token is the one behind a random place of the last ORDER tokens, or of fewer if those
+    stand in less than CHOICES places. So about as many of its six- to eight-grams are known as of held-out text, but they are
+    spread evenly, where held-out text has them in long copies.
+    """
+    chance = np.random.default_rng(6)
+    texts = np.empty((num, ORDER + QUERY), np.uint16)
+    for text in texts:
+        at = int(chance.integers(0, arrays.num_tokens - ORDER))
+        text[:ORDER] = arrays.tokens[at : at + ORDER]
+        for end in range(ORDER, len(text)):
+            for length in range(ORDER, -1, -1):  # of no tokens: any place but a separator's, which stand last
+                lo, hi = (
+                    find(arrays, text[end - length : end]) if length else (0, arrays.num_tokens - arrays.num_sequences)
+                )
+                if hi - lo >= (CHOICES if length else 1):
+                    text[end] = arrays.tokens[int(arrays.suffix_array[int(chance.integers(lo, hi))]) + length]
+                    if text[end] != arrays.separator:
+                        break
+    return texts[:, ORDER:]
 
 
 def milliseconds(work: Callable[[Any], object], items: Sequence[Any], rounds: int = 5) -> list[float]:
@@ -321,8 +347,10 @@ def main() -> None:
     print(f"{num:,} tokens in sequences of {LENGTH}, {options.queries} queries of {QUERY} of each kind")
     with tempfile.TemporaryDirectory(dir=Path(__file__).resolve().parents[1] / ".bench") as name:
         directory = Path(name)
-        asked = queries(rows, held, options.queries)
         bench_build(rows, directory)
+        found = queries(rows, held, options.queries)
+        found["generated"] = generated(open_span_arrays(directory / "ours"), options.queries)
+        asked = {kind: found[kind] for kind in KINDS}
         bench_cold(directory, asked)
         arrays = _in_memory(directory / "ours")
         peer = peer_engine(options.peer_python, rows, directory) if options.peer_python else None
