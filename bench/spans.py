@@ -3,8 +3,9 @@
     python bench/spans.py [--tokens-millions 20] [--tokens FILE.npy] [--peer-python peer/bin/python]
 
 Prints build rate, bytes a token, peak memory, warm and cold latency of all maximal spans of 512 tokens (new text, new text with
-copies, copies, what a language model writes), the cost of filters and of more shards, and ratios. Checks that both engines give the same spans and counts. Without --peer-python the
-peer's columns are left out. Machines are noisy: compare ratios and medians.
+copies, copies, what a language model writes), the cost of filters and of more shards, and ratios. Checks that both engines
+give the same spans and counts. Without --peer-python the peer's columns are left out. Machines are noisy: compare ratios
+and medians.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from indexer.spans.group import SpanGroup, maximal_spans, span_group, spans_of_g
 from indexer.spans.search import count, extent, find, page
 
 LENGTH, QUERY = 2048, 512
-ORDER, CHOICES = 3, 4
+ORDER = 4
 KINDS = ("held-out", "spliced", "verbatim", "generated")
 COLD_KINDS = ("held-out", "spliced", "generated")
 Rows = npt.NDArray[np.uint16]
@@ -62,9 +63,8 @@ def queries(rows: Rows, held: Rows, num: int) -> dict[str, Rows]:
 def generated(arrays: SpanArrays, num: int) -> Rows:
     """What a language model over the same tokens writes, u16 [num, QUERY].
 
-    An n-gram model, sampled: the next token is the one behind a random place of the last ORDER tokens, or of fewer if those
-    stand in less than CHOICES places. So about as many of its six- to eight-grams are known as of held-out text, but they are
-    spread evenly, where held-out text has them in long copies.
+    An interpolated n-gram model, sampled: the next token is the one behind a random place of the last 1 to ORDER tokens, as
+    chance has it, or of fewer if those stand nowhere. It has about as many spans as held-out text, spread more evenly.
     """
     chance = np.random.default_rng(6)
     texts = np.empty((num, ORDER + QUERY), np.uint16)
@@ -72,11 +72,11 @@ def generated(arrays: SpanArrays, num: int) -> Rows:
         at = int(chance.integers(0, arrays.num_tokens - ORDER))
         text[:ORDER] = arrays.tokens[at : at + ORDER]
         for end in range(ORDER, len(text)):
-            for length in range(ORDER, -1, -1):  # of no tokens: any place but a separator's, which stand last
-                lo, hi = (
-                    find(arrays, text[end - length : end]) if length else (0, arrays.num_tokens - arrays.num_sequences)
-                )
-                if hi - lo >= (CHOICES if length else 1):
+            for length in range(int(chance.integers(1, ORDER + 1)), -1, -1):
+                context = text[end - length : end]
+                # Of no tokens: any place but a separator's, which stand last.
+                lo, hi = find(arrays, context) if length else (0, arrays.num_tokens - arrays.num_sequences)
+                if hi > lo:
                     text[end] = arrays.tokens[int(arrays.suffix_array[int(chance.integers(lo, hi))]) + length]
                     if text[end] != arrays.separator:
                         break

@@ -42,15 +42,18 @@ from indexer.spans.kernels import (
     SEARCHES,
     U64,
     ZERO,
+    Shard,
     Tokens,
     begins_alike,
     chosen_of,
+    common_prefix,
     fingerprint,
     least_difference,
     opened,
     pack,
     ranks_of_gram,
     run_edge,
+    suffix_at,
     table_bound,
 )
 from indexer.spans.match_kernels import NEAR, earliest, is_unfiltered, piece_end
@@ -371,6 +374,22 @@ def first_reaching(
     return lead
 
 
+@jit
+def edge_of_span(shard: Shard, query: Tokens, start: int, length: int, edge: int, rank: int, work: I64) -> int:
+    """The outermost rank from `rank` up or down to `edge` that shares the span, as `rank` does; none beyond `edge` does.
+
+    A span of one gram mostly goes up to the edge, as only suffixes with its fingerprint were left.
+    """
+    tokens, suffix_array = shard[0], shard[1]
+    if rank == edge:
+        return rank
+    if length <= GRAM:
+        position = suffix_at(tokens, suffix_array, edge)
+        if common_prefix(tokens, position, query, start, int(ZERO[0]), length, work) == length:
+            return edge
+    return run_edge(tokens, suffix_array, edge + (1 if edge > rank else -1), rank, query, start, length, work)
+
+
 @jit_inline
 def ranks_of_span(
     row: I64, filter_row: I64, query: Tokens, found: I64, num: int, ranks: I64, work: I64
@@ -378,8 +397,8 @@ def ranks_of_span(
     """Suffix ranks and count of a shard's match, into ranks i64 [3]; `num` is its count if that is known, else -1."""
     shard = opened(row, query)
     start, length, rank = found[START], found[LENGTH], found[RANK]
-    lo = run_edge(shard[0], shard[1], found[LOW] - 1, rank, query, start, length, work)
-    hi = run_edge(shard[0], shard[1], found[HIGH], rank, query, start, length, work) + 1
+    lo = edge_of_span(shard, query, start, length, found[LOW], rank, work)
+    hi = edge_of_span(shard, query, start, length, found[HIGH] - 1, rank, work) + 1
     ranks[LO], ranks[HI] = lo, hi
     ranks[COUNT] = num if num >= 0 else count_passing(shard, chosen_of(filter_row), lo, hi)
 
