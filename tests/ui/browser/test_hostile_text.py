@@ -42,6 +42,7 @@ def test_in_a_traced_text_and_in_the_corpus(page: Page, served: Served) -> None:
         assert as_shown(string) in shown, string
     check_nothing_ran(page)
     page.get_by_role("link", name="Documents (").click()
+    page.wait_for_url(re.compile("panel=documents"))  # the panel before it has a list of the same kind
     expect(page.locator("ol.spans > li").first).to_be_visible()
     check_nothing_ran(page)
     page.locator("a.m").nth(3).click()
