@@ -11,7 +11,7 @@ SAVE_EVERY, KILLED_STEP, RESUME_STEP = 3, 6, 3
 RANKS = 2
 SEQUENCES = STEPS * ACCUMULATION * MICRO_BATCH * RANKS + 8
 
-# CPython gh-112275, mended in 3.11.10: a loader's worker hangs for ever, inside os.fork, where some thread made or ended its
+# CPython gh-112275, mended after 3.11.7: a loader's worker hangs for ever, inside os.fork, where some thread made or ended its
 # Python state in that instant. gloo's threads do both after a collective; here they are given the time to.
 if sys.version_info < (3, 11, 10):
     os.register_at_fork(before=lambda: time.sleep(0.02))
