@@ -16,6 +16,8 @@ from train_hooks.attempts import RunSpec
 
 CORPUS = Path(__file__).resolve().parents[1] / "examples" / "corpus"
 LENGTH, WRITERS, SLOTS = 64, 2, 2
+PEAK_KIB = "int(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"
+"""For programs that tests start: the most memory of a process. `getrusage` would count what pytest held when it began."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

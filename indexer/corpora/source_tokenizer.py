@@ -19,11 +19,11 @@ from indexer.tokenization import open_tokenizer
 from train_hooks.export_format.errors import RunError
 from train_hooks.export_format.reader import RunReader
 
-__all__ = ["SourceTokenizer"]
+__all__ = ["AROUND", "PLAIN", "SPELLED", "STRIPPED", "SourceTokenizer"]
 
 Ids = npt.NDArray[np.int64]
 _CONTROL, _BYTE = re.compile(r"<[^<>\s]+>|\[[A-Z]+\]"), re.compile(r"<0x[0-9A-Fa-f]{2}>")
-PLAIN, SPELLED, AROUND = "as it is", "special tokens spelled out in it as text", "with special tokens around it"
+PLAIN, SPELLED, AROUND = "as it is", "special tokens spelled out in it as text", "special tokens around it"
 STRIPPED = "whitespace around it left out"
 
 

@@ -23,7 +23,7 @@ from indexer.corpora.explain import explain_difference
 from indexer.corpora.files import missing_numbers
 from indexer.corpora.missing_files import FileNames
 from indexer.corpora.reader import CorpusDocument, CorpusReader
-from indexer.corpora.source_tokenizer import SourceTokenizer
+from indexer.corpora.source_tokenizer import PLAIN, SourceTokenizer
 from indexer.corpora.verify_records import CorpusFinding, CorpusReport, Reason
 from train_hooks.export_format.reader import RunReader
 
@@ -112,6 +112,15 @@ class _Claim:
     digest: bytes
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Way:
+    """A document tokenized in one way, and which of some claims that gives."""
+
+    how: str
+    ids: Ids
+    gives: npt.NDArray[np.bool_]
+
+
 class _Comparison:
     def __init__(self, run: RunReader, claims: Claims, corpus: CorpusReader, tokenizer: SourceTokenizer) -> None:
         self._run, self._claims, self._corpus, self._tokenizer = run, claims, corpus, tokenizer
@@ -144,28 +153,37 @@ class _Comparison:
                 self._compare_document(document, claims, ids)
 
     def _compare_document(self, document: CorpusDocument, claims: npt.NDArray[np.void], plain: Ids) -> None:
-        rest = self._settle(claims, np.flatnonzero(claims["state"] != EQUAL), plain)
-        if not len(rest):
-            return
-        for how, ids in self._tokenizer.ways(document.text):
-            before = len(rest)
-            rest = self._settle(claims, rest, ids)
-            if len(rest) < before:
-                self._ways[how] += before - len(rest)
+        """Holds all claims against one way, that which gives most of them: two would hide an edit that makes up their shift."""
+        indices = np.flatnonzero(claims["state"] != EQUAL)
+        best = _Way(how=PLAIN, ids=plain, gives=self._gives(claims, indices, plain))
+        for how, ids in () if best.gives.all() else self._tokenizer.ways(document.text):
+            way = _Way(how=how, ids=ids, gives=self._gives(claims, indices, ids))
+            best = max(best, way, key=lambda way: (int(way.gives.sum()), self._ways[way.how]))
+            if best.gives.all():
+                break
+        self._ways[best.how] += int(best.gives.sum())
+        for index in indices[best.gives].tolist():
+            claims["state"][index] = EQUAL
+            self._different.pop(_name(claims[index]), None)
+        self._explain(document, claims, indices[~best.gives], best.ids)
+
+    def _explain(
+        self, document: CorpusDocument, claims: npt.NDArray[np.void], rest: npt.NDArray[np.int64], ids: Ids
+    ) -> None:
         claims["state"][rest] = DIFFERENT
         for index in rest.tolist():
             if self._num_explained < MAX_EXPLAINED:
                 self._num_explained += 1
                 claim = claims[index]
                 row = self._claims.frames.row(claim)
-                finding = explain_difference(document, row, int(claim["segment"]), plain, self._tokenizer, self._own)
+                finding = explain_difference(document, row, int(claim["segment"]), ids, self._tokenizer, self._own)
                 self._different[_name(claim)] = finding
 
-    def _settle(self, claims: npt.NDArray[np.void], indices: npt.NDArray[np.int64], ids: Ids) -> npt.NDArray[np.int64]:
-        """Marks the claims that `ids` give; returns the others."""
+    def _gives(self, claims: npt.NDArray[np.void], indices: npt.NDArray[np.int64], ids: Ids) -> npt.NDArray[np.bool_]:
+        """Which of the claims at `indices` the tokens of their document give."""
         expected = Expected.of(ids, self._run.info.token_dtype)
         known: dict[_Claim, bool] = {}
-        rest = []
+        gives = []
         for index in indices.tolist():
             stored = claims[index]
             claim = _Claim(
@@ -174,12 +192,8 @@ class _Comparison:
             )  # fmt: skip
             if claim not in known:
                 known[claim] = expected.gives(claim, self._tokenizer.specials)
-            if known[claim]:
-                claims["state"][index] = EQUAL
-                self._different.pop(_name(stored), None)
-            else:
-                rest.append(index)
-        return np.array(rest, np.int64)
+            gives.append(known[claim])
+        return np.array(gives, np.bool_)
 
     def _result(self) -> CorpusReport:
         segments, tokens, documents = (np.zeros(3, np.int64) for _ in range(3))
@@ -203,7 +217,7 @@ class _Comparison:
             num_records=self._num_records,
             tokenizer_sha256=self._tokenizer.sha256,
             run_tokenizer_sha256=self._run.info.tokenizer_sha256,
-            ways=tuple(self._ways.most_common()),
+            ways=tuple((how, number) for how, number in self._ways.most_common() if number and how != PLAIN),
             findings=(*list(self._different.values())[:MAX_FINDINGS], *missing),
             missing_files=tuple(missing_numbers(names)),
             files=tuple(self._corpus.files_read),

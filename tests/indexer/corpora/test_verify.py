@@ -22,6 +22,7 @@ from indexer.corpora.verify_records import CorpusReport, Reason
 from indexer.documents import document_history
 from indexer.index_reader import IndexReader
 from indexer.trace import TraceOptions, trace
+from tests.conftest import PEAK_KIB
 from tests.export_maker import MadeStep, all_rows, make_attempt
 from tests.indexer.corpora.exported import LENGTH, VOCABULARY, export_documents, save_tokenizer
 from tests.indexer.corpora.published import CORPORA, texts, write_lines
@@ -210,6 +211,46 @@ def test_special_tokens_around_each_text(tmp_path: Path) -> None:
     assert compare(tmp_path / "run", tmp_path / "corpus", bare).exit_code == 1
 
 
+def test_an_edit_is_not_made_up_by_another_way_of_tokenizing(tmp_path: Path) -> None:
+    """One token more where the second segment begins: shifted as much as without the special token before the text."""
+    items = texts()
+    bare = Tokenizer.from_file(str(save_tokenizer(tmp_path / "bare.json", items)))
+    ids = bare.encode(items[0]).ids
+    assert len(ids) > 2 * LENGTH
+    before, behind = bare.decode(ids[: LENGTH - 1]), bare.decode(ids[LENGTH - 1 :])
+    edits = (before + sign + behind for sign in "!;Z\n")
+    edited = next(text for text in edits if bare.encode(text).ids[LENGTH:] == ids[LENGTH - 1 :])
+    bare.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    bare.save(str(tmp_path / "around.json"))
+    corpus = tmp_path / "corpus" / "a.jsonl"
+    write_lines(corpus, [{"id": "1", "text": items[0], "source": "s"}])
+    export_documents(tmp_path / "run", documents_of(corpus.parent), tmp_path / "around.json", around=True)
+    report = compare(tmp_path / "run", corpus.parent)
+    assert report.exit_code == 0 and dict(report.ways) == {AROUND: report.num_segments}
+    write_lines(corpus, [{"id": "1", "text": edited, "source": "s"}])
+    assert compare(tmp_path / "run", corpus.parent).exit_code == 1
+
+
+def test_differences_are_explained_in_the_way_of_the_other_documents(tmp_path: Path) -> None:
+    """Of a document of which no segment is equal: in the tokens that training had, not one of them apart."""
+    items = texts()
+    tokenizer = Tokenizer.from_file(str(save_tokenizer(tmp_path / "bare.json", items)))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    tokenizer.save(str(tmp_path / "around.json"))
+    corpus = tmp_path / "corpus" / "a.jsonl"
+    records = [{"id": str(number), "text": text, "source": "s"} for number, text in enumerate(items)]
+    records.append({"id": "short", "text": "two words", "source": "s"})
+    write_lines(corpus, records)
+    export_documents(tmp_path / "run", documents_of(corpus.parent), tmp_path / "around.json", around=True)
+    write_lines(corpus, [*records[:-1], records[-1] | {"text": "two swords"}])
+    report = compare(tmp_path / "run", corpus.parent)
+    assert report.num_different == 1 and "training saw ' words', the source has ' sw" in report.findings[0].message
+
+
 def test_a_step_that_one_rank_lacks_claims_nothing(dolma: tuple[Path, Path, Path]) -> None:
     """Another rank wrote it before the crash: no forward of it counts, and what it says is not compared."""
     run_dir, corpus, tokenizer = dolma
@@ -301,15 +342,15 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     write_lines(tmp_path / "large/a.jsonl.gz", [record | {"id": str(number)} for number in range(550)])
     write_lines(tmp_path / "huge/a.jsonl.gz", [record | {"id": str(number)} for number in range(5500)])
     program = """
-import resource, sys, tempfile
+import sys, tempfile
 from pathlib import Path
 from indexer.corpora.verify import collect_claims, compare_with_corpus
 from train_hooks.export_format.reader import RunReader
 run = RunReader(sys.argv[1])
 with tempfile.TemporaryDirectory() as directory:
     compare_with_corpus(run, collect_claims(run, Path(directory)), Path(sys.argv[2]))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
+    program += f"print({PEAK_KIB})"
     peaks = [
         int(subprocess.run(
             [sys.executable, "-c", program, tmp_path / "run", tmp_path / size], check=True, capture_output=True, timeout=120
