@@ -38,6 +38,8 @@ __all__ = [
 ]
 
 MAX_PROBLEMS, MAX_LINE_BYTES, ROWS_AT_ONCE = 20, 256 << 20, 256
+MAX_MISSING_FILES = 10_000
+"""More than these between two numbers: they are times or hashes, and count no files."""
 ZSTD_BYTES = 1 << 16
 """Decompressed at once: as much before the place is lost where a file is cut, beside a block of zstandard's."""
 PARQUET_COLUMNS = ("text", "raw_content", "id", "doc_id", "dump", "source", "meta", "metadata", "digest")
@@ -133,7 +135,10 @@ def missing_numbers(names: Sequence[str]) -> list[str]:
         of = re.match(r"-of-(\d+)", ending)
         first = min(found) if of is None else int(max(found) == int(of[1]))
         last = max(found) if of is None else first + int(of[1]) - 1
-        missing += [f"{begin}{number:0{width}d}{ending}" for number in range(first, last + 1) if number not in found]
+        if last - first - len(found) < MAX_MISSING_FILES:
+            missing += [
+                f"{begin}{number:0{width}d}{ending}" for number in range(first, last + 1) if number not in found
+            ]
     return missing
 
 

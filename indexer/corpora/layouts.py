@@ -167,5 +167,5 @@ LAYOUTS: Mapping[str, Layout] = {
         matches=lambda record, file: "pile_set_name" in _meta(record) and not _is_llm_jp_path(file), name=_pile
     ),
     "llm-jp": Layout(matches=lambda record, _: "text" in record and "meta" in record, name=_llm_jp),
-    "dolma": Layout(matches=lambda record, _: "text" in record and "id" in record, name=_dolma),
+    "dolma": Layout(matches=lambda record, _: "text" in record and ("id" in record or "source" in record), name=_dolma),
 }

@@ -235,3 +235,20 @@ def test_subsets_with_directories_below_them(tmp_path: Path) -> None:
     assert [document.names for document in documents] == [
         (("ja_warp_html", f"ja/ja_warp_html/level{level}/train_0.jsonl.gz#1"),) for level in (0, 2)
     ]
+
+
+def test_a_dolma_file_whose_first_record_has_no_id(tmp_path: Path) -> None:
+    """It says which layout the file has all the same, and is a document of it."""
+    write_lines(
+        tmp_path / "wiki/0.jsonl", [{"text": "one", "source": "wiki"}, {"id": "2", "text": "two", "source": "w"}]
+    )
+    documents, reader = read(tmp_path)
+    assert [document.document_id for document in documents] == ["wiki/0.jsonl#1", "2@wiki/0.jsonl#2"]
+    assert reader.problems.number == 0
+
+
+def test_numbers_that_count_no_files_let_expect_none() -> None:
+    """Times and hashes in names: a list of all between them would not fit into memory."""
+    assert missing_numbers(["1.json", "300000.json"]) == []
+    assert missing_numbers(["a-of-300000.json", "1-of-300000.json"]) == []
+    assert len(missing_numbers(["1.json", "10000.json"])) == 9998
