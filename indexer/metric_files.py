@@ -55,6 +55,9 @@ def _csv_lines(path: Path, rows: MetricRows) -> Iterator[tuple[int, dict[str, fl
                 raise InputError(
                     f"{path}: expected a column {' or '.join(STEP_NAMES)}, found {', '.join(header) or 'none'}"
                 )
+            twice = next((name for number, name in enumerate(header) if name in header[:number]), None)
+            if twice is not None:
+                raise InputError(f"{path}: expected columns of different names, found {twice!r} twice")
             is_text: dict[str, bool] = {}
             for cells in reader:
                 if len(cells) != len(header):

@@ -142,6 +142,7 @@ def test_files_that_cannot_be_used(run: Path, tmp_path: Path) -> None:
         ("b.csv", b"step,loss\n", "expected metrics by step, found none"),
         ("c.jsonl", b"nonsense\n", "found none: c.jsonl line 1: expected a JSON object"),
         ("d.csv", b"step,caf\xe9\n1,2\n", "UTF-8"),
+        ("g.csv", b"step,loss,loss\n1,2,3\n", "columns of different names, found .loss. twice"),
         ("e.txt", b"step,loss\n1,2\n", "expected a TensorBoard event file"),
         ("f.out.tfevents", b"0123456789abcdef", "does not match its CRC"),
     ):
