@@ -73,7 +73,10 @@ def document_command(
     )
     text = None
     if corpus is not None:
-        text = source_text(reader, corpus, source, document_id, found.exposures, tokenizer=tokenizer)
+        with console.progress("reading the corpus's bytes") as progress:
+            text = source_text(
+                reader, corpus, source, document_id, found.exposures, tokenizer=tokenizer, progress=progress
+            )
     if as_json:
         console.print_json({**found.to_json(), **({} if text is None else {"source_text": dataclasses.asdict(text)})})
     elif text is None:

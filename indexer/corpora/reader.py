@@ -5,7 +5,7 @@ problems; those with an empty one are documents, since a place in the order is t
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,10 +59,13 @@ class CorpusReader:
         self._layout, self._progress = layout, progress
         self._num_bytes, self._total_bytes = 0, sum(file.size_bytes for file in self.files)
 
-    def documents(self) -> Iterator[CorpusDocument]:
-        """Every document of every file. Raises InputError where no record of the whole corpus is one."""
+    def documents(self, first: Collection[str] = ()) -> Iterator[CorpusDocument]:
+        """Every document of every file; those of the files named in `first` before the others.
+
+        Raises InputError where no record of the whole corpus is one.
+        """
         num_documents = 0
-        for file in self.files:
+        for file in sorted(self.files, key=lambda file: file.name not in first):
             for document in self._of_file(file):
                 num_documents += 1
                 yield document

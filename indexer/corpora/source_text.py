@@ -5,7 +5,7 @@ An exposure that is not what the text gives at its place is counted in `num_diff
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.corpora.explain import find_tokens
+from indexer.corpora.missing_files import FileNames
 from indexer.corpora.reader import CorpusDocument, CorpusReader
 from indexer.corpora.source_tokenizer import PLAIN, SourceTokenizer
 from indexer.documents import Exposure
@@ -68,18 +69,24 @@ def source_text(
     exposures: Sequence[Exposure],
     *,
     tokenizer: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> SourceText:
     """Find the document in the corpus and lay its exposures over it.
 
-    Where the corpus has the name several times, the first document that gives all exposures is taken, or that with most.
+    Where the corpus has the name several times, the first document that gives all exposures is taken, or that with most. A
+    document whose id names its file is looked for there first, and no further where it is found.
+    progress: called with (bytes read, bytes in all).
     Raises IncompleteError where the corpus does not have it, InputError where `corpus` has no documents, RunError where there
     is no tokenizer.
     """
     run_tokenizer = SourceTokenizer.of_run(reader.run, tokenizer)
     seen = [(exposure, _tokens(reader, exposure)) for exposure in exposures]
     best: _Match | None = None
-    corpus_reader = CorpusReader(corpus)
-    for document in corpus_reader.documents():
+    corpus_reader = CorpusReader(corpus, progress=progress)
+    own_files = FileNames(file.name for file in corpus_reader.files).of_id(document_id)
+    for document in corpus_reader.documents(first=own_files):
+        if best is not None and best.document.file in own_files and document.file not in own_files:
+            break
         if (source, document_id) not in document.names:
             continue
         match = _match(document, seen, run_tokenizer)

@@ -51,9 +51,10 @@ def test_document_with_its_source_text(
 ) -> None:
     source, document_id = max(text_run.documents, key=lambda name: len(text_run.documents[name]))
     arguments = ["document", text_run.run_dir, source, document_id, "--corpus"]
-    code, out, _ = run_here(capsys, monkeypatch, *arguments, CORPUS)
+    code, out, err = run_here(capsys, monkeypatch, *arguments, CORPUS)
     assert (
         code == 0
+        and "reading the corpus's bytes" in err
         and f"source: {source}.jsonl.gz#" in out
         and ": seen twice" not in out
         and "seen 2 times, steps " in out

@@ -305,6 +305,28 @@ def test_a_tokenizer_of_sentencepiece_kind(tmp_path: Path) -> None:
     ] and report.exit_code == 0  # to this tokenizer they are the same text
 
 
+def test_a_document_is_looked_for_in_its_own_file(tmp_path: Path) -> None:
+    """Of a large corpus, one file is read, not all that come before it; all of them where the id names none."""
+    corpus, run_dir = tmp_path / "corpus", tmp_path / "run"
+    for layout, number in (("pile", -1), ("dclm", 0)):
+        CORPORA[layout](corpus / layout, texts())
+        documents = documents_of(corpus / layout)
+        tokenizer = save_tokenizer(tmp_path / "tokenizer.json", texts())
+        export_documents(run_dir / layout, documents, tokenizer)
+        update_index(run_dir / layout)
+        reader, document = IndexReader.open(run_dir / layout), documents[number]
+        exposures = document_history(reader, *document.names[0], limit=1000).exposures
+        read: list[tuple[int, int]] = []
+        found = source_text(
+            reader, corpus / layout, *document.names[0], exposures, progress=lambda *done, read=read: read.append(done)
+        )
+        assert found.place == f"{document.file}#{document.number}" and found.num_different == 0
+        assert read[-1] == (
+            (corpus / layout / document.file).stat().st_size,
+            sum(file.size_bytes for file in CorpusReader(corpus / layout).files),
+        )
+
+
 def test_offsets_that_the_export_does_not_know(dolma: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     run_dir, corpus, _ = dolma
     original = Claims.finish
