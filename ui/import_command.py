@@ -156,7 +156,8 @@ def _print_recomputed(done: Recomputed, run: Path, *, as_json: bool) -> None:
         console.print_json(dataclasses.asdict(done))
         return
     console.output.print(
-        f"run {done.run_id}: {done.num_steps:,} steps, {done.num_rows:,} sequences, {done.num_tokens:,} tokens, recomputed",
+        f"run {done.run_id}: {plural(done.num_steps, 'step')}, {plural(done.num_rows, 'sequence')}, "
+        f"{done.num_tokens:,} tokens, recomputed",
         markup=False,
     )
     if done.num_without_documents:
@@ -166,8 +167,8 @@ def _print_recomputed(done: Recomputed, run: Path, *, as_json: bool) -> None:
 
 def _print_dump(done: ImportedDump, run: Path) -> None:
     console.output.print(
-        f"run {done.run_id}: {done.num_rows:,} sequences, {done.num_tokens:,} tokens of {plural(done.num_ranks, 'rank')}, "
-        f"{plural(done.num_files, 'file')}",
+        f"run {done.run_id}: {plural(done.num_rows, 'sequence')}, {done.num_tokens:,} tokens "
+        f"of {plural(done.num_ranks, 'rank')}, {plural(done.num_files, 'file')}",
         markup=False,
     )
     for number, (first, last) in enumerate(done.attempts, 1):

@@ -125,12 +125,13 @@ def _says(line: bytes, iteration: int) -> bool:
 def steps_of(
     files: Sequence[DumpFile], problems: Problems, advance: Callable[[int], None] | None = None
 ) -> Iterator[DumpStep]:
-    """The steps of one rank. Lines that cannot be read belong to the step that they name, or stand in."""
+    """The steps of one rank. Lines that cannot be read belong to the step that they name, or stand in, or stand behind."""
     step: DumpStep | None = None
     iterations = Iterations()
     for file in files:
+        lost = Problems()
         with HashedFile(file.path, advance) as stream:
-            for number, line in lines_of(stream, file.name, problems):
+            for number, line in lines_of(stream, file.name, lost):
                 place = f"{file.name} line {number}"
                 iteration = iterations.of(line, place)
                 if iteration is None and step is not None:
@@ -149,6 +150,10 @@ def steps_of(
                 except ValueError as error:
                     step.bad.append(f"{place}: {error}")
                     problems.add(step.bad[-1])
+        for what in lost.first:
+            problems.add(what)
+            if step is not None:
+                step.bad.append(what)
     if step is not None:
         yield step
 

@@ -15,6 +15,7 @@ from tests.conftest import PEAK_KIB
 from tests.export_maker import all_rows
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.verify import verify
 
 
 def line(iteration: int, **other: Any) -> str:
@@ -117,3 +118,13 @@ print({PEAK_KIB} - before)
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=120)
     assert int(done.stdout) < 25_000, "KB"
     assert [row.address.global_step for row in all_rows(tmp_path / "run")] == list(range(12_000, 12_004))
+
+
+def test_what_a_cut_file_lost_is_a_gap(tmp_path: Path) -> None:
+    """In the step in which it was cut, of which lines may be missing: the export is not whole."""
+    dump = write(tmp_path / "dump", [line(number // 4) for number in range(4, 4_000)])
+    path = dump / "used_data_00/used_data_0.jsonl.gz"
+    path.write_bytes(path.read_bytes()[:-2_000])
+    done = import_dump(dump, tmp_path / "run", vocab_size=60)
+    assert done.num_problems == done.num_gap_steps == 1 and "cut or damaged behind line" in done.problems[0]
+    assert verify(tmp_path / "run").exit_code == 3
