@@ -11,7 +11,7 @@ import pytest
 
 from train_hooks import Segment
 from train_hooks.documents.megatron import MegatronDocuments
-from train_hooks.documents.megatron_preprocessing import SourceText, write_indexed
+from train_hooks.documents.megatron_preprocessing import SourceText, name_documents, write_indexed
 from train_hooks.documents.olmo import OlmoDocuments
 from train_hooks.documents.sidecar import DocumentName, Sidecar, SidecarWriter
 from train_hooks.export_format.errors import InputError
@@ -169,3 +169,21 @@ def test_olmo(tmp_path: Path) -> None:
         assert found == owners[here]
         assert {segment.source for segment in segments} == {"wiki"}
     assert segments[-1].document_id == "d9@wiki/0.json.gz#10"
+
+
+def test_a_preprocessing_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    """A token beyond the vocabulary, a tokenizer that fails, texts that are too few: no half of a file stays."""
+    texts = [
+        SourceText(source="s", document_id=str(number), file="a.jsonl", line=number, text="x" * number)
+        for number in range(1, 5)
+    ]
+    write_indexed(tmp_path / "a", texts, lambda text: [len(text)], vocab_size=9, end_of_document=8)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sorted(before) == ["a.bin", "a.documents.arrow", "a.idx"]
+    with pytest.raises(InputError, match="found 3 to 8"):
+        write_indexed(tmp_path / "a", texts[2:], lambda text: [len(text)], vocab_size=8, end_of_document=8)
+    with pytest.raises(ZeroDivisionError):
+        write_indexed(tmp_path / "a", texts, lambda text: [3 // (4 - len(text))], vocab_size=9)
+    with pytest.raises(InputError, match="the names of 4 documents, found 3"):
+        name_documents(tmp_path / "a", texts[1:])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

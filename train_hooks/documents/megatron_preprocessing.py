@@ -9,10 +9,11 @@ The files are byte for byte those of `preprocess_data.py --append-eod` with the 
 order of the input, empty ones among them.
 """
 
+import contextlib
 import hashlib
 import struct
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,26 +52,27 @@ def write_indexed(
     """Write PREFIX.bin, PREFIX.idx and the names of the documents; gives back their number.
 
     tokenize: text → token ids. end_of_document: token appended to each text that has tokens. Raises InputError for a
-    token that vocab_size does not allow.
+    token that vocab_size does not allow. Where it fails, files of PREFIX that are there already stay as they are.
     """
     dtype = np.dtype("<u2") if vocab_size < _UINT16_BELOW else np.dtype("<i4")
     lengths = array("i")
-    names = SidecarWriter(prefix)
-    with Path(f"{prefix}.bin").open("wb") as file:
-        for text in texts:
-            ids = list(tokenize(text.text))
-            if ids and end_of_document is not None:
-                ids.append(end_of_document)
-            if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
-                raise InputError(
-                    f"{text.file}, line {text.line}: expected tokens in [0, {vocab_size}), found {min(ids)} to {max(ids)}"
-                )
-            file.write(np.array(ids, dtype).tobytes())
-            lengths.append(len(ids))
-            names.add(_name(text))
-    index = Path(f"{prefix}.idx")
-    index.write_bytes(_index(lengths, dtype))
-    names.finish(index, len(lengths))
+    index, half = Path(f"{prefix}.idx"), Path(f"{prefix}.bin.inprogress")
+    with _removed_after(half), SidecarWriter(prefix) as names:
+        with half.open("wb") as file:
+            for text in texts:
+                ids = list(tokenize(text.text))
+                if ids and end_of_document is not None:
+                    ids.append(end_of_document)
+                if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+                    raise InputError(
+                        f"{text.file}, line {text.line}: expected tokens in [0, {vocab_size}), found {min(ids)} to {max(ids)}"
+                    )
+                file.write(np.array(ids, dtype).tobytes())
+                lengths.append(len(ids))
+                names.add(_name(text))
+        half.replace(f"{prefix}.bin")
+        index.write_bytes(_index(lengths, dtype))
+        names.finish(index, len(lengths))
     return len(lengths)
 
 
@@ -82,11 +84,19 @@ def name_documents(prefix: Path | str, texts: Iterable[SourceText]) -> int:
     if len(head) < _HEADER.size or not head.startswith(_MAGIC):
         raise InputError(f"{index}: expected an index of Megatron's, beginning with {_MAGIC!r}; found {head[:9]!r}")
     num_documents = _HEADER.unpack(head)[4] - 1
-    names = SidecarWriter(prefix)
-    for text in texts:
-        names.add(_name(text))
-    names.finish(index, num_documents)
+    with SidecarWriter(prefix) as names:
+        for text in texts:
+            names.add(_name(text))
+        names.finish(index, num_documents)
     return int(num_documents)
+
+
+@contextlib.contextmanager
+def _removed_after(path: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _name(text: SourceText) -> DocumentName:

@@ -65,10 +65,18 @@ class SidecarWriter:
             self._rows = []
 
     def abandon(self) -> None:
-        """Leave no sidecar."""
-        self._writer.close()
-        self._file.close()
-        self._half.unlink()
+        """Leave no sidecar, or the one that was there."""
+        if not self._file.closed:
+            self._writer.close()
+            self._file.close()
+        self._half.unlink(missing_ok=True)
+
+    def __enter__(self) -> "SidecarWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.abandon()
 
     def finish(self, index: Path, num_documents: int) -> None:
         """All names are there. Raises InputError, and leaves no sidecar, where they are not as many as the documents."""
