@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from indexer.corpora.layouts import positional_id
 from indexer.document_index import document_key
 from train_hooks.export_format.errors import DamageError
 from train_hooks.export_format.reader import AttemptReader, RunReader, StepFrame, WriterLog
@@ -31,6 +32,11 @@ CLAIM = np.dtype(
 )  # fmt: skip
 """A claim: key of its document; offset -1 where the export does not know it; first and last token; frame, row, segment: where
 it stands in the export; state: UNSEEN, EQUAL or DIFFERENT."""
+
+
+def _key(source: str, document_id: str) -> np.uint64:
+    """RedPajama-V2's ids have several forms, of which trainers may have used any."""
+    return document_key(source, positional_id(document_id) or document_id)
 
 
 def tokens_digest(tokens: npt.NDArray[np.unsignedinteger]) -> bytes:
@@ -118,7 +124,7 @@ class Claims:
                     raise DamageError(
                         f"a segment of {segment['document_id']} has no tokens; `kiseki export verify` says more"
                     )
-                key = document_key(segment["source"], segment["document_id"])
+                key = _key(segment["source"], segment["document_id"])
                 offset = segment["document_token_offset"]
                 yield row, index, key, offset, length, int(part[0]), int(part[-1]), tokens_digest(part)
 
@@ -146,7 +152,7 @@ class Claims:
 
     def of(self, source: str, document_id: str) -> npt.NDArray[np.void]:
         """The claims about a document, writable."""
-        key = document_key(source, document_id)
+        key = _key(source, document_id)
         number = int(key) % NUM_FILES
         first, last = (int(np.searchsorted(self._keys[number], key, side=side)) for side in ("left", "right"))
         return self._claims[number][first:last]

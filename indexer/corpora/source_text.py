@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.corpora.explain import find_tokens
+from indexer.corpora.layouts import positional_id
 from indexer.corpora.missing_files import FileNames
 from indexer.corpora.reader import CorpusDocument, CorpusReader
 from indexer.corpora.source_tokenizer import PLAIN, SourceTokenizer
@@ -83,11 +84,12 @@ def source_text(
     seen = [(exposure, _tokens(reader, exposure)) for exposure in exposures]
     best: _Match | None = None
     corpus_reader = CorpusReader(corpus, progress=progress)
+    positional = positional_id(document_id)
     own_files = FileNames(file.name for file in corpus_reader.files).of_id(document_id)
     for document in corpus_reader.documents(first=own_files):
         if best is not None and best.document.file in own_files and document.file not in own_files:
             break
-        if (source, document_id) not in document.names:
+        if (source, document_id) not in document.names and (source, positional) not in document.names:
             continue
         match = _match(document, seen, run_tokenizer)
         if best is None or len(match.ranges) > len(best.ranges):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +194,23 @@ def test_ways_of_tokenizing(tmp_path: Path) -> None:
         compare(tmp_path / "b/run", corpus)
     report = compare(tmp_path / "b/run", corpus, tokenizer)
     assert report.exit_code == 0 and report.run_tokenizer_sha256 is None
+
+
+def test_redpajama_ids_in_another_form(tmp_path: Path) -> None:
+    """Without `.json.gz`, as some of its scripts write them: an export that has them so names the same documents."""
+    corpus, run_dir = tmp_path / "corpus", tmp_path / "run"
+    CORPORA["redpajama-v2"](corpus, texts())
+    named = [
+        replace(document, document_id=document.document_id.replace(".json.gz", "")) for document in documents_of(corpus)
+    ]
+    export_documents(run_dir, named, save_tokenizer(tmp_path / "tokenizer.json", texts()))
+    report = compare(run_dir, corpus)
+    assert report.exit_code == 0 and report.num_equal == report.num_segments
+    update_index(run_dir)
+    reader = IndexReader.open(run_dir)
+    exposures = document_history(reader, "redpajama-v2", named[-1].document_id).exposures
+    found = source_text(reader, corpus, "redpajama-v2", named[-1].document_id, exposures)
+    assert found.num_different == 0 and found.place == f"{named[-1].file}#{named[-1].number}"
 
 
 def test_special_tokens_around_each_text(tmp_path: Path) -> None:
