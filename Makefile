@@ -6,7 +6,7 @@ DEMO_RUN ?= demo-run
 
 # Each framework in an environment of its own, a gigabyte or two; not part of `test`.
 ADAPTERS ?= hf lightning deepspeed megatron composer llm-foundry olmo-core torchtitan datatrove \
-  megatron-bridge $(if $(KISEKI_NANOTRON),nanotron) \
+  megatron-bridge nemo $(if $(KISEKI_NANOTRON),nanotron) \
   $(if $(KISEKI_MEGATRON_DEEPSPEED),megatron-deepspeed) $(if $(KISEKI_MEGATRON_LM),megatron-lm) \
   $(if $(KISEKI_LLM_RECIPES),llm-recipes)
 
@@ -87,6 +87,23 @@ WITH_nanotron := datatrove dacite==1.9.2 datasets==5.2.0 einops==0.8.2 psutil py
 	  psutil pulp pybind11==3.1.0 pyyaml regex requests rich scipy six tensorboard tqdm transformers==5.12.1 triton==3.9.0
 	$(@D)/bin/pip install --quiet --no-deps --ignore-requires-python --no-build-isolation megatron-core==0.19.2
 	$(@D)/bin/pip install --quiet --no-deps --ignore-requires-python megatron-bridge==0.6.2 nvidia-modelopt==0.47.0 peft==0.21.2
+	touch $@
+
+# NeMo 2 wants numpy before 2, which our pyarrow does not, and cuda-bindings. It brings a package named tests, before ours.
+.venv-adapters/nemo/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet torch==2.13.0 'setuptools<81' wheel
+	$(@D)/bin/pip install --quiet -c constraints.txt -e . pytest pytest-timeout
+	$(@D)/bin/pip install --quiet 'numpy==2.4.6' fsspec==2024.12.0 'huggingface_hub<1' 'protobuf~=5.29.5' 'onnx<1.20' 'numexpr<2.14' \
+	  'strenum<0.5' overrides pydantic toml python-dateutil ruamel.yaml tensorboard text-unidecode tqdm wrapt cloudpickle \
+	  fiddle==0.3.1 'hydra-core<1.4' omegaconf torchmetrics==1.9.0 transformers==4.57.1 einops==0.8.2 datasets==5.0.1 accelerate \
+	  webdataset pyyaml sentencepiece psutil scikit-learn nemo_run==0.11.1 leptonai==0.27.3 tiktoken==0.14.0 'zarr<3' \
+	  'tensorstore<0.1.72' defusedxml wget
+	$(@D)/bin/pip install --quiet --no-deps nemo_toolkit==2.7.3 megatron-core==0.15.3 lightning==2.4.0 pytorch-lightning==2.6.6 \
+	  lightning-utilities==0.15.3 nv_one_logger_core==2.3.1 nv_one_logger_training_telemetry==2.3.1 \
+	  nv_one_logger_pytorch_lightning_integration==2.3.1 nvidia-modelopt==0.37.0 nvidia-resiliency-ext==0.4.1 peft==0.17.1 \
+	  torchprofile==0.1.0 pulp nvidia-ml-py
+	rm -r $(@D)/lib/python3*/site-packages/tests
 	touch $@
 
 # llm-foundry wants a torch before 2.7.1 too, and a transformers that wants other versions than ours: those come last.

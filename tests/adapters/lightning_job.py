@@ -1,5 +1,6 @@
 """A rank of a real `lightning.Trainer` on two ranks: DDP, accumulation, loader workers, validation, resume."""
 
+import os
 from typing import Any
 
 import torch
@@ -65,6 +66,10 @@ def main() -> None:
     ConsumedLog(module.model, run / "log", rank(), lambda: trainer.global_step, kill_at=kill_at())
     saved = sorted((run / "checkpoints").glob("*.ckpt"))
     trainer.fit(module, loader, validation, ckpt_path=str(saved[-1]) if saved else None)
+    trainer.save_checkpoint(str(run / "after.ckpt"))
+    if "AGAIN" in os.environ:
+        trainer.fit_loop.epoch_loop.max_steps = STEPS + 2
+        trainer.fit(module, loader, validation)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ OWN = {
     "megatron_bridge": {"megatron"},
     "megatron_deepspeed": {"megatron"},  # what Megatron-DeepSpeed calls its own package
     "nanotron": {"nanotron"},
+    "nemo": {"lightning", "megatron", "nemo"},
     "olmo_core": {"olmo_core"},
     "torchtitan": {"torchtitan"},
 }

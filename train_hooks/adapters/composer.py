@@ -43,9 +43,9 @@ class ExportCallback(Callback):
         self._lr = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint, on every rank, before anything is written."""
+        """For a checkpoint, on every rank, before anything is written; after the training too, where all is durable."""
         if self.hook is None:
-            return {}
+            return dict(self._resume or {})
         self.hook.checkpoint_barrier(self.hook.committed_step)
         return self.hook.state_dict()
 
@@ -72,7 +72,8 @@ class ExportCallback(Callback):
                 f"load_path: expected a checkpoint written with this callback, found one of step {step} without its "
                 "state; start from step 0, or resume from a checkpoint that has it"
             )
-        self.hook = ExportHook.attach(state.model, self._run_dir, resume=self._resume, **self._options)
+        resume = self._resume if step else None
+        self.hook = ExportHook.attach(state.model, self._run_dir, resume=resume, **self._options)
         self.hook.listen(None)
 
     def batch_start(self, state: State, logger: Logger) -> None:
@@ -108,7 +109,7 @@ class ExportCallback(Callback):
 
     def fit_end(self, state: State, logger: Logger) -> None:
         """Seal the export."""
-        self._resume = None
         if self.hook:
+            self._resume = self.hook.state_dict()
             self.hook.close()
             self.hook = None

@@ -60,7 +60,8 @@ class ExportCallback(Callback):
                 f"ckpt_path: expected a checkpoint written with this callback, found one of step {trainer.global_step} "
                 f"without {_STATE_KEY!r}; start from step 0, or resume from a checkpoint that has it"
             )
-        self.hook = ExportHook.attach(trainer.strategy.model, self._run_dir, resume=self._resume, **self._options)
+        resume = self._resume if trainer.global_step else None
+        self.hook = ExportHook.attach(trainer.strategy.model, self._run_dir, resume=resume, **self._options)
         self.hook.listen(None)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -89,14 +90,16 @@ class ExportCallback(Callback):
         return found
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """On every rank, before anything is written."""
+        """On every rank, before anything is written; after the training too, where all is durable."""
         if self.hook:
             self.hook.checkpoint_barrier(self.hook.committed_step)
-            checkpoint[_STATE_KEY] = self.hook.state_dict()
+            self._resume = self.hook.state_dict()
+        if self._resume is not None:
+            checkpoint[_STATE_KEY] = self._resume
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Seal the export."""
-        self._resume = None
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Seal the export, after the last model checkpoint, and where the training failed."""
         if self.hook:
+            self._resume = self.hook.state_dict()
             self.hook.close()
             self.hook = None
