@@ -1,11 +1,13 @@
 """The one way in which a kernel is compiled: without the GIL, cached on disk, typed for mypy.
 
-numba notices a change of the file that a cached kernel stands in, not of the files that it calls into: after an edit of
-one kernel module delete `__pycache__/*.nb*`.
+numba notices a change of the file that a cached kernel stands in, not of the files that it calls into. After a `git pull` a
+kernel could so call what is gone, and write where nothing is its own: kernels older than any module here are forgotten.
 """
 
+import contextlib
 import mmap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 from llvmlite import ir
@@ -14,13 +16,25 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-__all__ = ["array_at", "cycles", "jit", "jit_inline", "prefetch", "uncounted", "will_need"]
+__all__ = ["array_at", "cycles", "forget_older", "jit", "jit_inline", "prefetch", "uncounted", "will_need"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 WILL_NEED = 3
 """POSIX_MADV_WILLNEED, of the same value everywhere."""
 PAGESIZE = mmap.PAGESIZE
+
+
+def forget_older(directory: Path) -> None:
+    """Remove the cached kernels of a directory's modules that are older than the newest module."""
+    newest = max(module.stat().st_mtime_ns for module in directory.glob("*.py"))
+    for cached in (directory / "__pycache__").glob("*.nb[ci]"):
+        with contextlib.suppress(OSError):  # another process was faster, or it is not ours to remove
+            if cached.stat().st_mtime_ns < newest:
+                cached.unlink()
+
+
+forget_older(Path(__file__).parent)
 
 
 def jit(function: Callable[P, R]) -> Callable[P, R]:
