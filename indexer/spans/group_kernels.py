@@ -59,7 +59,7 @@ from indexer.spans.kernels import (
 from indexer.spans.match_kernels import NEAR, earliest, is_unfiltered, piece_end
 from indexer.spans.table_kernels import LINE, ROWS, Finder, MergedTable, find_rows, first_rows, ranks_in_shard
 
-__all__ = ["COUNT", "HI", "LO", "TWICE", "Group", "maximal_spans"]
+__all__ = ["COUNT", "HI", "LO", "NEVER", "TWICE", "Group", "maximal_spans"]
 
 Found: TypeAlias = NDArray[np.int64]
 Group: TypeAlias = tuple[I64, I64, I64, MergedTable]
@@ -81,6 +81,7 @@ STATE = 2
 UNKNOWN, NOTHING, FIRST, WHOLE, PENDING, ALIKE_ROW = -1, 0, 1, 2, 3, 4
 """What a shard has of a gram. The last two: it was asked for, and maybe a row of the prefix table has its first tokens."""
 STEP = 4
+NEVER = 1 << 62
 SLOW, SLOW_BLOCK = 40_000, 1_000
 """Cycles that a look-up takes at most, and for each block of fingerprints, if all is in memory. A disk takes more."""
 RECENT = 256
@@ -430,7 +431,7 @@ def same_span(spans: I64, ranks: Found, model: int, lead: int, lo: int, length: 
 @jit
 def spans_from(
     group: Group, query: Tokens, first_start: int, end_start: int, min_length: int, separator: int, patience: int,
-    memory: Memory, following: I64, asked: I64, barren: I64, found: I64, recent: I64, work: I64,
+    budget: tuple[int, int], memory: Memory, following: I64, asked: I64, barren: I64, found: I64, recent: I64, work: I64,
 ) -> tuple[I64, Found, int]:  # fmt: skip
     """`maximal_spans`, of arrays that are not counted."""
     rows, filters, _, table = group
@@ -439,7 +440,7 @@ def spans_from(
     spans, ranks = np.zeros((64, 2), np.int64), np.zeros((64, num_shards, 3), np.int64)
     gram, finder = min(min_length, GRAM), (table, row_of, keys, counts)
     num_spans, begin, width, free, slow, num_slow = 0, first_start, zero + 1, zero, zero > 0, 0
-    filtered = False
+    filtered, stopped, stop_after = False, False, budget[0]
     for i in range(num_shards):
         filtered |= is_filtered(rows[i], filters[i])
     while begin < end_start:
@@ -466,7 +467,10 @@ def spans_from(
             reach = max(last_end + 1, start + min_length)
             if reach > stop:
                 break
-            if num_slow >= patience:
+            if work[SEARCHES] >= stop_after:
+                stop_after = NEVER
+                stopped = work[SEARCHES] * (end_start - start) >= budget[1] * (start - first_start)
+            if num_slow >= patience or stopped:
                 return spans[:num_spans], ranks[:num_spans], start
             at, probe, slot = reach - min_length, reach - gram, 0
             if gram == GRAM:
@@ -544,13 +548,14 @@ def maximal_spans(
     min_length: int,
     separator: int,
     patience: int,
+    budget: tuple[int, int],
     work: I64,
 ) -> tuple[I64, Found, int]:
     """(start and end i64 [k, 2], suffix ranks and count in each shard i64 [k, shards, 3]) of every span that begins in
     query[first_start:end_start] and is maximal there; and the start up to which that holds.
 
-    That is `end_start`, or an earlier one if `patience` look-ups were slow, as those are that wait for the disk. Separators
-    cut the query in pieces.
+    That is `end_start`, or an earlier one if `patience` look-ups were slow, as those are that wait for the disk; or after
+    budget[0] look-ups, each in one shard, if at that pace budget[1] more are ahead. Separators cut the query in pieces.
     """
     rows, filters, numbers, table = group
     num_shards, words = len(rows), table[0].shape[1]
@@ -563,7 +568,7 @@ def maximal_spans(
     merged = (uncounted(table[0]), uncounted(table[1]), uncounted(table[2]), table[3], table[4])
     answer = spans_from(
         (uncounted(rows), uncounted(filters), uncounted(numbers), merged), uncounted(query), first_start, end_start,
-        min_length, separator, patience,
+        min_length, separator, patience, budget,
         (uncounted(known), uncounted(grams), uncounted(row_of), uncounted(keys), uncounted(counts), uncounted(slots)),
         uncounted(following), uncounted(asked), uncounted(barren), uncounted(found), uncounted(recent), uncounted(work),
     )  # fmt: skip

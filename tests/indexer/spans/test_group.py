@@ -2,8 +2,8 @@
 
 import multiprocessing
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from unittest.mock import patch
 
 import numpy as np
@@ -53,8 +53,11 @@ def test_shards_give_what_one_shard_gives(dtype: DTypeLike, data: st.DataObject)
     chosen = data.draw(shards.filters(len(sequences)))
     each = [part_of(chosen, first, last) for first, last in bounds]
     together, patience = data.draw(st.sampled_from([1, 2, 64])), data.draw(st.sampled_from([0, group.PATIENCE]))
+    cores, budget, ahead = data.draw(st.sampled_from([(1, 512, 5_000), (3, 1, 0), (3, 5, 4), (2, 4, 1)]))
     for min_length in (1, 3, 8, 12, 17):
-        with patch.multiple(group, TOGETHER=together, PATIENCE=patience, STRETCH=1):
+        with patch.multiple(
+            group, TOGETHER=together, PATIENCE=patience, STRETCH=1, CORES=cores, BUDGET=budget, AHEAD=ahead
+        ):
             found = spans_of_group(span_group(parts), query, min_length, members_of(parts, each))
         expected = reference.maximal_spans(whole, query, min_length, chosen)
         assert plain(found) == [[start, end, count] for start, end, _, _, count in expected]
@@ -66,6 +69,31 @@ def test_shards_give_what_one_shard_gives(dtype: DTypeLike, data: st.DataObject)
                     assert found.shard_count[row, shard] == reference.count(part, lo, hi, each[shard])
                 else:
                     assert lo == hi
+
+
+def test_cores_share_what_is_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new text in many shards is searched in stretches; a copy, and few shards, are not."""
+    rng = RNG(7)
+    rows = [rng.integers(0, 500, 400).tolist() for _ in range(40)]
+    many, one = span_group([shards.build([row]) for row in rows]), span_group([shards.build(rows)])
+    new = [*rng.integers(0, 500, 300).tolist(), *rows[3][:200], *rng.integers(0, 500, 300).tolist()]
+    monkeypatch.setattr(group, "CORES", 4)
+    monkeypatch.setattr(group, "PATIENCE", 10**9)
+    submitted: list[tuple[int, int]] = []
+    submit = group._readers().submit
+
+    class Readers:
+        def submit(
+            self, search: Callable[..., group.Stretch], first: int, end: int, patience: int
+        ) -> Future[group.Stretch]:
+            submitted.append((first, end))
+            return submit(search, first, end, patience)
+
+    monkeypatch.setattr(group, "_readers", Readers)
+    found = plain(spans_of_group(many, new, 8))
+    assert found == plain(spans_of_group(one, new, 8)) and [300, 500, 1] in found
+    assert len(submitted) == 3 and submitted[-1][1] == len(new)
+    assert plain(spans_of_group(many, rows[3][100:], 8)) == [[0, 300, 1]] and len(submitted) == 3
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
