@@ -119,7 +119,11 @@ def _tokens(reader: IndexReader, exposure: Exposure) -> Ids:
 
 def _match(document: CorpusDocument, seen: Sequence[tuple[Exposure, Ids]], tokenizer: SourceTokenizer) -> _Match:
     matches = []
-    for how, ids in [(PLAIN, tokenizer.plain([document.text])[0]), *tokenizer.ways(document.text)]:
+    begins = (
+        int(tokens[0]) for exposure, tokens in seen if exposure.segment.document_token_offset == 0 and len(tokens)
+    )
+    ways = tokenizer.ways(document.text, next(begins, None))
+    for how, ids in [(PLAIN, tokenizer.plain([document.text])[0]), *ways]:
         ranges = []
         for exposure, tokens in seen:
             found = _range(exposure, tokens, ids, tokenizer.specials)

@@ -19,12 +19,13 @@ from indexer.tokenization import open_tokenizer
 from train_hooks.export_format.errors import RunError
 from train_hooks.export_format.reader import RunReader
 
-__all__ = ["AROUND", "PLAIN", "SPELLED", "STRIPPED", "SourceTokenizer"]
+__all__ = ["AROUND", "BEFORE", "PLAIN", "SPELLED", "STRIPPED", "SourceTokenizer"]
 
 Ids = npt.NDArray[np.int64]
 _CONTROL, _BYTE = re.compile(r"<[^<>\s]+>|\[[A-Z]+\]"), re.compile(r"<0x[0-9A-Fa-f]{2}>")
 PLAIN, SPELLED, AROUND = "as it is", "special tokens spelled out in it as text", "special tokens around it"
 STRIPPED = "whitespace around it left out"
+BEFORE = "a special token put before it"
 
 
 class SourceTokenizer:
@@ -62,8 +63,19 @@ class SourceTokenizer:
         encodings = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int64) for encoding in encodings]
 
-    def ways(self, text: str) -> Iterator[tuple[str, Ids]]:
-        """(how, ids) of each way but the first that makes a difference to this text."""
+    def ways(self, text: str, first: int | None = None) -> Iterator[tuple[str, Ids]]:
+        """(how, ids) of each way but the first that makes a difference to this text.
+
+        first: the document's first token in the export, where that is known. If it is a special one, it may have been put
+        before the text by hand.
+        """
+        yield from self._without(text)
+        if first in self.specials:
+            for how, ids in [(PLAIN, _ids(self._plain, text, around=False)), *self._without(text)]:
+                if AROUND not in how:
+                    yield BEFORE if how == PLAIN else f"{BEFORE}, {how}", np.append(np.int64(first), ids)
+
+    def _without(self, text: str) -> Iterator[tuple[str, Ids]]:
         yield from self._ways(text)
         stripped = text.strip()
         if stripped not in ("", text):
@@ -96,7 +108,7 @@ class SourceTokenizer:
         for index in range(len(starts) - 1, -1, -1):
             start = starts[index]
             found[index] = found[index + 1] if start is None else min(start, int(found[index + 1]))
-        return found
+        return np.append(before, found) if BEFORE in how else found
 
 
 def _ids(tokenizer: Tokenizer, text: str, *, around: bool) -> Ids:

@@ -156,7 +156,8 @@ class _Comparison:
         """Holds all claims against one way, that which gives most of them: two would hide an edit that makes up their shift."""
         indices = np.flatnonzero(claims["state"] != EQUAL)
         best = _Way(how=PLAIN, ids=plain, gives=self._gives(claims, indices, plain))
-        for how, ids in () if best.gives.all() else self._tokenizer.ways(document.text):
+        first = next(iter(claims["first"][claims["offset"] == 0].tolist()), None)
+        for how, ids in () if best.gives.all() else self._tokenizer.ways(document.text, first):
             way = _Way(how=how, ids=ids, gives=self._gives(claims, indices, ids))
             best = max(best, way, key=lambda way: (int(way.gives.sum()), self._ways[way.how]))
             if best.gives.all():

@@ -30,20 +30,21 @@ def export_documents(
     *,
     spelled: bool = True,
     around: bool = False,
+    before: tuple[int, ...] = (),
     native: bool = False,
     with_tokenizer: bool = True,
 ) -> None:
     """Every document once, in an order that is not the corpus's, a separator behind each; the last sequence is padded.
 
     spelled: special tokens spelled out in a text are text. around: with those that the tokenizer puts around a text.
-    native: under the corpus's own ids.
+    before: tokens put before each text. native: under the corpus's own ids.
     """
     encoder = Tokenizer.from_file(str(tokenizer))
     encoder.encode_special_tokens = spelled
     stream: list[tuple[int, int, int]] = []
     order = np.random.default_rng(7).permutation(len(documents)).tolist()
     for index in order:
-        ids = [*encoder.encode(documents[index].text, add_special_tokens=around).ids, 0]
+        ids = [*before, *encoder.encode(documents[index].text, add_special_tokens=around).ids, 0]
         stream += [(token, index, offset) for offset, token in enumerate(ids)]
     names = [
         (document.source, (document.native_id if native else None) or document.document_id) for document in documents

@@ -17,7 +17,7 @@ from indexer.build import update_index
 from indexer.corpora.claims import Claims
 from indexer.corpora.reader import CorpusDocument, CorpusReader
 from indexer.corpora.source_text import source_text
-from indexer.corpora.source_tokenizer import AROUND
+from indexer.corpora.source_tokenizer import AROUND, BEFORE
 from indexer.corpora.verify import collect_claims, compare_with_corpus
 from indexer.corpora.verify_records import CorpusReport, Reason
 from indexer.documents import document_history
@@ -227,6 +227,32 @@ def test_special_tokens_around_each_text(tmp_path: Path) -> None:
     assert report.exit_code == 0 and sum(number for _, number in report.ways) == report.num_segments
     assert all(how.startswith(AROUND) for how, _ in report.ways)
     assert compare(tmp_path / "run", tmp_path / "corpus", bare).exit_code == 1
+
+
+def test_a_special_token_put_before_each_text_by_hand(tmp_path: Path) -> None:
+    """As nanochat's loader does; text before it, or another token than a special one, is an edit still."""
+    items = ["  A first text, that is long enough for two sequences. " * 8, texts()[1]]
+    tokenizer = save_tokenizer(tmp_path / "tokenizer.json", items)
+    corpus = tmp_path / "corpus" / "a.jsonl"
+
+    def write(edit: str = "") -> None:
+        write_lines(corpus, [{"id": str(n), "text": edit + text, "source": "s"} for n, text in enumerate(items)])
+
+    write()
+    documents = documents_of(corpus.parent)
+    export_documents(tmp_path / "run", documents, tokenizer, before=(0,))
+    report = compare(tmp_path / "run", corpus.parent)
+    assert report.exit_code == 0 and {how.split(", ")[0] for how, _ in report.ways} == {BEFORE}
+    update_index(tmp_path / "run")
+    reader = IndexReader.open(tmp_path / "run")
+    name = documents[0].names[0]
+    found = source_text(reader, corpus.parent, *name, document_history(reader, *name).exposures)
+    assert found.num_different == 0 and "".join(part.text for part in found.parts) == items[0]
+    write("!")
+    assert compare(tmp_path / "run", corpus.parent).exit_code == 1
+    write()
+    export_documents(tmp_path / "other", documents, tokenizer, before=(5,))
+    assert compare(tmp_path / "other", corpus.parent).exit_code == 1
 
 
 def test_an_edit_is_not_made_up_by_another_way_of_tokenizing(tmp_path: Path) -> None:
