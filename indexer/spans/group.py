@@ -43,7 +43,7 @@ PATIENCE = 4
 """Look-ups that may wait for the disk before others help."""
 READERS, STRETCH = 16, 4
 """Threads at most that read side by side; each takes a stretch of at least so many times the minimum length, or TWICE."""
-CORES = min(8, len(os.sched_getaffinity(0)))
+CORES = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 BUDGET, AHEAD = 512, 5_000
 """Look-ups, each in one shard, after which as many threads as there are cores go on, if AHEAD more are to be expected."""
 NONE: NDArray[np.int32] = np.zeros(0, np.int32)
