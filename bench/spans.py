@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.real_tokens import real_tokens
+from bench.real_tokens import CACHE, real_tokens
 from indexer.spans.arrays import SpanArrays, open_span_arrays
 from indexer.spans.build import build_span_arrays
 from indexer.spans.filters import Filter
@@ -293,7 +293,7 @@ def simulate_large(group: SpanGroup, asked: dict[str, Rows]) -> None:
     """What a run of 1T tokens in 2,000 shards of 500M would read for one query, from the look-ups counted here.
 
     In a shard where the text does not occur, a gram that is looked up costs one page of fingerprints, and one page of the
-    shard's prefix table where those (62 GB) are not in memory: the merged table then holds a key a page.
+    shard's prefix table where those (125 GB) are not in memory: the merged table then holds a key a page.
     """
     num = 1_000_000_000_000 // 500_000_000
     row("simulated: 1T tokens in 2,000 shards of 500M, thousand reads a query", *asked, "s at 500k reads/s")
@@ -345,7 +345,8 @@ def main() -> None:
     rows = training.reshape(-1, LENGTH)
     ctypes.CDLL(None).malloc_trim(0)
     print(f"{num:,} tokens in sequences of {LENGTH}, {options.queries} queries of {QUERY} of each kind")
-    with tempfile.TemporaryDirectory(dir=Path(__file__).resolve().parents[1] / ".bench") as name:
+    CACHE.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as name:
         directory = Path(name)
         bench_build(rows, directory)
         found = queries(rows, held, options.queries)

@@ -10,7 +10,7 @@ Rules:
    of `SpanArrays`, little-endian. Sizes follow from three numbers of the header: token dtype, tokens, sequences. One file
    a shard keeps one file descriptor a shard: a run has thousands of shards.
 4. The header is written last. A file that was cut short has no header and does not open.
-5. Opening maps the file and reads the header and the prefix table (0.06 bytes a token), which every look-up needs. All
+5. Opening maps the file and reads the header and the prefix table (an eighth of a byte a token), which every look-up needs. All
    other access is random, and the kernel is told so: read-ahead would read a hundred times what a query needs.
 """
 
@@ -25,13 +25,14 @@ from numpy.typing import DTypeLike, NDArray
 
 from train_hooks.export_format.errors import InputError
 
-__all__ = ["BLOCK", "GRAM", "SUPERBLOCK", "SpanArrays", "SpanIndexError", "open_span_arrays"]
+__all__ = ["BLOCK", "GRAM", "RANGE", "SUPERBLOCK", "SpanArrays", "SpanIndexError", "open_span_arrays"]
 
 SPANS_FILE = "spans.bin"
-FORMAT, FORMAT_VERSION = "kiseki span index", 2
+FORMAT, FORMAT_VERSION = "kiseki span index", 3
 PAGE = 4096
 GRAM, SHORT = 8, 6
-BLOCK = 256
+BLOCK = 128
+RANGE = 256
 SUPERBLOCK = 65_536
 ARRAYS = (
     "tokens", "sequence_starts", "suffix_array", "fingerprints", "prefix_table", "block_range", "superblock_range",
@@ -50,7 +51,7 @@ class SpanArrays:
     sequence_starts   i64 [s + 1]              position of the first token of each sequence; the last is n
     suffix_array      i32 [n]                  positions in numeric order of the suffixes that start there
     fingerprints      u16 [n]                  by suffix rank: hash of the suffix's first 6 tokens (11 bits) and 8 tokens (5)
-    prefix_table      u64 [ceil(n/256), 2|4]   first 8 tokens of every 256th suffix, packed (2 words for u16, 4 for u32)
+    prefix_table      u64 [ceil(n/128), 2|4]   first 8 tokens of every 128th suffix, packed (2 words for u16, 4 for u32)
     block_range       i32 [ceil(n/256), 2]     smallest and largest position among 256 suffix ranks
     superblock_range  i32 [ceil(n/65536), 2]   the same among 65,536 suffix ranks
     """
@@ -116,14 +117,14 @@ def token_dtype(dtype: DTypeLike) -> np.dtype[Any]:
 
 def file_layout(dtype: np.dtype[Any], num_tokens: int, num_sequences: int) -> dict[str, Section]:
     """Sections of the file by array name, in file order."""
-    blocks, superblocks = -(-num_tokens // BLOCK), -(-num_tokens // SUPERBLOCK)
+    blocks, ranges, superblocks = (-(-num_tokens // size) for size in (BLOCK, RANGE, SUPERBLOCK))
     shapes: list[tuple[str, DTypeLike, tuple[int, ...]]] = [
         ("tokens", dtype, (num_tokens,)),
         ("sequence_starts", "<i8", (num_sequences + 1,)),
         ("suffix_array", "<i4", (num_tokens,)),
         ("fingerprints", "<u2", (num_tokens,)),
         ("prefix_table", "<u8", (blocks, GRAM * dtype.itemsize // 8)),
-        ("block_range", "<i4", (blocks, 2)),
+        ("block_range", "<i4", (ranges, 2)),
         ("superblock_range", "<i4", (superblocks, 2)),
     ]
     sections: dict[str, Section] = {}

@@ -22,8 +22,8 @@ from pydivsufsort import divsufsort
 from threadpoolctl import threadpool_limits
 
 from indexer.spans.arrays import (
-    BLOCK,
     PAGE,
+    RANGE,
     SPANS_FILE,
     SUPERBLOCK,
     Section,
@@ -163,7 +163,7 @@ def sort_suffixes(tokens: NDArray[Any]) -> NDArray[np.int32]:
 
 def widen(ranges: NDArray[np.int32]) -> NDArray[np.int32]:
     """Block ranges [blocks, 2] to superblock ranges."""
-    firsts = np.arange(0, len(ranges), SUPERBLOCK // BLOCK)
+    firsts = np.arange(0, len(ranges), SUPERBLOCK // RANGE)
     smallest, largest = np.minimum.reduceat(ranges[:, 0], firsts), np.maximum.reduceat(ranges[:, 1], firsts)
     return np.stack([smallest, largest], axis=1)
 

@@ -9,43 +9,27 @@ Rules:
    side, in threads if there is an executor, and their spans merged: one is maximal in the run exactly if a part lists it
    and no part lists a longer one around it. (A longer one that occurs anywhere lies in a listed one.) Its count is the sum
    over the parts that list it. (A part where it occurs unlisted lists a longer one around it.)
-4. A search that finds itself waiting for the disk stops, and READERS threads go on with the rest of the query, a stretch
-   of starts each: what is maximal in the query is maximal in its stretch, and what is so in the stretch alone lies in a
-   span that begins earlier. So their reads overlap. One that has much to do, in many shards or of a long query, goes on in
-   as many threads as there are cores.
-5. Query tokens that no training token can equal cut the query in pieces.
+4. Query tokens that no training token can equal cut the query in pieces.
 """
 
-import functools
-import itertools
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.spans import group_kernels
 from indexer.spans.arrays import SpanArrays, SpanIndexError
-from indexer.spans.group_kernels import NEVER, TWICE
-from indexer.spans.kernels import SEARCHES
 from indexer.spans.prepare import filter_row, prepare
 from indexer.spans.search import AnyFilter, Query, as_tokens, new_work
+from indexer.spans.sharing import search_spans
 from indexer.spans.table_kernels import MergedTable
 
 __all__ = ["Member", "SpanGroup", "Spans", "maximal_spans", "span_group", "spans_of_group"]
 
 MAX_KEYS = 1 << 21
 TOGETHER = 64
-PATIENCE = 4
-"""Look-ups that may wait for the disk before others help."""
-READERS, STRETCH = 16, 4
-"""Threads at most that read side by side; each takes a stretch of at least so many times the minimum length, or TWICE."""
-CORES = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-BUDGET, AHEAD = 512, 5_000
-"""Look-ups, each in one shard, after which as many threads as there are cores go on, if AHEAD more are to be expected."""
 NONE: NDArray[np.int32] = np.zeros(0, np.int32)
 NO_ROWS: NDArray[np.int64] = np.zeros((1, 1), np.int64)
 
@@ -113,21 +97,6 @@ class Spans:
 
     def __len__(self) -> int:
         return len(self.start)
-
-
-class Stretch(NamedTuple):
-    """Spans that begin in query[first:done], as the kernel gives them, and the work done.
-
-    done: `end`, or where it stopped, because there was much to do (`is_busy`) or because the disk was waited for.
-    """
-
-    first: int
-    end: int
-    done: int
-    spans: NDArray[np.int64]
-    ranks: NDArray[np.int64]
-    work: NDArray[np.int64]
-    is_busy: bool
 
 
 def span_group(shards: Sequence[SpanArrays], max_keys: int = MAX_KEYS) -> SpanGroup:
@@ -208,59 +177,13 @@ def _part(members: Sequence[Member]) -> Part:
 
 
 def _spans_of_part(group: SpanGroup, part: Part, tokens: NDArray[np.unsignedinteger], min_length: int) -> Spans:
-    asked = ((part.rows, part.filters, part.numbers, group.table), tokens)
-    search = functools.partial(_search, asked, min_length, group.shards[0].separator)
-    found = [search(0, len(tokens), PATIENCE, BUDGET if CORES > 1 else NEVER)]
-    if found[0].is_busy:
-        found += _side_by_side(search, found[0].done, len(tokens), CORES, PATIENCE)
-    for one in [each for each in found if each.done < each.end and not each.is_busy]:
-        num = min(READERS, max(1, (one.end - one.done) // (STRETCH * min(min_length, TWICE))))
-        found += _side_by_side(search, one.done, one.end, num, len(tokens))
-    spans, ranks, work = found[0].spans, found[0].ranks, found[0].work
-    if len(found) > 1:
-        found.sort(key=lambda each: each.first)
-        spans, ranks = np.concatenate([each.spans for each in found]), np.concatenate([each.ranks for each in found])
-        work = np.sum([each.work for each in found], axis=0)
-        kept = spans[:, 1] > np.maximum.accumulate(np.append(0, spans[:-1, 1]))
-        spans, ranks = spans[kept], ranks[kept]
+    asked = (part.rows, part.filters, part.numbers, group.table)
+    spans, ranks, work = search_spans(asked, tokens, min_length, group.shards[0].separator)
     count = ranks[:, :, group_kernels.COUNT]
     return Spans(
         start=spans[:, 0], end=spans[:, 1], count=count.sum(axis=1), shard_lo=ranks[:, :, group_kernels.LO],
         shard_hi=ranks[:, :, group_kernels.HI], shard_count=count, work=work,
     )  # fmt: skip
-
-
-def _side_by_side(search: Callable[..., Stretch], first: int, end: int, num: int, patience: int) -> list[Stretch]:
-    """Search query[first:end] in `num` stretches, the first of them in this thread."""
-    edges = np.linspace(first, end, num + 1).astype(int).tolist()
-    mine, *rest = itertools.pairwise(edges)
-    others = [_readers().submit(search, *each, patience) for each in rest]
-    return [search(*mine, patience), *(each.result() for each in others)]
-
-
-@functools.cache
-def _readers() -> ThreadPoolExecutor:
-    """Threads that are kept: to start some takes as long as a tenth of a search that waits for the disk."""
-    return ThreadPoolExecutor(READERS, "kiseki-reader")
-
-
-os.register_at_fork(after_in_child=_readers.cache_clear)  # a child has none of its parent's threads
-
-
-def _search(
-    asked: tuple[group_kernels.Group, NDArray[np.unsignedinteger]],
-    min_length: int,
-    separator: int,
-    first: int,
-    end: int,
-    patience: int,
-    budget: int = NEVER,
-) -> Stretch:
-    work = new_work()
-    spans, ranks, done = group_kernels.maximal_spans(
-        *asked, first, end, min_length, separator, patience, (budget, AHEAD), work
-    )
-    return Stretch(first, end, done, spans, ranks, work, done < end and bool(work[SEARCHES] >= budget))
 
 
 def _merged(parts: Sequence[Spans]) -> Spans:

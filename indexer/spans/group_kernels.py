@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from indexer.spans.arrays import BLOCK, GRAM, SHORT
 from indexer.spans.hit_kernels import alike_passing, count_passing, outermost
-from indexer.spans.jit import cycles, jit, jit_inline, prefetch, uncounted, will_need
+from indexer.spans.jit import atomic_add, cycles, jit, jit_inline, jit_short, prefetch, uncounted, will_need
 from indexer.spans.kernels import (
     ALIKE,
     I64,
@@ -59,7 +59,7 @@ from indexer.spans.kernels import (
 from indexer.spans.match_kernels import NEAR, earliest, is_unfiltered, piece_end
 from indexer.spans.table_kernels import LINE, ROWS, Finder, MergedTable, find_rows, first_rows, ranks_in_shard
 
-__all__ = ["COUNT", "HI", "LO", "NEVER", "TWICE", "Group", "maximal_spans"]
+__all__ = ["COUNT", "HI", "LO", "NEVER", "TWICE", "Group", "Shared", "gathered", "maximal_spans"]
 
 Found: TypeAlias = NDArray[np.int64]
 Group: TypeAlias = tuple[I64, I64, I64, MergedTable]
@@ -68,6 +68,10 @@ their columns in the merged table, and that table."""
 Memory: TypeAlias = tuple[I64, Found, I64, U64, I64, I64]
 """What is known of grams: their places known i64 [SLOTS], what the shards have of them grams i64 [SLOTS, shards, 3], and
 `row_of` i64 [query]; and room: keys u64 [ROWS, words], counts i64 [shards or more], slots i64 [AHEAD]."""
+Shared: TypeAlias = tuple[I64, I64, I64, I64, Found]
+"""What the threads of a search share: edges of its stretches i64 [stretches + 1]; state i64 [2], how many are claimed and
+done; and the spans found, those of the stretch that begins at start s from row s on: how many at s, counts i64 [starts + 1];
+spans i64 [starts, 2]; ranks i64 [starts, shards, 3]."""
 
 START, LENGTH, RANK, LOW, HIGH = 0, 1, 2, 3, 4
 LO, HI, COUNT = 0, 1, 2
@@ -84,11 +88,13 @@ STEP = 4
 NEVER = 1 << 62
 SLOW, SLOW_BLOCK = 40_000, 1_000
 """Cycles that a look-up takes at most, and for each block of fingerprints, if all is in memory. A disk takes more."""
+WAKING = 100_000
+"""Cycles that are waited for other threads; after that the system is asked to."""
 RECENT = 256
 """Slots for the last spans by ranks and length, to notice repetition."""
 
 
-@jit
+@jit_inline
 def least(numbers: I64) -> int:
     """The smallest of some numbers."""
     smallest = numbers[0]
@@ -97,7 +103,7 @@ def least(numbers: I64) -> int:
     return int(smallest)
 
 
-@jit
+@jit_inline
 def slot_of(known: I64, probe: int, free: int, ranks: Found) -> int:
     """The slot of the gram at `probe`; if it has none, the slot `free`, emptied for it."""
     for slot in range(SLOTS):
@@ -109,19 +115,29 @@ def slot_of(known: I64, probe: int, free: int, ranks: Found) -> int:
     return free
 
 
-@jit
-def slot_if_known(known: I64, grams: Found, probe: int, asked: I64) -> int:
+@jit_inline
+def slot_if_known(known: I64, grams: Found, probe: int, asked: I64, num_asked: int) -> int:
     """The slot of the gram at `probe` if all shards that are asked know it, else -1."""
     for slot in range(SLOTS):
         if known[slot] == probe:
-            for i in range(len(asked)):
-                if asked[i] and grams[slot, i, STATE] == UNKNOWN:
+            for k in range(num_asked):
+                if grams[slot, asked[k], STATE] == UNKNOWN:
                     return -1
             return slot
     return -1
 
 
-@jit
+@jit_inline
+def to_ask(following: I64, at: int, asked: I64) -> int:
+    """Write the shards that have not excluded `at` to `asked`; returns how many they are."""
+    num = 0
+    for i in range(len(following)):
+        asked[num] = i
+        num += following[i] <= at
+    return num
+
+
+@jit_inline
 def lacks(grams: Found, slot: int, shard: int) -> bool:
     """Whether the shard is known not to have the whole gram of that slot."""
     return bool(NOTHING <= grams[slot, shard, STATE] < WHOLE)
@@ -133,12 +149,13 @@ def look_up(
     query: Tokens,
     places: tuple[int, int, int],
     asked: I64,
+    num_asked: int,
     slow: bool,
     memory: Memory,
     free: int,
     work: I64,
 ) -> tuple[int, int, bool]:
-    """Look the gram at `probe` up in all shards that are asked (i64 [shards], 0 or 1); in FEW shards up to `width` grams at
+    """Look the gram at `probe` up in the shards asked[:num_asked]; in FEW shards up to `width` grams at
     probe, probe + stride … , `places` being (probe, stride, width).
 
     Into grams i64 [SLOTS, shards, 3] come a gram's suffix ranks, empty where the shard has no passing suffix with it, and
@@ -169,8 +186,9 @@ def look_up(
         slots[num] = slot
         num += 1
         counted, hint = False, PENDING
-        for i in range(len(rows)):
-            if asked[i] == 0 or grams[slot, i, STATE] != UNKNOWN:
+        for j in range(num_asked):
+            i = asked[j]
+            if grams[slot, i, STATE] != UNKNOWN:
                 continue
             if not counted:
                 pack(query, known[slot], GRAM, 0, keys[0])
@@ -198,7 +216,8 @@ def look_up(
     for k in range(num):
         slot = slots[k]
         packed, wanted = False, np.uint16(0)
-        for i in range(len(rows)):
+        for j in range(num_asked):
+            i = asked[j]
             hint = grams[slot, i, STATE]
             if hint < PENDING:
                 continue
@@ -242,43 +261,47 @@ def further_back(
     """
     probe, at = places
     grams, row_of = memory[1], memory[2]
-    num_left, num_slow = 0, 0
-    for i in range(len(asked)):
-        asked[i] = following[i] <= at
-        num_left += asked[i]
+    num_left, num_slow = to_ask(following, at, asked), 0
     if probe - STEP >= at and row_of[probe - STEP] < 0:
         num_rows = min(ROWS, (probe - at) // STEP)
         find_rows(group[3], query, (probe - STEP, -STEP, num_rows), memory[3], memory[4], row_of)
     while num_left > 0 and probe > at:
         probe = max(at, probe - STEP)
-        slot = slot_if_known(memory[0], grams, probe, asked)
+        slot = slot_if_known(memory[0], grams, probe, asked, num_left)
         if slot < 0:
             one = int(ZERO[0]) + 1
-            slot, free, slow = look_up(group, query, (probe, one, one), asked, slow, memory, free, work)
+            slot, free, slow = look_up(group, query, (probe, one, one), asked, num_left, slow, memory, free, work)
             num_slow += slow
-        for i in range(len(asked)):
-            if asked[i] and grams[slot, i, STATE] < WHOLE:
-                asked[i], following[i] = 0, probe + 1
-                num_left -= 1
+        num_asked, num_left = num_left, 0
+        for j in range(num_asked):
+            i = asked[j]
+            if grams[slot, i, STATE] < WHOLE:
+                following[i] = probe + 1
+            else:
+                asked[num_left] = i
+                num_left += 1
     return slot, free, slow, num_slow
 
 
-@jit
+@jit_inline
 def is_filtered(row: I64, filter_row: I64) -> bool:
     """Whether a filter leaves something of its shard out: by a bitmap, or by a range of positions."""
     return bool(filter_row[3] > 0 or filter_row[0] > 0 or filter_row[1] < row[7])
 
 
 @jit
-def leave_out(rows: I64, filters: I64, query: Tokens, probe: int, asked: I64, ranks: I64, key: U64) -> None:
+def leave_out(
+    rows: I64, filters: I64, query: Tokens, probe: int, asked: I64, num_asked: int, ranks: I64, key: U64
+) -> None:  # fmt: skip
     """A shard that has the first tokens of the gram at `probe`, but in no passing suffix, has NOTHING of it.
 
     That is so if all suffixes with them are in the block that was looked at. ranks i64 [shards, 3] are those of `look_up`.
     """
     pack(query, probe, GRAM, 0, key)
     wanted = fingerprint(key)
-    for i in range(len(rows)):
-        if asked[i] == 0 or ranks[i, STATE] != FIRST or not is_filtered(rows[i], filters[i]):
+    for j in range(num_asked):
+        i = asked[j]
+        if ranks[i, STATE] != FIRST or not is_filtered(rows[i], filters[i]):
             continue
         shard, block = opened(rows[i], query), ranks[i, LO] // BLOCK
         if begins_alike(shard[3], block + 1, key) or (block > 0 and begins_alike(shard[3], block, key)):
@@ -405,19 +428,6 @@ def ranks_of_span(
 
 
 @jit
-def doubled(spans: I64, ranks: Found) -> tuple[I64, Found]:
-    """Room for twice as many spans."""
-    more_spans = np.zeros((2 * len(spans), 2), np.int64)
-    more_ranks = np.zeros((2 * len(ranks), ranks.shape[1], 3), np.int64)
-    for i in range(len(spans)):
-        more_spans[i, 0], more_spans[i, 1] = spans[i, 0], spans[i, 1]
-        for shard in range(ranks.shape[1]):
-            for column in range(3):
-                more_ranks[i, shard, column] = ranks[i, shard, column]
-    return more_spans, more_ranks
-
-
-@jit
 def same_span(spans: I64, ranks: Found, model: int, lead: int, lo: int, length: int) -> bool:
     """Whether an earlier span has those ranks in that shard, and that length: then its tokens are the same."""
     return bool(
@@ -431,13 +441,15 @@ def same_span(spans: I64, ranks: Found, model: int, lead: int, lo: int, length: 
 @jit
 def spans_from(
     group: Group, query: Tokens, first_start: int, end_start: int, min_length: int, separator: int, patience: int,
-    budget: tuple[int, int], memory: Memory, following: I64, asked: I64, barren: I64, found: I64, recent: I64, work: I64,
-) -> tuple[I64, Found, int]:  # fmt: skip
-    """`maximal_spans`, of arrays that are not counted."""
+    budget: tuple[int, int], memory: Memory, following: I64, asked: I64, barren: I64, found: I64, recent: I64, spans: I64,
+    ranks: Found, work: I64,
+) -> tuple[int, int]:  # fmt: skip
+    """Write every span that begins in query[first_start:end_start] and is maximal there into spans i64 [starts, 2] and ranks
+    i64 [starts, shards, 3]; returns how many, and the start up to which that holds, as `maximal_spans` does.
+    """
     rows, filters, _, table = group
     known, grams, row_of, keys, counts, _ = memory
     num_shards, zero = len(rows), int(ZERO[0])
-    spans, ranks = np.zeros((64, 2), np.int64), np.zeros((64, num_shards, 3), np.int64)
     gram, finder = min(min_length, GRAM), (table, row_of, keys, counts)
     num_spans, begin, width, free, slow, num_slow = 0, first_start, zero + 1, zero, zero > 0, 0
     filtered, stopped, stop_after = False, False, budget[0]
@@ -450,13 +462,11 @@ def spans_from(
         model, shift, verified = -1, 0, 0
         recent[:], following[:] = -1, start
         while start < end_start:
-            if num_spans + 1 >= len(spans):
-                spans, ranks = doubled(spans, ranks)
             if model >= 0:
                 end = spans[model + 1, 1] + shift
                 while verified <= end and verified < stop and query[verified] == query[verified - shift]:
                     verified += 1
-                if verified > end:
+                if verified > end and spans[model + 1, 0] + shift < end_start:
                     model += 1
                     start, last_end = spans[model, 0] + shift + 1, end
                     spans[num_spans, 0], spans[num_spans, 1] = start - 1, end
@@ -471,38 +481,34 @@ def spans_from(
                 stop_after = NEVER
                 stopped = work[SEARCHES] * (end_start - start) >= budget[1] * (start - first_start)
             if num_slow >= patience or stopped:
-                return spans[:num_spans], ranks[:num_spans], start
+                return num_spans, start
             at, probe, slot = reach - min_length, reach - gram, 0
             if gram == GRAM:
-                short, between, num_left = zero, zero, 0
-                for i in range(num_shards):
-                    asked[i] = following[i] <= at
-                    num_left += asked[i]
+                short, between, num_left = zero, zero, to_ask(following, at, asked)
                 for size in (SHORT, GRAM - 1, GRAM):
                     if num_left == 0 or (size < GRAM and min_length >= TWICE):
                         continue
                     place = reach - size
-                    slot = slot_if_known(known, grams, place, asked)
+                    slot = slot_if_known(known, grams, place, asked, num_left)
                     if slot < 0:
                         places = (place, min_length - size + 1, width)
-                        slot, free, slow = look_up(group, piece, places, asked, slow, memory, free, work)
+                        slot, free, slow = look_up(group, piece, places, asked, num_left, slow, memory, free, work)
                         num_slow += slow
                         width = min(2 * width, AHEAD) if num_slow == 0 else 1
                     if size < GRAM and filtered:
-                        leave_out(rows, filters, piece, place, asked, grams[slot], keys[0])
+                        leave_out(rows, filters, piece, place, asked, num_left, grams[slot], keys[0])
                     short, between = (slot, between) if size == SHORT else (short, slot if size < GRAM else between)
-                    num_left = 0
-                    for i in range(num_shards):
-                        if asked[i] == 0:
-                            continue
-                        if size == SHORT:
-                            asked[i] = grams[slot, i, STATE] >= FIRST
-                            following[i] = following[i] if asked[i] else place + 1
-                        elif grams[slot, i, STATE] < (FIRST if size < GRAM else WHOLE):
-                            asked[i], following[i] = 0, place + 1
-                            following[i] += known[between] == following[i] and lacks(grams, between, i)
-                            following[i] += known[short] == following[i] and lacks(grams, short, i)
-                        num_left += asked[i]
+                    num_asked, num_left = num_left, 0
+                    for j in range(num_asked):
+                        i = asked[j]
+                        if grams[slot, i, STATE] >= (FIRST if size < GRAM else WHOLE):
+                            asked[num_left] = i
+                            num_left += 1
+                        else:
+                            following[i] = place + 1
+                            if size > SHORT:
+                                following[i] += known[between] == following[i] and lacks(grams, between, i)
+                                following[i] += known[short] == following[i] and lacks(grams, short, i)
                     width = width if num_left == 0 else 1
                 start = max(start, least(following))
                 if probe > at >= start:
@@ -520,6 +526,8 @@ def spans_from(
                 start = max(start, least(following))
                 continue
             best, longest = found[lead, START], found[lead, LENGTH]
+            if best >= end_start:
+                break
             ranks[num_spans] = 0
             spans[num_spans, 0], spans[num_spans, 1] = best, best + longest
             start, last_end = best + 1, best + longest
@@ -536,45 +544,80 @@ def spans_from(
                     if found[i, START] == best and found[i, LENGTH] == longest:
                         ranks_of_span(rows[i], filters[i], piece, found[i], zero - 1, ranks[num_spans, i], work)
             num_spans += 1
-    return spans[:num_spans], ranks[:num_spans], end_start
+    return num_spans, end_start
 
 
 @jit
 def maximal_spans(
     group: Group,
     query: Tokens,
-    first_start: int,
-    end_start: int,
+    shared: Shared,
     min_length: int,
     separator: int,
     patience: int,
     budget: tuple[int, int],
     work: I64,
-) -> tuple[I64, Found, int]:
-    """(start and end i64 [k, 2], suffix ranks and count in each shard i64 [k, shards, 3]) of every span that begins in
-    query[first_start:end_start] and is maximal there; and the start up to which that holds.
+) -> tuple[int, int]:
+    """Search stretches of starts that no other thread has claimed, as long as there are some, for every span that begins in
+    the stretch and is maximal there. Separators cut the query in pieces.
 
-    That is `end_start`, or an earlier one if `patience` look-ups were slow, as those are that wait for the disk; or after
-    budget[0] look-ups, each in one shard, if at that pace budget[1] more are ahead. Separators cut the query in pieces.
+    It stops in a stretch if `patience` look-ups were slow, as those are that wait for the disk; or after budget[0] look-ups,
+    each in one shard, if at that pace budget[1] more are ahead. Then the rest of the stretch is returned, (start, end), else
+    two equal numbers.
     """
     rows, filters, numbers, table = group
+    edges, state, counts, spans, ranks = shared
     num_shards, words = len(rows), table[0].shape[1]
     known, grams = np.full(SLOTS, -1, np.int64), np.zeros((SLOTS, num_shards, 3), np.int64)
     row_of, following = np.full(len(query), -1, np.int64), np.zeros(num_shards, np.int64)
     barren, found = np.zeros((num_shards, 3), np.int64), np.zeros((num_shards, 5), np.int64)
     recent, asked = np.full(RECENT, -1, np.int64), np.zeros(num_shards, np.int64)
-    keys, counts = np.empty((ROWS, words), np.uint64), np.empty(max(ROWS, table[2].shape[1]), np.int64)
+    keys, rows_before = np.empty((ROWS, words), np.uint64), np.empty(max(ROWS, table[2].shape[1]), np.int64)
     slots = np.empty(AHEAD, np.int64)
     merged = (uncounted(table[0]), uncounted(table[1]), uncounted(table[2]), table[3], table[4])
-    answer = spans_from(
-        (uncounted(rows), uncounted(filters), uncounted(numbers), merged), uncounted(query), first_start, end_start,
-        min_length, separator, patience, budget,
-        (uncounted(known), uncounted(grams), uncounted(row_of), uncounted(keys), uncounted(counts), uncounted(slots)),
-        uncounted(following), uncounted(asked), uncounted(barren), uncounted(found), uncounted(recent), uncounted(work),
-    )  # fmt: skip
+    done, end = 0, 0
+    while done == end:
+        stretch = atomic_add(state.ctypes.data, 1)
+        if stretch + 1 >= len(edges):
+            break
+        first, end = edges[stretch], edges[stretch + 1]
+        counts[first], done = spans_from(
+            (uncounted(rows), uncounted(filters), uncounted(numbers), merged), uncounted(query), first, end, min_length,
+            separator, patience, budget,
+            (uncounted(known), uncounted(grams), uncounted(row_of), uncounted(keys), uncounted(rows_before), uncounted(slots)),
+            uncounted(following), uncounted(asked), uncounted(barren), uncounted(found), uncounted(recent),
+            uncounted(spans)[first:end], uncounted(ranks)[first:end], uncounted(work),
+        )  # fmt: skip
+        atomic_add(state.ctypes.data + 8, 1)
     # Named once more, so that they live until here.
     work[SEARCHES] += 0 * (
-        known[0] + grams[0, 0, 0] + row_of[0] + following[0] + barren[0, 0] + found[0, 0] + recent[0] + asked[0] + counts[0]
-        + slots[0] + len(keys)
+        known[0] + grams[0, 0, 0] + row_of[0] + following[0] + barren[0, 0] + found[0, 0] + recent[0] + asked[0]
+        + rows_before[0] + slots[0] + len(keys)
     )  # fmt: skip
-    return answer
+    return done, end
+
+
+@jit_short
+def gathered(shared: Shared) -> tuple[bool, I64, Found]:
+    """(whether all stretches are done, spans, ranks): the spans of all stretches of a search, one after the other, without
+    those that lie in one of a stretch before.
+
+    Waits for other threads, as long as it takes to wake one.
+    """
+    edges, state, counts, spans, ranks = shared
+    began, num = cycles(), 0
+    while atomic_add(state.ctypes.data + 8, 0) + 1 < len(edges):
+        if cycles() - began > WAKING:
+            return False, spans[:0], ranks[:0]
+    for first in range(len(counts)):
+        num += counts[first]
+    all_spans, all_ranks = np.empty((num, 2), np.int64), np.empty((num, ranks.shape[1], 3), np.int64)
+    num, furthest = 0, 0
+    for first in range(len(counts)):
+        for row in range(first, first + counts[first]):
+            if spans[row, 1] > furthest:
+                furthest = spans[row, 1]
+                all_spans[num] = spans[row]
+                all_ranks[num] = ranks[row]
+                num += 1
+    return True, all_spans[:num], all_ranks[:num]

@@ -10,7 +10,7 @@ Rules:
 
 import numpy as np
 
-from indexer.spans.arrays import BLOCK, SUPERBLOCK
+from indexer.spans.arrays import RANGE, SUPERBLOCK
 from indexer.spans.jit import jit
 from indexer.spans.kernels import (
     ALIKE,
@@ -41,7 +41,7 @@ def any_inside(suffix_array: I32, rank: int, first: int, end: int) -> bool:
 
 @jit
 def select(shard: Shard, chosen: Chosen, lo: int, hi: int, first: int, end: int, ranks: I64) -> int:
-    """Write the ranks of [lo, hi), at most BLOCK of them, that pass and start in [first, end) to `ranks`; returns how many.
+    """Write the ranks of [lo, hi), at most RANGE of them, that pass and start in [first, end) to `ranks`; returns how many.
 
     [first, end) is the filter's own range of positions or a part of it.
     """
@@ -112,7 +112,7 @@ def next_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, work: I64) -> i
     rank = lo
     while rank < hi:
         rank = skip_blocks(shard[4], shard[5], rank, chosen[0], chosen[1])
-        stop = min(hi, (rank // BLOCK + 1) * BLOCK)
+        stop = min(hi, (rank // RANGE + 1) * RANGE)
         if rank < stop:
             work[SCANNED] += stop - rank
             found = outermost(shard, chosen, rank, stop, False)
@@ -128,7 +128,7 @@ def previous_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, work: I64) 
     rank = hi - 1
     while rank >= lo:
         rank = skip_blocks_down(shard[4], shard[5], rank, chosen[0], chosen[1])
-        begin = max(lo, rank // BLOCK * BLOCK)
+        begin = max(lo, rank // RANGE * RANGE)
         if rank >= begin:
             work[SCANNED] += rank + 1 - begin
             found = outermost(shard, chosen, begin, rank + 1, True)
@@ -145,13 +145,13 @@ def count_passing(shard: Shard, chosen: Chosen, lo: int, hi: int) -> int:
     first, end, bitmap = chosen[0], chosen[1], len(chosen[2]) > 0
     if not bitmap and first <= 0 and end >= len(suffix_array):
         return hi - lo
-    ranks = np.empty(BLOCK, np.int64)
+    ranks = np.empty(RANGE, np.int64)
     total = 0
     rank = lo if first < end else hi
     while rank < hi:
         rank = skip_blocks(block_range, shard[5], rank, first, end)
-        block = rank // BLOCK
-        stop = min(hi, (block + 1) * BLOCK)
+        block = rank // RANGE
+        stop = min(hi, (block + 1) * RANGE)
         if rank >= stop:
             break
         if bitmap:
@@ -173,11 +173,11 @@ def extent_passing(shard: Shard, chosen: Chosen, lo: int, hi: int) -> tuple[int,
     """
     suffix_array, block_range, superblock_range = shard[1], shard[4], shard[5]
     first, end, bitmap = chosen[0], chosen[1], len(chosen[2]) > 0
-    ranks = np.empty(BLOCK, np.int64)
+    ranks = np.empty(RANGE, np.int64)
     smallest, largest = end, first - 1
     rank = lo
     while rank < hi:
-        size, ranges = BLOCK, block_range
+        size, ranges = RANGE, block_range
         if rank % SUPERBLOCK == 0 and rank + SUPERBLOCK <= hi:
             size, ranges = SUPERBLOCK, superblock_range
         unit = rank // size
@@ -189,7 +189,7 @@ def extent_passing(shard: Shard, chosen: Chosen, lo: int, hi: int) -> tuple[int,
             smallest, largest = min(smallest, low), max(largest, high)
             rank = stop
         else:
-            stop = min(hi, (rank // BLOCK + 1) * BLOCK)
+            stop = min(hi, (rank // RANGE + 1) * RANGE)
             for i in range(select(shard, chosen, rank, stop, first, smallest, ranks)):
                 position = int(suffix_array[ranks[i]])
                 smallest, largest = min(smallest, position), max(largest, position)
@@ -219,13 +219,13 @@ def histogram_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, edges: I64
     scale = 0
     while (end - first) >> scale >= HINTS:
         scale += 1
-    hints, ranks = np.empty(HINTS + 1, np.int64), np.empty(BLOCK, np.int64)
+    hints, ranks = np.empty(HINTS + 1, np.int64), np.empty(RANGE, np.int64)
     for bucket in range(HINTS + 1):
         hints[bucket] = bin_of(edges, 0, len(counts) - 1, first + (bucket << scale))
     rank = lo if first < end else hi
     while rank < hi:
         rank = skip_blocks(shard[4], shard[5], rank, first, end)
-        stop = min(hi, (rank // BLOCK + 1) * BLOCK)
+        stop = min(hi, (rank // RANGE + 1) * RANGE)
         for i in range(select(shard, chosen, rank, stop, first, end, ranks)):
             position = int(suffix_array[ranks[i]])
             bucket = (position - first) >> scale
@@ -259,12 +259,12 @@ def page_passing(shard: Shard, chosen: Chosen, lo: int, hi: int, descending: boo
     """
     suffix_array = shard[1]
     first, end = chosen[0], chosen[1]
-    ranks = np.empty(BLOCK, np.int64)
+    ranks = np.empty(RANGE, np.int64)
     kept = 0
     rank = lo if len(heap) > 0 else hi
     while rank < hi:
         rank = skip_blocks(shard[4], shard[5], rank, first, end)
-        stop = min(hi, (rank // BLOCK + 1) * BLOCK)
+        stop = min(hi, (rank // RANGE + 1) * RANGE)
         for i in range(select(shard, chosen, rank, stop, first, end, ranks)):
             position = int(suffix_array[ranks[i]])
             key = -position if descending else position

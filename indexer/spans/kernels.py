@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.spans.arrays import BLOCK, GRAM, SUPERBLOCK
+from indexer.spans.arrays import BLOCK, GRAM, RANGE, SUPERBLOCK
 from indexer.spans.jit import array_at, jit, jit_inline
 
 Tokens: TypeAlias = NDArray[Any]
@@ -43,7 +43,7 @@ ZERO: I64 = np.zeros(1, np.int64)
 """int(ZERO[0]) is a zero that numba takes for a variable: for a literal it would compile the callee once more."""
 
 
-@jit
+@jit_inline
 def opened(row: I64, sample: Tokens) -> Shard:
     """The arrays behind `SpanArrays.row`; `sample` is any array of their token dtype."""
     tokens = array_at(row[0], (row[7],), sample.dtype)
@@ -56,16 +56,35 @@ def opened(row: I64, sample: Tokens) -> Shard:
     return tokens, suffix_array, fingerprints, table, block_range, superblock_range, starts
 
 
-@jit
+@jit_inline
 def chosen_of(row: I64) -> Chosen:
     """The filter behind a `filter_row`."""
     passing = array_at(row[2], (row[3],), np.uint8)
     return row[0], row[1], passing, array_at(row[4], (row[5],), np.uint8), row[6]
 
 
-@jit
+@jit_inline
+def pack_whole(tokens: Tokens, at: np.uint64, key: U64) -> None:
+    """Pack the GRAM tokens from `at` on, all of which there are."""
+    if len(key) == 2:
+        for word in range(2):
+            first, second = np.uint64(tokens[at]), np.uint64(tokens[at + np.uint64(1)])
+            third, fourth = np.uint64(tokens[at + np.uint64(2)]), np.uint64(tokens[at + np.uint64(3)])
+            high = (first << np.uint64(16)) | second
+            key[word] = (high << np.uint64(32)) | (third << np.uint64(16)) | fourth
+            at += np.uint64(4)
+    else:
+        for word in range(4):
+            key[word] = (np.uint64(tokens[at]) << np.uint64(32)) | np.uint64(tokens[at + np.uint64(1)])
+            at += np.uint64(2)
+
+
+@jit_inline
 def pack(tokens: Tokens, position: int, length: int, padding: int, key: U64) -> None:
     """Pack tokens[position:position+length] into the words of key, first token highest; the rest of GRAM is padding."""
+    if length >= GRAM and position + GRAM <= len(tokens):
+        pack_whole(tokens, np.uint64(position), key)
+        return
     per_word = GRAM // len(key)
     bits = np.uint64(64 // per_word)
     for word in range(len(key)):
@@ -78,7 +97,7 @@ def pack(tokens: Tokens, position: int, length: int, padding: int, key: U64) -> 
         key[word] = packed
 
 
-@jit
+@jit_inline
 def fingerprint(key: U64) -> np.uint16:
     """Hash of a packed gram: its upper 11 bits are of the first SHORT tokens, its lower 5 of all. Multiply and fold."""
     mixed, last = np.uint64(0), key[len(key) - 1]
@@ -93,7 +112,7 @@ def fingerprint(key: U64) -> np.uint16:
     return np.uint16((short & np.uint64(0xFFE0)) | ((whole * np.uint64(MIX)) >> np.uint64(59)))
 
 
-@jit
+@jit_inline
 def begins_alike(table: U64, row: int, key: U64) -> bool:
     """Whether a row of packed grams and a key agree in their first SHORT tokens; not so beyond the table."""
     if row >= len(table):
@@ -107,19 +126,20 @@ def begins_alike(table: U64, row: int, key: U64) -> bool:
 
 @jit
 def fill_side_arrays(tokens: Tokens, suffix_array: I32, fingerprints: U16, table: U64, ranges: I32) -> None:
-    """Fill fingerprints [n], prefix table [blocks, words] and block ranges [blocks, 2] from the suffix array."""
+    """Fill fingerprints [n], prefix table [blocks, words] and block ranges [ranges, 2] from the suffix array."""
     key = np.empty(table.shape[1], np.uint64)
     for rank in range(len(suffix_array)):
         position = int(suffix_array[rank])
         pack(tokens, position, GRAM, 0, key)
         fingerprints[rank] = fingerprint(key)
-        block = rank // BLOCK
+        at = rank // RANGE
         if rank % BLOCK == 0:
             for word in range(len(key)):
-                table[block, word] = key[word]
-            ranges[block, 0] = ranges[block, 1] = position
-        ranges[block, 0] = min(ranges[block, 0], position)
-        ranges[block, 1] = max(ranges[block, 1], position)
+                table[rank // BLOCK, word] = key[word]
+        if rank % RANGE == 0:
+            ranges[at, 0] = ranges[at, 1] = position
+        ranges[at, 0] = min(ranges[at, 0], position)
+        ranges[at, 1] = max(ranges[at, 1], position)
 
 
 @jit
@@ -152,7 +172,7 @@ def table_bound(table: U64, first: int, key: U64, after_equal: bool) -> int:
     return lo
 
 
-@jit
+@jit_inline
 def least_difference(fingerprints: U16, lo: int, hi: int, wanted: np.uint16) -> np.uint16:
     """Smallest `fingerprint ^ wanted` in ranks [lo, hi): 0 where the gram may be, below ALIKE where its first SHORT tokens
     may be. No early end: the compiler turns this into vector operations."""
@@ -162,7 +182,7 @@ def least_difference(fingerprints: U16, lo: int, hi: int, wanted: np.uint16) -> 
     return least
 
 
-@jit
+@jit_inline
 def common_prefix(tokens: Tokens, position: int, query: Tokens, start: int, known: int, limit: int, work: I64) -> int:
     """Tokens that tokens[position:] and query[start:start+limit] have in common, of which `known` are known."""
     k = known
@@ -184,7 +204,7 @@ def common_prefix(tokens: Tokens, position: int, query: Tokens, start: int, know
     return k
 
 
-@jit
+@jit_inline
 def common_suffix(tokens: Tokens, position: int, query: Tokens, start: int, limit: int, work: I64) -> int:
     """Tokens before tokens[position] and before query[start] that agree, at most `limit`."""
     k, room = 0, min(limit, position)
@@ -194,7 +214,7 @@ def common_suffix(tokens: Tokens, position: int, query: Tokens, start: int, limi
     return k
 
 
-@jit
+@jit_inline
 def suffix_at(tokens: Tokens, suffix_array: I32, rank: int) -> int:
     """Position of the suffix of that rank; the last one where the entry points out of the shard."""
     position = np.uint64(suffix_array[np.uint64(rank)])
@@ -264,7 +284,28 @@ def short_ranks(shard: Shard, query: Tokens, start: int, length: int, work: I64)
     return lo, run_edge(tokens, suffix_array, hi, lo, query, start, length, work) + 1
 
 
-@jit
+@jit_inline
+def advance_pairs(table: U64, keys: U64, num: int, half: int, firsts: I64) -> None:
+    """A step of `table_bounds` for rows of two words; as a loop over words it takes thrice as long."""
+    for k in range(num):
+        row = np.uint64(firsts[k] + half - 1)
+        value, wanted = table[row, np.uint64(0)], keys[k, 0]
+        below = (value < wanted) | ((value == wanted) & (table[row, np.uint64(1)] < keys[k, 1]))
+        firsts[k] += half if below else 0
+
+
+@jit_inline
+def advance(table: U64, keys: U64, num: int, half: int, firsts: I64) -> None:
+    """A step of `table_bounds` for rows of any width."""
+    for k in range(num):
+        row, below = np.uint64(firsts[k] + half - 1), False
+        for word in range(table.shape[1] - 1, -1, -1):
+            value, wanted = table[row, np.uint64(word)], keys[k, word]
+            below = (value < wanted) | ((value == wanted) & below)
+        firsts[k] += half if below else 0
+
+
+@jit_inline
 def table_bounds(table: U64, keys: U64, num: int, firsts: I64) -> None:
     """The first row that is not below each of keys[:num], into firsts.
 
@@ -275,17 +316,14 @@ def table_bounds(table: U64, keys: U64, num: int, firsts: I64) -> None:
     size = len(table)
     while size > 0:
         half = (size + 1) >> 1
-        for k in range(num):
-            row = np.uint64(firsts[k] + half - 1)
-            below = False
-            for word in range(table.shape[1] - 1, -1, -1):
-                value, wanted = table[row, np.uint64(word)], keys[k, word]
-                below = (value < wanted) | ((value == wanted) & below)
-            firsts[k] += half if below else 0
+        if table.shape[1] == 2:
+            advance_pairs(table, keys, num, half, firsts)
+        else:
+            advance(table, keys, num, half, firsts)
         size -= half
 
 
-@jit
+@jit_inline
 def ranks_of_gram(shard: Shard, key: U64, first: int, present: bool, after: int) -> tuple[int, int]:
     """Ranks [lo, hi) that hold every suffix beginning with a packed gram; often no other.
 
@@ -361,14 +399,14 @@ def mark_stretches(sequence_starts: I64, passing: U8, shift: int) -> U8:
 @jit
 def skip_blocks(block_range: I32, superblock_range: I32, rank: int, first: int, end: int) -> int:
     """The first rank from `rank` on whose block reaches into the positions [first, end); may be beyond the array."""
-    while rank < len(block_range) * BLOCK:
-        block, large = rank // BLOCK, rank // SUPERBLOCK
+    while rank < len(block_range) * RANGE:
+        block, large = rank // RANGE, rank // SUPERBLOCK
         if block_range[block, 1] >= first and block_range[block, 0] < end:
             break
         if superblock_range[large, 1] < first or superblock_range[large, 0] >= end:
             rank = (large + 1) * SUPERBLOCK
         else:
-            rank = (block + 1) * BLOCK
+            rank = (block + 1) * RANGE
     return rank
 
 
@@ -376,11 +414,11 @@ def skip_blocks(block_range: I32, superblock_range: I32, rank: int, first: int, 
 def skip_blocks_down(block_range: I32, superblock_range: I32, rank: int, first: int, end: int) -> int:
     """The last rank up to `rank` whose block reaches into the positions [first, end), or -1."""
     while rank >= 0:
-        block, large = rank // BLOCK, rank // SUPERBLOCK
+        block, large = rank // RANGE, rank // SUPERBLOCK
         if block_range[block, 1] >= first and block_range[block, 0] < end:
             break
         if superblock_range[large, 1] < first or superblock_range[large, 0] >= end:
             rank = large * SUPERBLOCK - 1
         else:
-            rank = block * BLOCK - 1
+            rank = block * RANGE - 1
     return rank

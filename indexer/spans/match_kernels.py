@@ -14,7 +14,7 @@ Rules (all of them hold under any filter, because they speak of what occurs in t
 
 import numpy as np
 
-from indexer.spans.arrays import BLOCK, GRAM
+from indexer.spans.arrays import GRAM, RANGE
 from indexer.spans.hit_kernels import next_passing, previous_passing
 from indexer.spans.jit import jit, jit_inline
 from indexer.spans.kernels import (
@@ -38,7 +38,7 @@ NEAR = 32
 """Ranks beside the insertion point that are looked at before the range of sharing suffixes is bounded."""
 
 
-@jit
+@jit_inline
 def is_unfiltered(shard: Shard, chosen: Chosen) -> bool:
     """Whether every sequence passes."""
     return len(chosen[2]) == 0 and chosen[0] <= 0 and chosen[1] >= len(shard[0])
@@ -142,7 +142,7 @@ def longest(
             place = (lo, hi, rank, below, above)
             length, inside = nearest_passing(shard, chosen, query, start, need, place, limit, work)
             if length == 0:
-                if work[SCANNED] - scanned > BLOCK:
+                if work[SCANNED] - scanned > RANGE:
                     barren[0] = run_edge(tokens, suffix_array, lo - 1, sharing, query, start, need, work)
                     barren[1] = run_edge(tokens, suffix_array, hi, sharing, query, start, need, work) + 1
                     barren[2] = need

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from indexer.spans.arrays import BLOCK, GRAM, SHORT
-from indexer.spans.jit import jit, prefetch
+from indexer.spans.jit import jit, jit_inline, prefetch
 from indexer.spans.kernels import (
     I32,
     I64,
@@ -43,7 +43,7 @@ ROWS = 8
 """Grams whose rows are found together."""
 
 
-@jit
+@jit_inline
 def first_rows(table: MergedTable, row: int, rows: I64) -> None:
     """How many of the merged table's keys before `row` each shard owns, into rows [shards]."""
     owners, before, every = table[1], table[2], table[3]
@@ -57,7 +57,7 @@ def first_rows(table: MergedTable, row: int, rows: I64) -> None:
         rows[np.uint64(owners[np.uint64(i)])] += 1
 
 
-@jit
+@jit_inline
 def find_rows(
     table: MergedTable, query: Tokens, places: tuple[int, int, int], keys: U64, firsts: I64, row_of: I64
 ) -> None:

@@ -34,7 +34,7 @@ def test_shapes_and_dtypes(shard: Path) -> None:
         "sequence_starts": ("<i8", (3,)),
         "suffix_array": ("<i4", (309,)),
         "fingerprints": ("<u2", (309,)),
-        "prefix_table": ("<u8", (2, 2)),
+        "prefix_table": ("<u8", (3, 2)),
         "block_range": ("<i4", (2, 2)),
         "superblock_range": ("<i4", (1, 2)),
     }
@@ -49,7 +49,7 @@ def test_shapes_and_dtypes(shard: Path) -> None:
         (lambda _: b"", "found no header"),
         (lambda data: bytes(arrays.PAGE) + data[arrays.PAGE :], "did not finish"),
         (lambda data: b"[1]".ljust(arrays.PAGE) + data[arrays.PAGE :], "found no header"),
-        (with_header(version=1), "version 2, found 'kiseki span index' version 1"),
+        (with_header(version=1), "version 3, found 'kiseki span index' version 1"),
         (with_header(format="something"), "found 'something'"),
         (with_header(token_dtype="uint8"), "expected uint16 or uint32, found uint8"),
         (with_header(token_dtype="nonsense"), "expected uint16 or uint32, found 'nonsense'"),

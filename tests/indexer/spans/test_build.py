@@ -13,7 +13,7 @@ from pydivsufsort import divsufsort
 from threadpoolctl import threadpool_info
 
 from indexer.spans import build
-from indexer.spans.arrays import BLOCK, SUPERBLOCK, SpanArrays, SpanIndexError, open_span_arrays
+from indexer.spans.arrays import BLOCK, RANGE, SUPERBLOCK, SpanArrays, SpanIndexError, open_span_arrays
 from tests.indexer.spans import shards
 
 
@@ -57,7 +57,8 @@ def check_side_arrays(arrays: SpanArrays, words: int) -> None:
         packed = sum(int(token) << (bits * (7 - j)) for j, token in enumerate(padded[at : at + 8]))
         found = sum(int(word) << (64 * (words - 1 - j)) for j, word in enumerate(arrays.prefix_table[block]))
         assert found == packed
-        positions = arrays.suffix_array[rank : rank + BLOCK]
+    for block, rank in enumerate(range(0, arrays.num_tokens, RANGE)):
+        positions = arrays.suffix_array[rank : rank + RANGE]
         assert arrays.block_range[block].tolist() == [positions.min(), positions.max()]
     for block, rank in enumerate(range(0, arrays.num_tokens, SUPERBLOCK)):
         positions = arrays.suffix_array[rank : rank + SUPERBLOCK]

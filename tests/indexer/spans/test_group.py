@@ -1,9 +1,7 @@
 """Spans of several shards against those of one shard that holds everything."""
 
-import multiprocessing
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import patch
 
 import numpy as np
@@ -12,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import DTypeLike
 
-from indexer.spans import group, reference
+from indexer.spans import group, reference, sharing
 from indexer.spans.arrays import BLOCK, SpanArrays, SpanIndexError
 from indexer.spans.filters import Filter
 from indexer.spans.group import Member, Spans, span_group, spans_of_group
@@ -52,11 +50,12 @@ def test_shards_give_what_one_shard_gives(dtype: DTypeLike, data: st.DataObject)
     query = data.draw(shards.queries(sequences, dtype))
     chosen = data.draw(shards.filters(len(sequences)))
     each = [part_of(chosen, first, last) for first, last in bounds]
-    together, patience = data.draw(st.sampled_from([1, 2, 64])), data.draw(st.sampled_from([0, group.PATIENCE]))
+    together, patience = data.draw(st.sampled_from([1, 2, 64])), data.draw(st.sampled_from([0, sharing.PATIENCE]))
     cores, budget, ahead = data.draw(st.sampled_from([(1, 512, 5_000), (3, 1, 0), (3, 5, 4), (2, 4, 1)]))
     for min_length in (1, 3, 8, 12, 17):
-        with patch.multiple(
-            group, TOGETHER=together, PATIENCE=patience, STRETCH=1, CORES=cores, BUDGET=budget, AHEAD=ahead
+        with (
+            patch.object(group, "TOGETHER", together),
+            patch.multiple(sharing, PATIENCE=patience, STRETCH=1, CORES=cores, BUDGET=budget, AHEAD=ahead),
         ):
             found = spans_of_group(span_group(parts), query, min_length, members_of(parts, each))
         expected = reference.maximal_spans(whole, query, min_length, chosen)
@@ -69,50 +68,6 @@ def test_shards_give_what_one_shard_gives(dtype: DTypeLike, data: st.DataObject)
                     assert found.shard_count[row, shard] == reference.count(part, lo, hi, each[shard])
                 else:
                     assert lo == hi
-
-
-def test_cores_share_what_is_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new text in many shards is searched in stretches; a copy, and few shards, are not."""
-    rng = RNG(7)
-    rows = [rng.integers(0, 500, 400).tolist() for _ in range(40)]
-    many, one = span_group([shards.build([row]) for row in rows]), span_group([shards.build(rows)])
-    new = [*rng.integers(0, 500, 300).tolist(), *rows[3][:200], *rng.integers(0, 500, 300).tolist()]
-    monkeypatch.setattr(group, "CORES", 4)
-    monkeypatch.setattr(group, "PATIENCE", 10**9)
-    submitted: list[tuple[int, int]] = []
-    submit = group._readers().submit
-
-    class Readers:
-        def submit(
-            self, search: Callable[..., group.Stretch], first: int, end: int, patience: int
-        ) -> Future[group.Stretch]:
-            submitted.append((first, end))
-            return submit(search, first, end, patience)
-
-    monkeypatch.setattr(group, "_readers", Readers)
-    found = plain(spans_of_group(many, new, 8))
-    assert found == plain(spans_of_group(one, new, 8)) and [300, 500, 1] in found
-    assert len(submitted) == 3 and submitted[-1][1] == len(new)
-    assert plain(spans_of_group(many, rows[3][100:], 8)) == [[0, 300, 1]] and len(submitted) == 3
-
-
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
-def test_a_forked_child_reads_with_threads_of_its_own() -> None:
-    arrays = shards.build([RNG(3).integers(0, 4, 400).tolist()])
-    query = RNG(3).integers(0, 4, 400).tolist()
-
-    def search() -> None:
-        with patch.multiple(group, PATIENCE=0, STRETCH=1):
-            assert plain(spans_of_group(span_group([arrays]), query, 8)) == [[0, 400, 1]]
-
-    list(group._readers().map(time.sleep, [0.01] * group.READERS))  # all threads are there, and idle: a child has none
-    search()
-    child = multiprocessing.get_context("fork").Process(target=search)
-    child.start()
-    child.join(30)
-    hangs = child.exitcode is None
-    child.kill()
-    assert (hangs, child.exitcode) == (False, 0)
 
 
 @pytest.mark.parametrize("max_keys", [1 << 20, 40, 1])

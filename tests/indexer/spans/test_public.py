@@ -7,7 +7,7 @@ from importlib import import_module
 import pytest
 
 PUBLIC = {
-    "arrays": ["BLOCK", "GRAM", "SUPERBLOCK", "SpanArrays", "SpanIndexError", "open_span_arrays"],
+    "arrays": ["BLOCK", "GRAM", "RANGE", "SUPERBLOCK", "SpanArrays", "SpanIndexError", "open_span_arrays"],
     "build": ["build_span_arrays", "max_tokens"],
     "filters": ["Filter"],
     "group": ["Member", "SpanGroup", "Spans", "maximal_spans", "span_group", "spans_of_group"],

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from indexer.spans import group, search
-from indexer.spans.arrays import BLOCK, SpanArrays
+from indexer.spans.arrays import RANGE, SpanArrays
 from indexer.spans.filters import Filter
 from tests.indexer.spans import shards
 
@@ -112,7 +112,7 @@ def test_a_filter_that_no_hit_passes(
     arrays, text = boilerplate
     spans = group.maximal_spans(arrays, text, 8, chosen)
     assert len(spans) == 0
-    assert spans.work[2] <= 40 * (scanned + 3 * BLOCK)
+    assert spans.work[2] <= 40 * (scanned + 3 * RANGE)
 
 
 def test_only_short_parts_pass(boilerplate: tuple[SpanArrays, NDArray[np.int64]]) -> None:
