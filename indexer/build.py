@@ -115,7 +115,8 @@ def update_index(
         have = {info.name for info in old}
         missing = [steps for steps in wanted if shard_name(steps) not in have]
         parts = [] if before is None else sound_parts(paths, before.parts, verify=options.verify)
-        if before is not None and not missing and _is_current(before, paths, intervals, len(parts)):
+        num_notes = sum(sum(state.num_notes.values()) for state in states)
+        if before is not None and not missing and _is_current(before, paths, intervals, len(parts), num_notes):
             return _report(before, old, built=0, changed=False)
         with _workers(min(options.jobs, len(missing))) as workers:
             _build(run, missing, workers, progress)
@@ -128,6 +129,7 @@ def update_index(
             _covered(infos),
             _last_attempt(intervals),
             of_parts,
+            num_notes,
         )
         write_catalog(paths, generation, run, states, infos, intervals)
         write_generation(paths, generation)
@@ -136,10 +138,13 @@ def update_index(
         return _report(generation, infos, built=len(missing), changed=True)
 
 
-def _is_current(before: Generation, paths: IndexPaths, intervals: Sequence[StepInterval], num_parts: int) -> bool:
+def _is_current(
+    before: Generation, paths: IndexPaths, intervals: Sequence[StepInterval], num_parts: int, num_notes: int
+) -> bool:
     """Whether nothing but new steps could change the published generation."""
     return (
         before.canonical_attempt == _last_attempt(intervals)
+        and before.num_notes == num_notes
         and num_parts == len(before.parts) > 0
         and before.directory == str(paths.index.resolve())
         and newest_import_unix_s(paths) <= before.created_unix_s
@@ -179,7 +184,7 @@ def _plan(
     for state in states:
         info = state.attempt.info
         after = info.resume_step if before is None else before.covered.get(info.attempt, info.resume_step)
-        ranges += committed_ranges(state.attempt, state.committed, state.writers, after, max_size, jobs)
+        ranges += committed_ranges(state.summary, after, max_size, jobs)
     return sorted(ranges) if before is None else merged(ranges, max_size)
 
 

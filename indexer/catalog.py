@@ -12,6 +12,7 @@ Rules:
 import datetime
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
@@ -19,12 +20,13 @@ import duckdb
 
 from indexer.generations import Generation
 from indexer.imported_metrics import insert_imported_metrics
-from indexer.ingest import late_records
+from indexer.late import late_losses, late_records, notes_of_ranks
 from indexer.parts import PART_SCHEMAS
 from indexer.paths import IndexPaths
 from indexer.shard import ShardInfo
 from train_hooks.export_format.lineage import StepInterval
 from train_hooks.export_format.reader import AttemptReader, RunReader, WriterLog
+from train_hooks.export_format.summaries import AttemptSummary, summarize
 
 __all__ = ["TABLES", "AttemptState", "catalog_files", "connect_catalog", "create_views", "sql_path", "write_catalog"]
 
@@ -32,24 +34,39 @@ TABLES = """
 CREATE TABLE run_table (run_id VARCHAR, generation BIGINT, created TIMESTAMP, sequence_length BIGINT, token_dtype VARCHAR,
                         vocab_size BIGINT, tokenizer_sha256 VARCHAR, config JSON, versions JSON);
 CREATE TABLE attempt_table (attempt INTEGER, parent_attempt INTEGER, resume_step BIGINT, num_writers INTEGER,
-                            started TIMESTAMP, host VARCHAR, first_step BIGINT, last_step BIGINT, canonical BOOLEAN,
-                            canonical_first_step BIGINT, canonical_last_step BIGINT);
+                            started TIMESTAMP, host VARCHAR, export_format_version INTEGER, barrier_step BIGINT,
+                            first_step BIGINT, last_step BIGINT, canonical BOOLEAN, canonical_first_step BIGINT,
+                            canonical_last_step BIGINT);
 CREATE TABLE shard_table (shard VARCHAR, attempt INTEGER, first_step BIGINT, last_step BIGINT, num_sequences BIGINT,
                           num_segments BIGINT, num_tokens BIGINT, size_bytes BIGINT);
 CREATE TABLE late_record_table (attempt INTEGER, global_step BIGINT, dp_rank INTEGER, kind VARCHAR, unix_time_s DOUBLE,
                                 name VARCHAR, value DOUBLE, text VARCHAR);
+CREATE TABLE late_loss_table (attempt INTEGER, global_step BIGINT, dp_rank INTEGER, microbatch INTEGER, slot INTEGER,
+                              segment INTEGER, loss FLOAT);
 CREATE TABLE imported_metric_table (attempt INTEGER, global_step BIGINT, unix_time_s DOUBLE, name VARCHAR, value DOUBLE,
                                     origin VARCHAR);
 """
 
 
 class AttemptState:
-    """An attempt as the export holds it now, read once for one indexing."""
+    """An attempt as the export holds it now, from the seals of its files and the records of open ones."""
 
     def __init__(self, attempt: AttemptReader) -> None:
         self.attempt = attempt
-        self.writers: dict[int, WriterLog] = attempt.writers()
-        self.committed: list[int] = attempt.committed_steps(self.writers)
+        self.summary: AttemptSummary = summarize(attempt)
+        self.committed: range = self.summary.committed
+
+    @cached_property
+    def num_notes(self) -> dict[int, int]:
+        """How many notes each dp_rank has that has some."""
+        return notes_of_ranks(self.attempt)
+
+    def writers_with_notes(self) -> dict[int, WriterLog]:
+        """The acknowledgement records of these dp_ranks, read now."""
+        logs: dict[int, WriterLog] = {}
+        for dp_rank in self.num_notes:
+            logs |= self.attempt.writers(dp_rank)
+        return logs
 
     @property
     def last_step(self) -> int | None:
@@ -74,7 +91,7 @@ def write_catalog(
         _insert_run(connection, generation, run)
         _insert_attempts(connection, generation, states, intervals)
         _insert_shards(connection, shards)
-        _insert_late_records(connection, generation, states)
+        _insert_late(connection, generation, states)
         create_views(connection, run.info.run_id, intervals, paths.index.resolve(), list(generation.parts))
         insert_imported_metrics(connection, paths)
         connection.execute("CHECKPOINT")
@@ -119,8 +136,21 @@ def create_views(
             f"CREATE VIEW stored_{name} AS FROM read_parquet(list_transform([{files}], "
             f"lambda file: {directory} || file), hive_partitioning = false)"
         )
+    for name, is_of_row in (("sequences", "segment IS NULL"), ("segments", "segment IS NOT NULL")):
+        connection.execute(_with_late_losses(connection, name, is_of_row))
     connection.execute("CREATE VIEW all_records AS FROM stored_records UNION ALL BY NAME FROM late_record_table")
     connection.execute((resources.files("indexer") / "catalog.sql").read_text(encoding="utf-8"))
+
+
+def _with_late_losses(connection: duckdb.DuckDBPyConnection, name: str, which: str) -> str:
+    """The view of stored rows with the losses that came late. Without any there is no join, which costs every question."""
+    if connection.execute(f"SELECT 1 FROM late_loss_table WHERE {which} LIMIT 1").fetchone() is None:
+        return f"CREATE VIEW all_{name} AS FROM stored_{name}"
+    key = "attempt, global_step, dp_rank, microbatch, slot" + (", segment" if name == "segments" else "")
+    return (
+        f"CREATE VIEW all_{name} AS SELECT stored.* REPLACE (coalesce(stored.loss, late.loss) AS loss) "
+        f"FROM stored_{name} stored LEFT JOIN (FROM late_loss_table WHERE {which}) late USING ({key})"
+    )
 
 
 def _literal(text: str) -> str:
@@ -158,10 +188,11 @@ def _insert_attempts(
         info, interval = state.attempt.info, by_attempt.get(state.attempt.info.attempt)
         covered = generation.covered.get(info.attempt)
         connection.execute(
-            "INSERT INTO attempt_table VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO attempt_table VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 info.attempt, info.parent_attempt, info.resume_step, info.num_writers, _time(info.started_unix_s),
-                info.host, info.resume_step + 1 if covered else None, covered, interval is not None,
+                info.host, info.format_version, state.attempt.barrier_step(),
+                info.resume_step + 1 if covered else None, covered, interval is not None,
                 interval.first_step if interval else None, interval.last_step if interval else None,
             ],
         )  # fmt: skip
@@ -178,17 +209,18 @@ def _insert_shards(connection: duckdb.DuckDBPyConnection, shards: Sequence[Shard
     connection.executemany("INSERT INTO shard_table VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
 
-def _insert_late_records(
-    connection: duckdb.DuckDBPyConnection, generation: Generation, states: Sequence[AttemptState]
-) -> None:
-    """Metrics that came after their step, read anew each time: they are few."""
+def _insert_late(connection: duckdb.DuckDBPyConnection, generation: Generation, states: Sequence[AttemptState]) -> None:
+    """Metrics and losses that came after their step."""
     for state in states:
-        number = state.attempt.info.attempt
-        records = late_records(state.attempt, state.writers)
-        if records.num_rows:
-            connection.register("late_records", records)
-            connection.execute(
-                "INSERT INTO late_record_table SELECT $attempt, * FROM late_records WHERE global_step <= $covered",
-                {"attempt": number, "covered": generation.covered.get(number, 0)},
-            )
-            connection.unregister("late_records")
+        number, writers = state.attempt.info.attempt, state.writers_with_notes()
+        for name, table in (
+            ("late_record_table", late_records(state.attempt, writers)),
+            ("late_loss_table", late_losses(state.attempt, writers)),
+        ):
+            if table.num_rows:
+                connection.register("late", table)
+                connection.execute(
+                    f"INSERT INTO {name} SELECT $attempt, * FROM late WHERE global_step <= $covered",
+                    {"attempt": number, "covered": generation.covered.get(number, 0)},
+                )
+                connection.unregister("late")

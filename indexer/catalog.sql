@@ -1,8 +1,9 @@
 -- The catalog of one generation; docs/catalog.md describes every view. Tables are small and filled by indexer/catalog.py.
 -- What grows with the run stays in Parquet: catalog.py makes stored_steps, stored_records, stored_sequences and
 -- stored_segments over the parts of the generation, and the macros is_canonical(attempt, global_step) and
--- sequence_address(attempt, global_step, dp_rank, microbatch, slot). There is no join in `sequences`: a limit, a filter on
--- the step and "the largest first" reach the row groups.
+-- sequence_address(attempt, global_step, dp_rank, microbatch, slot). all_sequences and all_segments are the stored ones with
+-- the losses that came late. Where none did, there is no join in `sequences`: a limit, a filter on the step and "the
+-- largest first" reach the row groups.
 
 CREATE VIEW runs AS SELECT * FROM run_table;
 CREATE VIEW attempts AS SELECT * FROM attempt_table;
@@ -32,14 +33,15 @@ CREATE VIEW sequences AS
 SELECT sequence_address(attempt, global_step, dp_rank, microbatch, slot) AS address, attempt, global_step, dp_rank,
        microbatch, slot, sample_index, status, is_canonical(attempt, global_step) AS canonical, loss, num_tokens,
        num_segments, num_documents, compression_ratio, repeated_share, seen_share, latin_share, han_share, kana_share,
-       hangul_share, cyrillic_share, other_letter_share, digit_share, symbol_share, leaf
-FROM stored_sequences;
+       hangul_share, cyrillic_share, other_letter_share, digit_share, symbol_share,
+       evidence, matched, relation, leaf
+FROM all_sequences;
 
 CREATE VIEW segments AS
 SELECT sequence_address(attempt, global_step, dp_rank, microbatch, slot) AS address, attempt, global_step, dp_rank,
        microbatch, slot, is_canonical(attempt, global_step) AS canonical, segment, start, length, source, document_id,
-       document_token_offset
-FROM stored_segments;
+       document_token_offset, loss
+FROM all_segments;
 
 CREATE VIEW sequence_sources AS
 SELECT g.address, g.attempt, g.global_step, g.canonical, g.source, sum(g.length)::BIGINT AS num_tokens,

@@ -31,7 +31,8 @@ class Generation:
     """One published list of shards, and the newest step of each attempt that they cover.
 
     shards, parts (of the catalog): name → SHA-256 of its manifest, which holds those of its files. directory: where the
-    index was when it was published, which the catalog names.
+    index was when it was published, which the catalog names. num_notes: notes of all attempts, which hold what came after
+    its step was written.
     """
 
     number: int
@@ -42,6 +43,7 @@ class Generation:
     canonical_attempt: int | None
     parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     directory: str = ""
+    num_notes: int = 0
 
 
 def published(paths: IndexPaths) -> Generation | None:
@@ -154,6 +156,7 @@ def new_generation(
     covered: Mapping[int, int],
     canonical_attempt: int | None,
     parts: Mapping[str, str],
+    num_notes: int = 0,
 ) -> Generation:
     """A generation that is not yet published."""
     return Generation(
@@ -165,4 +168,5 @@ def new_generation(
         canonical_attempt=canonical_attempt,
         parts=dict(parts),
         directory=str(paths.index.resolve()),
+        num_notes=num_notes,
     )

@@ -1,6 +1,5 @@
 """The one door to an index for everything that asks: read-only handles on one generation, from start to end."""
 
-import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from train_hooks.export_format.errors import DamageError, IncompleteError, Query
 from train_hooks.export_format.lineage import StepInterval, lineage
 from train_hooks.export_format.reader import RunReader
 from train_hooks.export_format.records import RunInfo, Segment, SequenceAddress
+from train_hooks.export_format.summaries import EvidenceShares
 
 __all__ = ["IndexReader", "PackedSequence"]
 
@@ -178,6 +178,18 @@ class IndexReader:
                 num_tokens += int(lengths.sum())
         return num_sequences, num_tokens
 
+    def evidence_shares(self, visibility: Visibility) -> EvidenceShares:
+        """How the sequences are known of which something may be seen, of all steps."""
+        visibility, found = self.visible_under(visibility), EvidenceShares()
+        for shard in self.shards:
+            visible = self.visible_shard(shard, visibility)
+            if visible is None:
+                found = found.and_also(shard.evidence_shares)
+            else:
+                ordinals, _ = visible.seen(shard.spans.sequence_starts)
+                found = found.and_also(shard.evidence_shares_of(np.unique(ordinals)))
+        return found
+
     def check_tombstones(self) -> None:
         """Raises DamageError where the tombstones cannot be read."""
         self._tombstones.visibility()
@@ -279,7 +291,9 @@ class IndexReader:
             hidden = dict.fromkeys(("source", "document_id", "document_token_offset", "text"))
             return {"start": segment.start, "length": segment.length, **hidden, "redacted": True}
         text = self._text(sequence.tokens[place], visible[place])
-        return {**dataclasses.asdict(segment), "text": text, "redacted": not bool(visible[place].all())}
+        names = ("start", "length", "source", "document_id", "document_token_offset")
+        known = {name: getattr(segment, name) for name in names}
+        return {**known, "text": text, "redacted": not bool(visible[place].all())}
 
     def _text(self, tokens: npt.NDArray[np.unsignedinteger], visible: npt.NDArray[np.bool_]) -> str | None:
         if self.info.tokenizer_file is None:
@@ -290,6 +304,11 @@ class IndexReader:
             for begin, end in itertools.pairwise(edges)
             if begin < end
         )
+
+    @cached_property
+    def has_late_losses(self) -> bool:
+        """Whether losses of sequences came after their step was written: those are in the catalog alone."""
+        return bool(self.sql("SELECT 1 FROM late_loss_table WHERE segment IS NULL LIMIT 1"))
 
     def catalog(self) -> duckdb.DuckDBPyConnection:
         """A read-only connection of the caller's own to this generation's catalog."""

@@ -12,14 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from train_hooks.export_format.acknowledgement import AckKind
 from train_hooks.export_format.errors import DamageError
-from train_hooks.export_format.leaf import tensors_commitment
 from train_hooks.export_format.reader import AttemptReader, RunReader, WriterLog
-from train_hooks.export_format.records import SequenceAddress, StepRecord, TensorRecord
-from train_hooks.export_format.removal import ENCODING
+from train_hooks.export_format.records import AttemptInfo, StepRecord
+from train_hooks.export_format.removal import ENCODING, row_leaf
+from train_hooks.export_format.schema import as_current, rows_of_batch
 
-__all__ = ["RangeData", "StepRange", "late_records", "read_range", "tensors_commitments", "tokens_of"]
+__all__ = ["RangeData", "StepRange", "read_range", "record_table", "tensors_commitments", "tokens_of"]
 
 _SORT = [("global_step", "ascending"), ("dp_rank", "ascending"), ("microbatch", "ascending"), ("slot", "ascending")]
 RECORD_SCHEMA = pa.schema(
@@ -50,6 +49,7 @@ class StepRange:
 class RangeData:
     """What the export holds of a step range: rows (sorted, with dp_rank), step records by name, statuses by step."""
 
+    attempt: AttemptInfo
     steps: StepRange
     rows: pa.Table
     records: pa.Table
@@ -62,32 +62,24 @@ def read_range(attempt: AttemptReader, writers: dict[int, WriterLog], steps: Ste
     records: list[tuple[int, StepRecord]] = []
     statuses: dict[int, str] = {}
     for dp_rank, writer in writers.items():
-        for file, ack in writer.steps():
-            if not steps.first_step <= ack.global_step <= steps.last_step:
-                continue
-            frame = attempt.frame(file, ack)
-            records += [(dp_rank, record) for record in frame.records]
-            if ack.status is not None:
-                statuses.setdefault(ack.global_step, ack.status.value)
-            if frame.batch.num_rows:
-                ranks = pa.array(np.full(frame.batch.num_rows, dp_rank, np.int32))
-                batches.append(frame.batch.replace_schema_metadata(None).append_column("dp_rank", ranks))
+        for file, acks in writer.steps_between(steps.first_step, steps.last_step):
+            for frame in attempt.frames_of(file, acks):
+                records += [(dp_rank, record) for record in frame.records]
+                if frame.ack.status is not None:
+                    statuses.setdefault(frame.ack.global_step, frame.ack.status.value)
+                if frame.batch.num_rows:
+                    ranks = pa.array(np.full(frame.batch.num_rows, dp_rank, np.int32))
+                    batch = as_current(frame.batch).replace_schema_metadata(None)
+                    batches.append(batch.append_column("dp_rank", ranks))
     rows = pa.Table.from_batches(batches).sort_by(_SORT).combine_chunks() if batches else pa.table({})
     of_steps = pa.table({"global_step": list(statuses), "status": list(statuses.values())}, schema=STATUS_SCHEMA)
-    return RangeData(steps=steps, rows=rows, records=record_table(records), statuses=of_steps.sort_by("global_step"))
-
-
-def late_records(attempt: AttemptReader, writers: dict[int, WriterLog]) -> pa.Table:
-    """Records that came after their step was committed, as trainers give them that log every few steps."""
-    records = [
-        (dp_rank, record)
-        for dp_rank, writer in writers.items()
-        for file in writer.files
-        for ack in file.acks
-        if ack.kind is AckKind.NOTE
-        for record in attempt.frame(file, ack).records
-    ]
-    return record_table(records)
+    return RangeData(
+        attempt=attempt.info,
+        steps=steps,
+        rows=rows,
+        records=record_table(records),
+        statuses=of_steps.sort_by("global_step"),
+    )
 
 
 def record_table(records: Iterable[tuple[int, StepRecord]]) -> pa.Table:
@@ -118,8 +110,9 @@ def tokens_of(rows: pa.Table, dtype: npt.DTypeLike) -> tuple[npt.NDArray[np.unsi
     return np.concatenate(pieces), starts
 
 
-def tensors_commitments(rows: pa.Table, run: RunReader, attempt: int) -> pa.Array:
-    """For each row what its leaf holds of labels, masks and positions: with it, tokens and segments alone can be checked.
+def tensors_commitments(rows: pa.Table, run: RunReader, attempt: AttemptInfo) -> pa.Array:
+    """For each row what its leaf holds of labels, masks and positions: with it, tokens and segments alone can be
+    checked.
 
     Nulls where the run's secret is not part of the export that we have, and of rows that tokens were taken out of.
     """
@@ -127,23 +120,14 @@ def tensors_commitments(rows: pa.Table, run: RunReader, attempt: int) -> pa.Arra
         secret = run.secret()
     except DamageError:
         return pa.nulls(rows.num_rows, pa.binary(32))
-    columns = rows.select(["global_step", "dp_rank", "microbatch", "slot", "tensors"])
-    commitments = []
-    for batch in columns.to_batches(max_chunksize=4096):
-        for step, dp_rank, microbatch, slot, tensors in zip(
-            *(batch.column(i).to_pylist() for i in range(5)), strict=True
-        ):
-            address = SequenceAddress(
-                run_id=run.info.run_id,
-                attempt=attempt,
-                global_step=step,
-                dp_rank=dp_rank,
-                microbatch=microbatch,
-                slot=slot,
-            )
-            records = [TensorRecord(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in tensors]
-            gone = any(record.encoding == ENCODING for record in records)
-            commitments.append(None if gone else tensors_commitment(secret, str(address), records))
+    commitments: list[bytes | None] = []
+    for batch in rows.to_batches(max_chunksize=256):
+        ranks = batch.column("dp_rank").to_pylist()
+        plain = batch.drop_columns(["dp_rank"])
+        for index, dp_rank in enumerate(ranks):
+            (row,) = rows_of_batch(plain.slice(index, 1), run.info, attempt, dp_rank)
+            gone = any(record.encoding == ENCODING for record in row.tensors)
+            commitments.append(None if gone else row_leaf(secret, row).tensors_commitment(row.tensors))
     return pa.array(commitments, pa.binary(32))
 
 

@@ -53,7 +53,7 @@ __all__ = [
     "write_sorted",
 ]
 
-PART_FORMAT = "kiseki-part-v1"
+PART_FORMAT = "kiseki-part-v2"
 PART_ROWS = 16_000_000
 GROUP_ROWS = 245_760
 _MANIFEST = "part.json"
@@ -73,20 +73,21 @@ PART_SCHEMAS: Mapping[str, pa.Schema] = {
         [
             *_ADDRESS, pa.field("sample_index", pa.int64()), pa.field("status", pa.string()),
             pa.field("loss", pa.float32()), pa.field("num_tokens", pa.int32()), *STATISTIC_FIELDS,
-            pa.field("seen_share", pa.float32()), pa.field("leaf", pa.binary(32)),
+            pa.field("seen_share", pa.float32()), pa.field("evidence", pa.string()), pa.field("matched", pa.string()),
+            pa.field("relation", pa.string()), pa.field("leaf", pa.binary(32)),
         ]
     ),
     "segments": pa.schema(
         [
             *_ADDRESS, pa.field("segment", pa.int32()), pa.field("start", pa.int32()), pa.field("length", pa.int32()),
             pa.field("source", pa.string()), pa.field("document_id", pa.string()),
-            pa.field("document_token_offset", pa.int64()),
+            pa.field("document_token_offset", pa.int64()), pa.field("loss", pa.float32()),
         ]
     ),
 }  # fmt: skip
 _DICTIONARIES = (
     *(field.name for field in _ADDRESS), "status", "kind", "name", "num_tokens", "num_segments", "num_documents", "source",
-    "segment", "start", "length", "num_sequences",
+    "segment", "start", "length", "num_sequences", "evidence", "matched", "relation",
 )  # fmt: skip
 
 
@@ -202,17 +203,18 @@ def build_part(paths: IndexPaths, planned: PlannedPart, seen: Mapping[str, npt.N
 
 def _not_a_number(paths: IndexPaths, planned: PlannedPart, name: str) -> frozenset[str]:
     """Columns of a file that may hold NaN."""
-    if name == "sequences":
-        nan = any(_has_nan_loss(paths, source) for source in planned.sources)
+    if name in ("sequences", "segments"):
+        nan = any(_has_nan_loss(paths, source, name) for source in planned.sources)
         return frozenset({"loss"} if nan else ())
     return frozenset({"value"} if name == "records" else ())
 
 
-def _has_nan_loss(paths: IndexPaths, source: Part | Piece) -> bool:
+def _has_nan_loss(paths: IndexPaths, source: Part | Piece, name: str) -> bool:
     if isinstance(source, Piece):
-        return bool(pc.any(pc.is_nan(source.shard.sequences.column("loss").slice(source.first))).as_py())
-    with pq.ParquetFile(paths.part_dir(source.name) / "sequences.parquet") as file:
-        column = PART_SCHEMAS["sequences"].get_field_index("loss")
+        table = source.shard.sequences.slice(source.first) if name == "sequences" else source.shard.segments
+        return bool(pc.any(pc.is_nan(table.column("loss"))).as_py())
+    with pq.ParquetFile(paths.part_dir(source.name) / f"{name}.parquet") as file:
+        column = PART_SCHEMAS[name].get_field_index("loss")
         groups = range(file.num_row_groups)
         return any(not file.metadata.row_group(group).column(column).is_stats_set for group in groups)
 

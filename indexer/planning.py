@@ -11,31 +11,23 @@ import math
 from collections.abc import Iterator, Sequence
 
 from indexer.ingest import StepRange
-from train_hooks.export_format.chain import WriterLog
-from train_hooks.export_format.reader import AttemptReader
+from train_hooks.export_format.summaries import AttemptSummary
 
 __all__ = ["FANOUT", "committed_ranges", "merged"]
 
 FANOUT = 8
 
 
-def committed_ranges(
-    attempt: AttemptReader,
-    committed: Sequence[int],
-    writers: dict[int, WriterLog],
-    after_step: int,
-    max_size: int,
-    jobs: int = 1,
-) -> Iterator[StepRange]:
+def committed_ranges(summary: AttemptSummary, after_step: int, max_size: int, jobs: int = 1) -> Iterator[StepRange]:
     """Committed steps after `after_step`, cut into ranges of about `max_size` tokens, at least one step each.
 
-    Several jobs get ranges of one size, as many for each, if those are of the highest tier. Steps without rows go with those
-    that follow; at the very end they wait for them.
+    Several jobs get ranges of one size, as many for each, if those are of the highest tier. Steps without rows go with
+    those that follow; at the very end they wait for them.
     """
-    number, size_of = attempt.info.attempt, dict[int, int]()
-    for writer in writers.values():
-        for _, ack in writer.steps():
-            size_of[ack.global_step] = size_of.get(ack.global_step, 0) + ack.tokens_in(attempt.run.info)
+    number, committed, size_of = summary.attempt.attempt, summary.committed, dict[int, int]()
+    for span in summary.committed_spans():
+        for step in range(max(span.first_step, after_step + 1), span.last_step + 1):
+            size_of[step] = size_of.get(step, 0) + span.num_tokens
     max_size = _even([size_of[step] for step in committed if step > after_step], max_size, jobs)
     first, size, last = None, 0, after_step
     for step in committed:

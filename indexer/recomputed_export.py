@@ -12,12 +12,12 @@ from train_hooks.attempts import RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.acknowledgement import AckKind
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.filesystem import OsFileSystem
-from train_hooks.export_format.leaf import leaf_hash
+from train_hooks.export_format.frames import Frame, FrameMaker
 from train_hooks.export_format.paths import ExportPaths
 from train_hooks.export_format.reader import RunReader
-from train_hooks.export_format.records import Row, RunInfo, Segment, SequenceAddress, StepStatus
+from train_hooks.export_format.records import Row, RunInfo, Segment, StepStatus
 from train_hooks.export_format.tensors import encode_tensor
-from train_hooks.export_format.writer import Frame, RankWriter
+from train_hooks.export_format.writer import RankWriter
 
 __all__ = ["Recomputed", "RecomputedRow", "write_recomputed"]
 
@@ -59,7 +59,8 @@ def write_recomputed(
 ) -> Recomputed:
     """Write steps 1 to `num_steps` of each rank; rows_of: (step, rank) → rows, by micro-batch and slot.
 
-    Raises RunError where `run_dir` holds an export, InputError for a token beyond the vocabulary; then nothing is left behind.
+    Raises RunError where `run_dir` holds an export, InputError for a token beyond the vocabulary; then nothing is
+    left behind.
     """
     with new_export(run_dir) as made:
         run = open_or_create_run(OsFileSystem(), made, spec)
@@ -70,7 +71,7 @@ def write_recomputed(
         for rank in range(num_ranks):
             writer = RankWriter(OsFileSystem(), directory, run, attempt, rank)
             group: list[Frame] = []
-            for frame in _frames(run, secret, rank, num_steps, rows_of):
+            for frame in _frames(run, FrameMaker(attempt, rank, secret), rank, num_steps, rows_of):
                 group.append(frame)
                 num_rows += len(frame.rows)
                 num_without_documents += sum(not any(part.document_id for part in row.segments) for row in frame.rows)
@@ -91,31 +92,22 @@ def write_recomputed(
 
 
 def _frames(
-    run: RunInfo, secret: bytes, rank: int, num_steps: int, rows_of: Callable[[int, int], Iterable[RecomputedRow]]
+    run: RunInfo, make: FrameMaker, rank: int, num_steps: int, rows_of: Callable[[int, int], Iterable[RecomputedRow]]
 ) -> Iterator[Frame]:
     for step in range(1, num_steps + 1):
-        rows = tuple(_row(run, secret, step, rank, row) for row in rows_of(step, rank))
-        yield Frame(kind=AckKind.STEP, global_step=step, status=StepStatus.APPLIED, rows=rows, records=())
+        rows = [_row(run, make, step, row) for row in rows_of(step, rank)]
+        yield make.frame(AckKind.STEP, step, StepStatus.APPLIED, rows)
 
 
-def _row(run: RunInfo, secret: bytes, step: int, rank: int, row: RecomputedRow) -> Row:
+def _row(run: RunInfo, make: FrameMaker, step: int, row: RecomputedRow) -> Row:
     if int(row.tokens.max(initial=0)) >= run.vocab_size or int(row.tokens.min(initial=0)) < 0:
         found = int(row.tokens.max(initial=0))
         raise InputError(
             f"{row.where}: expected token ids below {run.vocab_size}, found {found}; is it the right vocabulary?"
         )
-    address = SequenceAddress(
-        run_id=run.run_id, attempt=1, global_step=step, dp_rank=rank, microbatch=row.microbatch, slot=row.slot
-    )
     tokens = row.tokens.astype(run.token_dtype)
     tensors = tuple(encode_tensor(name, value, tokens, row.segments) for name, value in sorted(row.tensors.items()))
-    return Row(
-        address=address,
-        tokens=tokens,
-        segments=row.segments,
-        tensors=tensors,
-        sample_index=row.sample_index,
+    return make.row(
+        make.address(step, row.microbatch, row.slot), tokens, row.segments, tensors, sample_index=row.sample_index,
         status=StepStatus.APPLIED,
-        loss=None,
-        leaf=leaf_hash(secret, str(address), row.sample_index, tokens, row.segments, tensors),
-    )
+    )  # fmt: skip

@@ -1,8 +1,9 @@
-"""A copy of an export in which sequences without documents have boundaries: `identity unknown`, but cut where documents end.
+"""A copy of an export in which sequences without documents have boundaries: `identity unknown`, but cut where
+documents end.
 
-Exports are never rewritten, and leaves cover segments, so this is an export of its own: the same run id, attempts, steps,
-addresses, tokens, tensors and records; another secret, other leaves. Segments that name documents stay. Its origin says
-what was done.
+Exports are never rewritten, and leaves cover segments, so this is an export of its own: the same run id, attempts,
+steps, addresses, tokens, tensors and records; another secret, other leaves. Segments that name documents stay. Its
+origin says what was done.
 """
 
 import hashlib
@@ -20,17 +21,17 @@ from train_hooks.export_format.boundaries import segments_by_eos, segments_by_le
 from train_hooks.export_format.chain import WriterLog
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.filesystem import OsFileSystem
-from train_hooks.export_format.leaf import leaf_hash
+from train_hooks.export_format.frames import Frame, FrameMaker
 from train_hooks.export_format.origin import Origin, origin_of
 from train_hooks.export_format.paths import ExportPaths
 from train_hooks.export_format.reader import AttemptReader, RunReader
-from train_hooks.export_format.records import AttemptInfo, Row, RunInfo, Segment
-from train_hooks.export_format.tensors import decode_tensor, encode_tensor
-from train_hooks.export_format.writer import Frame, RankWriter
+from train_hooks.export_format.records import AttemptInfo, EvidenceDefaults, Row, RunInfo, Segment, TensorRecord
+from train_hooks.export_format.tensors import as_current_tensor, bits_dtype, decode_tensor, encode_tensor
+from train_hooks.export_format.writer import RankWriter
 
 __all__ = ["Boundaries", "ResolvedExport", "resolve_export"]
 
-GROUP_ROWS, OF_MICROBATCH = 1024, "microbatch/"
+GROUP_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +52,7 @@ class Boundaries:
         found = []
         for place, row in enumerate(rows):
             own = _tensor(row, str(self.lengths))
-            whole = _tensor(rows[0], OF_MICROBATCH + str(self.lengths)) if own is None else None
+            whole = _tensor(rows[0], str(self.lengths), whole=True) if own is None else None
             if own is None and whole is None:
                 names = sorted({tensor.name for tensor in row.tensors})
                 raise InputError(
@@ -138,14 +139,17 @@ class _Copy:
         if info.parent_attempt is not None:
             resume = ResumeToken(run_id=info.run_id, attempt=info.parent_attempt, global_step=info.resume_step)
         return claim_attempt(
-            OsFileSystem(), self._run_dir, self._copy, num_writers=info.num_writers, resume=resume, config=info.config
-        )
+            OsFileSystem(), self._run_dir, self._copy, num_writers=info.num_writers, resume=resume, config=info.config,
+            defaults=EvidenceDefaults(
+                evidence=info.default_evidence, tensor_evidence=info.default_tensor_evidence, matched=info.default_matched
+            ),
+        )  # fmt: skip
 
     def _write(self, attempt: AttemptReader, claimed: AttemptInfo, log: WriterLog) -> None:
         directory = ExportPaths(self._run_dir).attempt_dir(claimed.attempt)
         writer = RankWriter(OsFileSystem(), directory, self._copy, claimed, log.dp_rank)
         group: list[Frame] = []
-        for frame in self._frames(attempt, log):
+        for frame in self._frames(attempt, FrameMaker(claimed, log.dp_rank, self._secret), log):
             group.append(frame)
             if len(group) + sum(len(item.rows) for item in group) >= GROUP_ROWS:
                 writer.append(group)
@@ -153,7 +157,7 @@ class _Copy:
         writer.append(group)
         writer.close()
 
-    def _frames(self, attempt: AttemptReader, log: WriterLog) -> Iterator[Frame]:
+    def _frames(self, attempt: AttemptReader, make: FrameMaker, log: WriterLog) -> Iterator[Frame]:
         for file in log.files:
             for ack in file.acks:
                 self._num_frames += 1
@@ -162,12 +166,10 @@ class _Copy:
                 if ack.kind not in (AckKind.STEP, AckKind.NOTE):
                     continue
                 found = attempt.frame(file, ack)
-                rows = self._rows(attempt.rows(found))
-                yield Frame(
-                    kind=ack.kind, global_step=ack.global_step, status=ack.status, rows=rows, records=found.records
-                )
+                rows = self._rows(make, attempt.rows(found))
+                yield make.frame(ack.kind, ack.global_step, ack.status, rows, found.records)
 
-    def _rows(self, rows: Sequence[Row]) -> tuple[Row, ...]:
+    def _rows(self, make: FrameMaker, rows: Sequence[Row]) -> tuple[Row, ...]:
         made: list[Row] = []
         for _, group in groupby(rows, key=lambda row: row.address.microbatch):
             microbatch = list(group)
@@ -178,21 +180,41 @@ class _Copy:
                 if not row.segments:
                     self._num_resolved += bool(segments)
                     self._num_segments += len(segments)
-                made.append(self._row(row, segments))
+                made.append(_row(make, row, segments))
         self._num_rows += len(made)
         return tuple(made)
 
-    def _row(self, row: Row, segments: tuple[Segment, ...]) -> Row:
-        tensors = tuple(
-            encode_tensor(tensor.name, decode_tensor(tensor, row.tokens, row.segments), row.tokens, segments)
-            for tensor in row.tensors
-        )
-        leaf = leaf_hash(self._secret, str(row.address), row.sample_index, row.tokens, segments, tensors)
-        return replace(row, segments=segments, tensors=tensors, leaf=leaf)
+
+def _row(make: FrameMaker, row: Row, segments: tuple[Segment, ...]) -> Row:
+    return make.row(
+        row.address,
+        row.tokens,
+        segments,
+        tuple(_encoded(tensor, row, segments) for tensor in row.tensors),
+        sample_index=row.sample_index,
+        status=row.status,
+        loss=row.loss,
+        evidence=row.evidence,
+        matched=row.matched,
+        relation=row.relation,
+    )
 
 
-def _tensor(row: Row, name: str) -> np.ndarray | None:
+def _encoded(tensor: TensorRecord, row: Row, segments: tuple[Segment, ...]) -> TensorRecord:
+    """A tensor of any format, in the current one, for a row whose segments are others now."""
+    known, value = as_current_tensor(tensor, row.format_version), decode_tensor(tensor, row.tokens, row.segments)
+    dtype = known.dtype if bits_dtype(known.dtype) is not None else None
+    if tensor.encoding == "tokens":
+        return known
+    return encode_tensor(
+        known.name, value, row.tokens, segments, dtype=dtype, whole=known.whole, evidence=known.evidence
+    )
+
+
+def _tensor(row: Row, name: str, *, whole: bool = False) -> np.ndarray | None:
+    """A tensor of a row, or of its micro-batch as a whole; None where there is none."""
     for tensor in row.tensors:
-        if tensor.name == name:
+        known = as_current_tensor(tensor, row.format_version)
+        if (known.name, known.whole) == (name, whole):
             return np.asarray(decode_tensor(tensor, row.tokens, row.segments))
     return None

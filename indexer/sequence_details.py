@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from indexer.index_reader import IndexReader, PackedSequence
 from indexer.visibility import EVERYTHING, Visibility
-from train_hooks.export_format.records import Row
+from train_hooks.export_format.records import Row, SequenceAddress
 from train_hooks.export_format.tensors import decode_tensor
 
 __all__ = ["describe_row", "describe_tokens"]
@@ -25,17 +25,26 @@ def describe_row(reader: IndexReader, sequence: PackedSequence, visibility: Visi
     """Its row in the export, and the addresses of the sequences before and after it on its rank, in its attempt.
 
     leaf: its hash as the export committed it, hexadecimal. The mean loss is null where a part of the sequence is hidden.
+    evidence, matched: null where they were not recorded. relation: null where the forward got what is recorded.
     """
     columns = sequence.shard.sequences
     status, sample_index, loss, leaf = (
         columns.column(name)[sequence.ordinal].as_py() for name in ("status", "sample_index", "loss", "leaf")
     )
+    evidence, matched, relation = (
+        columns.column(name)[sequence.ordinal].as_py() for name in ("evidence", "matched", "relation")
+    )
+    if loss is None and reader.has_late_losses:
+        loss = _late_loss(reader, sequence.address)
     visible = reader.visible_tokens(sequence, reader.visible_under(visibility))
     finite = loss is not None and bool(np.isfinite(loss))
     return {
         "status": status,
         "sample_index": sample_index,
         "loss": loss if finite and visible.all() else None,
+        "evidence": evidence,
+        "matched": matched,
+        "relation": relation,
         "leaf": leaf.hex(),
         "before": _neighbour(reader, sequence, -1),
         "after": _neighbour(reader, sequence, 1),
@@ -80,6 +89,17 @@ def _loss_mask(row: Row) -> tuple[str | None, npt.NDArray[np.bool_] | None]:
         values: npt.NDArray[Any] = decode_tensor(record, row.tokens, row.segments)
         return name, np.asarray(values != 0 if name in MASKS else values >= 0, np.bool_)
     return None, None
+
+
+def _late_loss(reader: IndexReader, address: SequenceAddress) -> float | None:
+    """The loss of a sequence that came after its step was written; None where none did."""
+    place = (address.attempt, address.global_step, address.dp_rank, address.microbatch, address.slot)
+    found = reader.sql(
+        "SELECT loss FROM late_loss_table WHERE segment IS NULL AND attempt = ? AND global_step = ? AND dp_rank = ? "
+        "AND microbatch = ? AND slot = ?",
+        place,
+    )
+    return found[0]["loss"] if found else None
 
 
 def _neighbour(reader: IndexReader, sequence: PackedSequence, way: int) -> str | None:

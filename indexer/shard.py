@@ -1,8 +1,8 @@
 """One shard: an immutable directory that answers for a contiguous range of steps of one attempt.
 
     spans.bin           tokens, suffix array, fingerprints (indexer.spans)
-    sequences.parquet   one row a sequence, by ordinal: address, sample_index, status, loss, leaf, statistics
-    segments.parquet    one row a segment: ordinal, segment, start, length, source, document_id, document_token_offset
+    sequences.parquet   one row a sequence, by ordinal: address, sample_index, status, loss, leaf, evidence, statistics
+    segments.parquet    one row a segment: ordinal, segment, start, length, source, document_id, document_token_offset, loss
     records.parquet     step records: metrics and gaps, one row a number
     statuses.parquet    status of each step
     unigrams.npy        how often each token id occurs, i64
@@ -11,8 +11,9 @@
     text/               full text (indexer.fulltext)
     shard.json          the manifest: what it covers, and SHA-256 and size of every other file; written last
 
-A shard is built under a `.building` name and renamed when it is whole and synced, so one that has its name is whole. Its
-name says what it covers, so building the same steps twice gives the same name, and the second time nothing is done.
+A shard is built under a `.building` name and renamed when it is whole and synced, so one that has its name is whole.
+Its name says what it covers, so building the same steps twice gives the same name, and the second time nothing is
+done.
 """
 
 import dataclasses
@@ -45,9 +46,10 @@ from indexer.statistics.anchors import anchors, bloom_filter
 from indexer.statistics.sequences import sequence_statistics
 from indexer.tokenization import RunTokenizer
 from train_hooks.export_format.errors import DamageError
-from train_hooks.export_format.leaf import leaf_hash
+from train_hooks.export_format.leaf import RowLeaf, row_salt
 from train_hooks.export_format.reader import RunReader
-from train_hooks.export_format.records import Segment, SequenceAddress
+from train_hooks.export_format.records import AttemptInfo, Segment, SequenceAddress
+from train_hooks.export_format.summaries import EvidenceShares
 
 __all__ = [
     "OldShard",
@@ -60,7 +62,7 @@ __all__ = [
     "shard_name",
 ]
 
-SHARD_FORMAT = "kiseki-shard-v3"
+SHARD_FORMAT = "kiseki-shard-v4"
 _MANIFEST, _SEQUENCES, _SEGMENTS, _TEXT = "shard.json", "sequences.parquet", "segments.parquet", "text"
 _UNIGRAMS, _ANCHORS, _RECORDS, _STATUSES = "unigrams.npy", "anchors.npy", "records.parquet", "statuses.parquet"
 _DECODE_BATCH = 1024
@@ -92,7 +94,7 @@ class ShardFile:
 class ShardInfo:
     """What a shard covers: steps `first_step` to `last_step`, both included, of one attempt.
 
-    num_applied: sequences of steps whose update was applied.
+    num_applied: sequences of steps whose update was applied. export_version: the format of its attempt.
     """
 
     name: str
@@ -106,6 +108,7 @@ class ShardInfo:
     num_tokens: int
     token_dtype: str
     has_text: bool
+    export_version: int
     files: tuple[ShardFile, ...]
 
     @classmethod
@@ -159,7 +162,7 @@ def build_shard(paths: IndexPaths, run: RunReader, data: RangeData, tokenizer: R
     np.save(building / _ANCHORS, bloom_filter(anchors(tokens, starts)[0]))
     segments = _segments(rows)
     for name, table in (
-        (_SEQUENCES, _with_statistics(_sequences(rows, run, steps), tokenizer, tokens, starts, segments)),
+        (_SEQUENCES, _with_statistics(_sequences(rows, run, data.attempt), tokenizer, tokens, starts, segments)),
         (_SEGMENTS, segments),
         (_RECORDS, data.records),
         (_STATUSES, data.statuses),
@@ -180,6 +183,7 @@ def build_shard(paths: IndexPaths, run: RunReader, data: RangeData, tokenizer: R
         num_tokens=len(tokens),
         token_dtype=token_dtype,
         has_text=tokenizer is not None,
+        export_version=data.attempt.format_version,
         files=tuple(_listed_files(building)),
     )
     document = {"format": SHARD_FORMAT, **dataclasses.asdict(info)}
@@ -190,14 +194,18 @@ def build_shard(paths: IndexPaths, run: RunReader, data: RangeData, tokenizer: R
     return info
 
 
-def _sequences(rows: pa.Table, run: RunReader, steps: StepRange) -> pa.Table:
+def _sequences(rows: pa.Table, run: RunReader, attempt: AttemptInfo) -> pa.Table:
     num_tokens = pc.binary_length(rows.column("tokens"))
     ordinal = pa.array(np.arange(rows.num_rows, dtype=np.int64))
-    attempt = pa.array(np.full(rows.num_rows, steps.attempt, np.int32))
+    number = pa.array(np.full(rows.num_rows, attempt.attempt, np.int32))
     kept = rows.select(["global_step", "dp_rank", "microbatch", "slot", "sample_index", "status", "loss", "leaf"])
-    table = kept.add_column(0, "ordinal", ordinal).add_column(1, "attempt", attempt)
+    table = kept.add_column(0, "ordinal", ordinal).add_column(1, "attempt", number)
     table = table.append_column("num_bytes", num_tokens)
-    return table.append_column("tensors_commitment", tensors_commitments(rows, run, steps.attempt))
+    for name, default in (("evidence", attempt.default_evidence), ("matched", attempt.default_matched)):
+        own = rows.column(name)
+        table = table.append_column(name, own if default is None else pc.fill_null(own, default.value))
+    table = table.append_column("relation", rows.column("relation"))
+    return table.append_column("tensors_commitment", tensors_commitments(rows, run, attempt))
 
 
 def _with_statistics(
@@ -365,6 +373,19 @@ class Shard:
         """Whether the step's update was applied, by ordinal."""
         return np.asarray(pc.equal(self.sequences.column("status"), "applied").to_numpy())
 
+    @cached_property
+    def evidence_shares(self) -> EvidenceShares:
+        """How its sequences are known."""
+        return self.evidence_shares_of(None)
+
+    def evidence_shares_of(self, ordinals: npt.NDArray[np.int64] | None) -> EvidenceShares:
+        """How these sequences are known; None: all."""
+        columns = self.sequences.select(["evidence", "matched"])
+        columns = columns if ordinals is None else columns.take(pa.array(ordinals))
+        counted = itertools.chain.from_iterable(pc.value_counts(column).to_pylist() for column in columns.columns)
+        known = {item["values"]: item["counts"] for item in counted if item["values"] is not None}
+        return EvidenceShares(num_rows=columns.num_rows, **known)
+
     def unigrams(self, vocab_size: int) -> npt.NDArray[np.int64]:
         """How often each token id occurs, i64 [vocab_size]."""
         counts = np.asarray(np.load(io.BytesIO(self._checked_bytes(_UNIGRAMS))))
@@ -463,7 +484,9 @@ class Shard:
         if commitment is None:
             return
         address = str(self.address(ordinal))
-        found = leaf_hash(secret, address, sample_index, self.tokens(ordinal), self.segments_of(ordinal), commitment)
+        salt, segments = row_salt(secret, address), self.segments_of(ordinal)
+        row = RowLeaf(salt, address, self.tokens(ordinal), segments, self.info.export_version)
+        found = row.hash(sample_index, commitment)
         if found != leaf:
             raise ShardDamage(self.info.name, f"{self.directory}: sequence {address} does not match its leaf")
         self._checked.add(ordinal)

@@ -205,11 +205,16 @@ class SequenceAnswer(Envelope, Sequence):
 
     leaf: the hash that the export committed, hexadecimal; it was checked where the server has the run's secret. token_texts,
     loss_mask, loss_mask_of: with `tokens=true`; the tensor that the mask was taken from, where the trainer gave one.
+    evidence: how its tokens are known. matched: how it was tied to a forward. relation: how what the forward got differs
+    in form. Evidence and matched are null where the export did not record them.
     """
 
     status: Literal["applied", "skipped_update", "skipped_data", "rerun"]
     sample_index: int | None
     loss: float | None
+    evidence: Literal["forward", "loader", "declared"] | None
+    matched: Literal["whole", "slice", "count"] | None
+    relation: str | None
     leaf: str
     before: str | None
     after: str | None
@@ -233,6 +238,20 @@ class RunOrigin(Closed):
     what: Annotated[str, Field(description="What was taken for it.")]
 
 
+class Shares(Closed):
+    """How sequences are known, in numbers of them. What the first three leave of num_rows is not recorded, nor is what the
+    last three leave.
+    """
+
+    num_rows: int
+    forward: Annotated[int, Field(description="Seen in the forward call.")]
+    loader: Annotated[int, Field(description="As the data loader yielded them.")]
+    declared: Annotated[int, Field(description="Handed over by the trainer or an importer.")]
+    whole: Annotated[int, Field(description="The forward got all tokens.")]
+    slice: Annotated[int, Field(description="The forward got a declared part of the tokens.")]
+    count: Annotated[int, Field(description="A forward happened; what it got was not seen.")]
+
+
 class Run(Closed):
     """A run and its index. Numbers of rows are of what the key may see."""
 
@@ -246,6 +265,7 @@ class Run(Closed):
     vocab_size: int
     num_sequences: int
     num_tokens: int
+    shares: Shares
     last_step: int
     has_tokenizer: bool
 
@@ -264,6 +284,8 @@ class Attempt(Closed):
     resume_step: int
     num_writers: int
     started: str
+    export_format_version: int
+    barrier_step: Annotated[int | None, Field(description="All steps up to it were durable on every rank.")]
     first_step: int | None
     last_step: int | None
     canonical: bool

@@ -1,13 +1,13 @@
 """Starting a run and claiming an attempt: once, exclusively, by one process.
 
 A run is made in a directory of its own beside `export/` and renamed to it when it is whole and durable. A rename to a
-directory that is not empty fails, so of two processes that start the same run one makes it and the other opens it, and a
-start that died leaves nothing that a later one could stumble over.
+directory that is not empty fails, so of two processes that start the same run one makes it and the other opens it,
+and a start that died leaves nothing that a later one could stumble over.
 
 An attempt is claimed by making its directory, which only one process can do; its number is the next free one. Every
-file of an attempt lies in that directory and its acknowledgement chain begins with the claim, so a process that outlived
-its attempt can neither overwrite nor be believed. The parent and the resume step come from the model checkpoint (the
-token that `ExportHook.state_dict` put there), never from a scheduler's counter.
+file of an attempt lies in that directory and its acknowledgement chain begins with the claim, so a process that
+outlived its attempt can neither overwrite nor be believed. The parent and the resume step come from the model
+checkpoint (the token that `ExportHook.state_dict` put there), never from a scheduler's counter.
 """
 
 import contextlib
@@ -19,13 +19,14 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
+from train_hooks.export_format.acknowledgement import AckKind
 from train_hooks.export_format.errors import InputError, RunError
 from train_hooks.export_format.filesystem import FileSystem
 from train_hooks.export_format.json_files import (
@@ -35,12 +36,25 @@ from train_hooks.export_format.json_files import (
     write_once,
     write_run_info,
 )
-from train_hooks.export_format.lineage import lineage
+from train_hooks.export_format.lineage import StepInterval, lineage
 from train_hooks.export_format.paths import ExportPaths
-from train_hooks.export_format.reader import RunReader
-from train_hooks.export_format.records import RUN_ID, AttemptInfo, RunInfo
+from train_hooks.export_format.reader import AttemptReader, RunReader
+from train_hooks.export_format.records import (
+    FORMAT_VERSION,
+    RUN_ID,
+    AttemptInfo,
+    Evidence,
+    EvidenceDefaults,
+    Matched,
+    RunInfo,
+    TensorScope,
+)
+from train_hooks.export_format.summaries import summarize
 
-__all__ = ["ResumeToken", "RunSpec", "claim_attempt", "open_or_create_run"]
+__all__ = ["DECLARED", "ResumeToken", "RunSpec", "claim_attempt", "open_or_create_run"]
+
+DECLARED = EvidenceDefaults(evidence=Evidence.DECLARED, tensor_evidence=Evidence.DECLARED, matched=Matched.COUNT)
+"""Of rows that a trainer or an importer hands over, without a forward that could be looked at."""
 
 _VERSIONED = ("kiseki", "numpy", "pyarrow", "torch", "tokenizers")
 
@@ -199,7 +213,8 @@ def _write_run(file_system: FileSystem, paths: ExportPaths, root: Path, run_id: 
     write_once(file_system, here(paths.secret), secret, mode=0o600)
     info = RunInfo(
         run_id=run_id,
-        format_version=2 if spec.shorter_rows else 1,
+        format_version=FORMAT_VERSION,
+        shorter_rows=spec.shorter_rows,
         created_unix_s=time.time(),
         sequence_length=int(spec.sequence_length),
         token_dtype=np.dtype(spec.token_dtype).name,
@@ -230,15 +245,27 @@ def claim_attempt(
     num_writers: int,
     resume: ResumeToken | None,
     config: Mapping[str, object],
+    defaults: EvidenceDefaults = DECLARED,
+    microbatch_tensors: Collection[str] = (),
     clock: Callable[[], float] = time.time,
 ) -> AttemptInfo:
-    """Claims the next attempt. Raises InputError for a resume token of another run or of a step that was never committed."""
+    """Claims the next attempt, in the current format, whatever those before it have.
+
+    defaults: how its rows are known where they do not say. microbatch_tensors: names of tensors that belong to the
+    micro-batch as a whole; of others the parent attempt's decisions hold. Raises InputError for a resume token of
+    another run or of a step that was never committed, RunError where an attempt before it is of a later format than
+    ours.
+    """
     paths = ExportPaths(run_dir)
     if num_writers < 1:
         raise InputError(f"num_writers: expected at least 1, found {num_writers}")
+    reader = RunReader(run_dir, file_system)
+    reader.attempts()  # none of a format that we do not know
     if resume is not None:
-        _check_resume(RunReader(run_dir, file_system), resume)
-    number = _claim_number(file_system, paths, RunReader(run_dir, file_system))
+        _check_resume(reader, resume)
+    scopes = {} if resume is None else _scopes_of(reader.attempt(resume.attempt))
+    scopes |= dict.fromkeys(microbatch_tensors, TensorScope.MICROBATCH)
+    number = _claim_number(file_system, paths, reader)
     info = AttemptInfo(
         run_id=run.run_id,
         attempt=number,
@@ -252,6 +279,10 @@ def claim_attempt(
         versions=package_versions(),
         run_sha256=_sha256(file_system, paths.run_json),
         parent_sha256=_sha256(file_system, paths.attempt_json(resume.attempt)) if resume else None,
+        default_evidence=defaults.evidence,
+        default_tensor_evidence=defaults.tensor_evidence,
+        default_matched=defaults.matched,
+        tensor_scopes=scopes,
     )
     write_attempt_info(file_system, paths, info)
     return info
@@ -282,16 +313,40 @@ def _check_resume(run: RunReader, resume: ResumeToken) -> None:
         )
     if resume.global_step < 0:
         raise InputError(f"resume: expected a global step of at least 0, found {resume.global_step}")
-    attempts = [attempt.info for attempt in run.attempts()]
-    for interval in lineage(attempts, resume.attempt, resume.global_step):
-        if interval.last_step is None:
-            continue
-        committed = run.attempt(interval.attempt).committed_steps()
-        expected = interval.last_step - interval.first_step + 1
-        found = sum(interval.first_step <= step <= interval.last_step for step in committed)
-        if found != expected:
-            raise InputError(
-                f"resume: the model checkpoint is of step {resume.global_step}, but attempt {interval.attempt} has "
-                f"acknowledged only {found} of steps {interval.first_step}–{interval.last_step}; call "
-                "checkpoint_barrier(step) before a checkpoint is written, or resume from an earlier one"
-            )
+    attempts = {attempt.info.attempt: attempt for attempt in run.attempts()}
+    for interval in lineage([attempt.info for attempt in attempts.values()], resume.attempt, resume.global_step):
+        if interval.last_step is not None:
+            _check_interval(attempts[interval.attempt], interval, resume)
+
+
+def _check_interval(attempt: AttemptReader, interval: StepInterval, resume: ResumeToken) -> None:
+    """A barrier record is enough; where there is none, the summaries of the seals and the records of open files are."""
+    last = interval.last_step or 0
+    if (attempt.barrier_step() or 0) >= last:
+        return
+    committed = summarize(attempt).committed
+    if last not in committed:
+        found = f"steps {committed.start} to {committed.stop - 1}" if committed else "none"
+        raise InputError(
+            f"resume: the model checkpoint is of step {resume.global_step} and needs steps {interval.first_step} to {last} "
+            f"of attempt {interval.attempt}; every writer has acknowledged {found}; call checkpoint_barrier(step) before "
+            "a checkpoint is written, or resume from an earlier one"
+        )
+
+
+def _scopes_of(attempt: AttemptReader) -> dict[str, TensorScope]:
+    """What an attempt decided of its tensors: what it was told, and what the first rows of its first writer show."""
+    found = dict(attempt.info.tensor_scopes)
+    if attempt.info.format_version < 3:
+        return found
+    for log in attempt.writers(0).values():
+        for file in log.files:
+            records = file.acks.records
+            filled = (records["kind"] == AckKind.STEP) & (records["num_rows"] > 0)
+            for place in np.flatnonzero(filled)[:1]:
+                for row in attempt.rows(attempt.frame(file, file.acks[int(place)])):
+                    for tensor in row.tensors:
+                        scope = TensorScope.MICROBATCH if tensor.whole else TensorScope.ROW
+                        found.setdefault(tensor.name, scope)
+                return found
+    return found

@@ -1,14 +1,15 @@
 """Which fetched micro-batch did the model get? From the forward's tensors to the rows of a step.
 
-- A forward counts when the model is in training mode and gradients are on. (Around a reentrant activation checkpoint the
-  first forward has them off; its repetition in the backward counts instead.)
+- A forward counts when the model is in training mode and gradients are on. (Around a reentrant activation checkpoint
+  the first forward has them off; its repetition in the backward counts instead.)
 - It consumes the fetched micro-batch that it was given: the very tensor (and a few tokens of each sequence, lest it was
   changed behind torch's back), else equal tokens, else the very tensor though changed in place; then what the forward
   got is what is exported. Fetched micro-batches that no forward gets are not exported.
 - A second forward of the same micro-batch in one step (activation checkpointing, SAM) consumes nothing more.
 - A forward that got none of them is a dry run as long as nothing has been consumed; later it makes the step fail, since
   something between loader and model edits the tokens, and going on would lose rows.
-- Tokens that exist on a device alone are sent to pinned memory, and the writer thread does all this when they are there.
+- Tokens that exist on a device alone are sent to pinned memory, and the writer thread does all this when they are
+  there.
 """
 
 import threading
@@ -20,9 +21,11 @@ from torch import Tensor
 
 from train_hooks.batches import plain_tensors
 from train_hooks.export_format.errors import ExportStopped
+from train_hooks.export_format.records import TensorScope
 from train_hooks.exporter import LateMicrobatch, StagedMicrobatch
 from train_hooks.host_copies import BufferPool, HostCopy, copy_tensor
 from train_hooks.snapshots import Snapshot, tokens_digest
+from train_hooks.tensor_scopes import TensorScopes
 
 __all__ = ["Consumption"]
 
@@ -42,8 +45,9 @@ class _Step:
 class Consumption:
     """The fetched micro-batches of one process, and what became of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, scopes: Mapping[str, TensorScope] | None = None) -> None:
         self.pool = BufferPool()
+        self.scopes = TensorScopes(scopes or {})
         self._pending: list[Snapshot] = []
         self._consumed: list[Snapshot] = []
         self._pending_bytes = 0
@@ -114,6 +118,7 @@ class Consumption:
                 )
             chosen = self._pending[:num_microbatches]
             for snapshot in chosen:
+                snapshot.counted()
                 self._take(snapshot)
             return chosen
 
@@ -174,9 +179,12 @@ class Consumption:
             for tensor in fed:
                 if snapshot.could_be(tensor) and snapshot.same_tensor(tensor):
                     if not tensor.is_cpu:
-                        return None if strict else snapshot
-                    if snapshot.equals(tensor) if strict else snapshot.looks_like(tensor):
-                        return snapshot
+                        if strict:
+                            return None
+                    elif not (snapshot.equals(tensor) if strict else snapshot.looks_like(tensor)):
+                        continue
+                    snapshot.fed_as(tensor)
+                    return snapshot
         return None
 
     def _equal(self, among: Sequence[Snapshot], fed: Sequence[Tensor]) -> Snapshot | None:
@@ -185,6 +193,8 @@ class Consumption:
                 if not (snapshot.on_cpu and snapshot.could_be(tensor) and snapshot.looks_like(tensor)):
                     continue
                 if snapshot.equals(tensor):
+                    if among is not self._consumed:
+                        snapshot.fed_as(tensor)
                     return snapshot
         return None
 

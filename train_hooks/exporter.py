@@ -1,13 +1,14 @@
 """The exporter of one writer rank: stage → commit → acknowledge. No torch in here.
 
 - `stage` keeps a micro-batch (already cloned by the caller) for the step that is under way.
-- `commit` ends the step: its micro-batches go to the writer thread with the step's status. It returns at once unless the
-  queue is full; then it blocks, and after `block_timeout_s` stops the training with ExportStopped. The queue's bytes are
-  those of all steps that are not acknowledged yet, so they bound the memory.
+- `commit` ends the step: its micro-batches go to the writer thread with the step's status. It returns at once unless
+  the queue is full; then it blocks, and after `block_timeout_s` stops the training with ExportStopped. The queue's
+  bytes are those of all steps that are not acknowledged yet, so they bound the memory.
 - The writer thread turns them into rows, hashes, writes and syncs them; one sync serves all steps that came meanwhile.
   What it has acknowledged is `acknowledged_step`. It is woken for the first step of a group, and for a queue half full;
   a wake costs the training thread more than all else that `commit` does.
-- `checkpoint_barrier(step)` returns once every row of steps ≤ step is durable. Call it before a model checkpoint counts.
+- `checkpoint_barrier(step)` returns once every row of steps ≤ step is durable. Call it before a model checkpoint
+  counts.
 - An error of the writer thread is final: every later call raises it, so that training cannot go on unrecorded.
 """
 
@@ -24,7 +25,7 @@ from typing import Literal, Self
 
 from train_hooks.documents import DocumentResolver
 from train_hooks.export_format.errors import ExportStopped, InputError
-from train_hooks.export_format.records import AttemptInfo, RunInfo, StepRecord, StepStatus
+from train_hooks.export_format.records import AttemptInfo, RowLoss, RunInfo, StepRecord, StepStatus
 from train_hooks.export_format.writer import RankWriter
 from train_hooks.row_builder import (
     CommitRequest,
@@ -34,6 +35,7 @@ from train_hooks.row_builder import (
     StagedMicrobatch,
     check_shapes,
     checked_metrics,
+    losses_record,
     metrics_record,
     note_of,
 )
@@ -150,14 +152,28 @@ class Exporter:
     def record(self, global_step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of a step that is already committed, as trainers give them that log every few steps."""
         self._check_open()
-        if not self._attempt.resume_step < global_step <= self._committed_step:
-            raise InputError(
-                f"metrics of step {global_step}: expected a step that this attempt committed, "
-                f"{self._attempt.resume_step + 1} to {self._committed_step}"
-            )
+        self._expect_committed("metrics", global_step)
         late = metrics_record(int(global_step), checked_metrics(int(global_step), metrics), time.time())
         with self._changed:
             self._late.append(late)
+
+    def record_losses(self, global_step: int, losses: Sequence[RowLoss]) -> None:
+        """Losses of rows of a step that is already committed; of a step under way they belong to its micro-batches.
+
+        A row gets its losses once. Raises InputError for a step that this attempt has not committed.
+        """
+        self._check_open()
+        self._expect_committed("losses", global_step)
+        late = losses_record(int(global_step), losses, time.time())
+        with self._changed:
+            self._late.append(late)
+
+    def _expect_committed(self, what: str, global_step: int) -> None:
+        if not self._attempt.resume_step < global_step <= self._committed_step:
+            raise InputError(
+                f"{what} of step {global_step}: expected a step that this attempt committed, "
+                f"{self._attempt.resume_step + 1} to {self._committed_step}"
+            )
 
     def checkpoint_barrier(self, global_step: int, timeout_s: float | None = None) -> None:
         """Return once all rows of steps ≤ global_step are durable. Raises ExportStopped, also after `timeout_s`."""

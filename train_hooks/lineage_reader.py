@@ -13,6 +13,7 @@ from train_hooks.export_format.lineage import StepInterval, canonical_attempt, l
 from train_hooks.export_format.reader import AttemptReader, RunReader, StepFrame
 from train_hooks.export_format.records import Row
 from train_hooks.export_format.removal import leaf_of_row, removal_of
+from train_hooks.export_format.summaries import summarize
 
 __all__ = ["LazyFrame", "LineageReader", "Verify"]
 
@@ -54,7 +55,7 @@ class LineageReader:
         attempts = {reader.info.attempt: reader for reader in self._run.attempts()}
         chosen = self._attempt
         if chosen is None:
-            newest = {number: max(reader.committed_steps(), default=None) for number, reader in attempts.items()}
+            newest = {number: max(summarize(reader).committed, default=None) for number, reader in attempts.items()}
             chosen = canonical_attempt(newest)
         if chosen is None:
             return []

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.records import Row
-from train_hooks.export_format.tensors import decode_tensor
-from train_hooks.row_builder import WHOLE_MICROBATCH
+from train_hooks.export_format.tensors import as_current_tensor, bits_dtype, decode_tensor
 
 __all__ = ["rebuilt_tensors"]
 
@@ -23,21 +22,27 @@ def rebuilt_tensors(rows: Sequence[Row], *, as_recorded: bool) -> dict[str, Tens
     as_recorded: whether it is one of the recorded micro-batches; tensors of a micro-batch as a whole exist only there.
     Raises InputError for rows that do not fit together.
     """
-    whole, columns = {}, []
+    whole: dict[str, Any] = {}
+    columns: list[dict[str, Any]] = []
+    dtypes: dict[str, str] = {}
     for row in rows:
-        arrays = {record.name: decode_tensor(record, row.tokens, row.segments) for record in row.tensors}
-        if not any(record.encoding == "tokens" for record in row.tensors) and not _holds_tokens(arrays, row):
-            arrays[_DEFAULT_TOKENS_KEY] = row.tokens.astype(np.int64)
-        whole.update({name: arrays.pop(name) for name in list(arrays) if name.startswith(WHOLE_MICROBATCH)})
-        columns.append(arrays)
+        of_row: dict[str, Any] = {}
+        for record in row.tensors:
+            known = as_current_tensor(record, row.format_version)
+            (whole if known.whole else of_row)[known.name] = decode_tensor(record, row.tokens, row.segments)
+            if bits_dtype(known.dtype) is not None:
+                dtypes[known.name] = known.dtype
+        if not any(record.encoding == "tokens" for record in row.tensors) and not _holds_tokens(of_row, row):
+            of_row[_DEFAULT_TOKENS_KEY] = row.tokens.astype(np.int64)
+        columns.append(of_row)
     if whole and not as_recorded:
         raise InputError(
             f"{', '.join(sorted(whole))}: a tensor of the micro-batch as a whole cannot be dealt out anew; replay the "
             "recorded layout"
         )
     stacked = {name: np.stack([arrays[name] for arrays in columns]) for name in _common_names(rows, columns)}
-    stacked.update({name.removeprefix(WHOLE_MICROBATCH): np.array(array) for name, array in whole.items()})
-    return dict(_with_dtype(name, torch.from_numpy(array)) for name, array in stacked.items())
+    stacked.update({name: np.array(array) for name, array in whole.items()})
+    return {name: _with_dtype(torch.from_numpy(array), dtypes.get(name)) for name, array in stacked.items()}
 
 
 def _holds_tokens(arrays: Mapping[str, Any], row: Row) -> bool:
@@ -55,8 +60,6 @@ def _common_names(rows: Sequence[Row], columns: Sequence[Mapping[str, Any]]) -> 
     return sorted(columns[0]) if columns else []
 
 
-def _with_dtype(name: str, tensor: Tensor) -> tuple[str, Tensor]:
-    """Undo the spelling of dtypes that numpy lacks: `mask:bfloat16` holds the bits of a bfloat16."""
-    stem, _, suffix = name.rpartition(":")
-    dtype = getattr(torch, suffix, None) if stem else None
-    return (stem, tensor.view(dtype)) if isinstance(dtype, torch.dtype) else (name, tensor)
+def _with_dtype(tensor: Tensor, name: str | None) -> Tensor:
+    """The tensor whose bits these are."""
+    return tensor if name is None else tensor.view(getattr(torch, name))

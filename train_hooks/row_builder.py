@@ -5,8 +5,8 @@ The exporter's writer thread drives it; so does the simulated job of the tests, 
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -15,21 +15,24 @@ import numpy.typing as npt
 from train_hooks.documents import DocumentResolver, PartResolver
 from train_hooks.export_format.acknowledgement import AckKind
 from train_hooks.export_format.errors import InputError, RowError
-from train_hooks.export_format.leaf import leaf_hash
+from train_hooks.export_format.frames import Frame, FrameMaker
 from train_hooks.export_format.records import (
     AttemptInfo,
+    Evidence,
+    Matched,
     Row,
+    RowLoss,
     RunInfo,
     Segment,
     SequenceAddress,
     StepRecord,
     StepStatus,
+    TensorRecord,
+    in_32_bits,
 )
-from train_hooks.export_format.tensors import encode_tensor
-from train_hooks.export_format.writer import Frame
+from train_hooks.export_format.tensors import encode_tensor, token_tensor
 
 __all__ = [
-    "WHOLE_MICROBATCH",
     "CommitRequest",
     "CommittedStep",
     "LateMicrobatch",
@@ -38,12 +41,12 @@ __all__ = [
     "check_shapes",
     "checked_metrics",
     "gap_of",
+    "losses_record",
     "metrics_record",
     "note_of",
     "unfit_shape",
 ]
 
-WHOLE_MICROBATCH = "microbatch/"
 _PAUSE_S = 2e-5  # between rows the writer thread lets go of the interpreter, which training may be waiting for
 
 
@@ -53,10 +56,13 @@ class StagedMicrobatch:
 
     tokens: integers [num_slots, length], of a length that the run may hold; tensors: name → [num_slots, …];
     batch_tensors: name → tensor of any shape that belongs to the micro-batch as a whole, kept in the row of slot 0;
-    segments: one tuple a slot, or () where the documents are unknown; sample_index: one a slot, or None; sample_start:
-    where each row begins in its sample, where samples are cut into rows; loss: mean loss of each sequence, or None;
-    tokens_key: name of the token tensor, so that its dtype is kept as well; release: called on the writer thread when the
-    arrays are not needed any more.
+    segments: one tuple a slot, or () where the documents are unknown; sample_index: one a slot, or None;
+    sample_start: where each row begins in its sample, where samples are cut into rows; loss: mean loss of each
+    sequence, or None; segment_losses: of each segment of each sequence, or None; tokens_key: name of the token
+    tensor, so that its dtype is kept as well; dtypes: name → torch dtype of tensors whose bits are given as integers,
+    since numpy lacks it; evidence, matched, relation: how the tokens are known, where it is not as the attempt's
+    defaults say; tensor_evidence: the same of tensors, by name; release: called on the writer thread when the arrays
+    are not needed any more.
     """
 
     tokens: npt.NDArray[np.integer]
@@ -65,7 +71,13 @@ class StagedMicrobatch:
     segments: Sequence[Sequence[Segment]] = ()
     sample_index: Sequence[int] | None = None
     sample_start: Sequence[int] | None = None
-    loss: Sequence[float] | None = None
+    loss: Sequence[float | None] | None = None
+    segment_losses: Sequence[Sequence[float | None]] | None = None
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    evidence: Evidence | None = None
+    matched: Matched | None = None
+    relation: str | None = None
+    tensor_evidence: Mapping[str, Evidence] = field(default_factory=dict)
     tokens_key: str | None = None
     release: Callable[[], None] | None = None
 
@@ -130,6 +142,7 @@ def check_shapes(microbatch: StagedMicrobatch, run: RunInfo) -> None:
         ("sample_index", microbatch.sample_index),
         ("sample_start", microbatch.sample_start),
         ("loss", microbatch.loss),
+        ("segment_losses", microbatch.segment_losses),
     ):
         if values is not None and len(values) != num_slots:
             raise RowError(f"{name}: expected one for each of {num_slots} sequences, found {len(values)}")
@@ -151,6 +164,11 @@ def checked_metrics(global_step: int, metrics: Mapping[str, float]) -> dict[str,
 def metrics_record(global_step: int, values: Mapping[str, float], unix_time_s: float) -> StepRecord:
     """Checked metrics of a step as they are written; unix_time_s: when the trainer gave them."""
     return StepRecord(global_step=global_step, kind="metrics", unix_time_s=unix_time_s, values=values)
+
+
+def losses_record(global_step: int, rows: Sequence[RowLoss], unix_time_s: float) -> StepRecord:
+    """Losses of rows of a step that is written already."""
+    return StepRecord(global_step=global_step, kind="losses", unix_time_s=unix_time_s, rows=tuple(rows))
 
 
 def note_of(global_step: int, records: tuple[StepRecord, ...]) -> CommittedStep:
@@ -206,7 +224,7 @@ class RowBuilder:
         documents: DocumentResolver | None = None,
         pause_s: float = _PAUSE_S,
     ) -> None:
-        self._run, self._attempt, self._dp_rank, self._secret = run, attempt, dp_rank, secret
+        self._run, self._make = run, FrameMaker(attempt, dp_rank, secret)
         self._documents, self._pause_s = documents, pause_s
         self._dtype = np.dtype(run.token_dtype)
 
@@ -219,7 +237,7 @@ class RowBuilder:
         rows = tuple(row for index, microbatch in enumerate(filled) for row in self._rows(step, index, microbatch))
         for microbatch in microbatches:
             _release(microbatch)
-        return Frame(kind=step.kind, global_step=step.global_step, status=step.status, rows=rows, records=step.records)
+        return self._make.frame(step.kind, step.global_step, step.status, rows, step.records)
 
     def _rows(self, step: CommittedStep, index: int, microbatch: StagedMicrobatch) -> list[Row]:
         check_shapes(microbatch, self._run)
@@ -247,10 +265,7 @@ class RowBuilder:
         tokens: npt.NDArray[np.unsignedinteger],
         microbatch: StagedMicrobatch,
     ) -> Row:
-        address = SequenceAddress(
-            run_id=self._run.run_id, attempt=self._attempt.attempt, global_step=step.global_step,
-            dp_rank=self._dp_rank, microbatch=index, slot=slot,
-        )  # fmt: skip
+        address = self._make.address(step.global_step, index, slot)
         sample_index = None if microbatch.sample_index is None else int(microbatch.sample_index[slot])
         if sample_index is not None and not 0 <= sample_index < 1 << 63:
             raise RowError(f"{address}: expected a sample_index in [0, 2^63), found {sample_index}")
@@ -259,20 +274,34 @@ class RowBuilder:
             start = None if microbatch.sample_start is None else microbatch.sample_start[slot]
             segments = tuple(_looked_up(self._documents, sample_index, start, tokens))
         _check_segments(address, segments, len(tokens))
-        records = tuple(
-            encode_tensor(name, value, tokens, segments)
-            for name, value in sorted(_tensors_of(microbatch, slot).items())
-        )
-        return Row(
-            address=address,
-            tokens=tokens,
-            segments=segments,
-            tensors=records,
+        segments = _with_losses(address, segments, microbatch.segment_losses, slot)
+        return self._make.row(
+            address,
+            tokens,
+            segments,
+            tuple(_tensors_of(microbatch, slot, tokens, segments)),
             sample_index=sample_index,
             status=step.status or StepStatus.APPLIED,
-            loss=None if microbatch.loss is None else float(microbatch.loss[slot]),
-            leaf=leaf_hash(self._secret, str(address), sample_index, tokens, segments, records),
+            loss=None if microbatch.loss is None else in_32_bits(microbatch.loss[slot]),
+            evidence=microbatch.evidence,
+            matched=microbatch.matched,
+            relation=microbatch.relation,
         )
+
+
+def _with_losses(
+    address: SequenceAddress,
+    segments: tuple[Segment, ...],
+    losses: Sequence[Sequence[float | None]] | None,
+    slot: int,
+) -> tuple[Segment, ...]:
+    if losses is None:
+        return segments
+    if len(losses[slot]) != len(segments):
+        raise RowError(
+            f"{address}: expected a loss for each of its {len(segments)} segments, found {len(losses[slot])}"
+        )
+    return tuple(replace(segment, loss=in_32_bits(loss)) for segment, loss in zip(segments, losses[slot], strict=True))
 
 
 def _looked_up(
@@ -288,16 +317,27 @@ def _looked_up(
     return documents.segments_of_part(sample_index, start, tokens)
 
 
-def _tensors_of(microbatch: StagedMicrobatch, slot: int) -> dict[str, npt.NDArray[np.generic]]:
-    """Name → the slot's row of each tensor; in slot 0 also the tensors of the whole micro-batch."""
-    found = {name: np.asarray(value[slot]) for name, value in microbatch.tensors.items()}
-    if microbatch.tokens_key is not None:
-        found[microbatch.tokens_key] = microbatch.tokens[slot]
+def _tensors_of(
+    microbatch: StagedMicrobatch, slot: int, tokens: npt.NDArray[np.unsignedinteger], segments: Sequence[Segment]
+) -> Iterator[TensorRecord]:
+    """The records of the slot's row of each tensor, by name; in slot 0 also those of the whole micro-batch."""
+    rows = {name: np.asarray(value[slot]) for name, value in microbatch.tensors.items()}
     if microbatch.sample_start is not None:
-        found["sample_start"] = np.asarray(microbatch.sample_start[slot], np.int64)
-    if slot == 0:
-        found.update({WHOLE_MICROBATCH + name: value for name, value in microbatch.batch_tensors.items()})
-    return found
+        rows["sample_start"] = np.asarray(microbatch.sample_start[slot], np.int64)
+    names = {*rows, *((microbatch.tokens_key,) if microbatch.tokens_key is not None else ())}
+    for name in sorted(names):
+        if name == microbatch.tokens_key:
+            yield token_tensor(name, microbatch.tokens.dtype, len(tokens))
+        else:
+            yield encode_tensor(
+                name, rows[name], tokens, segments, dtype=microbatch.dtypes.get(name),
+                evidence=microbatch.tensor_evidence.get(name),
+            )  # fmt: skip
+    for name, value in sorted(microbatch.batch_tensors.items() if slot == 0 else ()):
+        yield encode_tensor(
+            name, value, tokens, segments, dtype=microbatch.dtypes.get(name), whole=True,
+            evidence=microbatch.tensor_evidence.get(name),
+        )  # fmt: skip
 
 
 def _resolved(staged: Staged) -> StagedMicrobatch | None:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from train_hooks.batches import NamedTensors
-from train_hooks.export_format.records import Segment
+from train_hooks.export_format.records import Evidence, Matched, Segment
+from train_hooks.export_format.tensors import bits_dtype
 from train_hooks.exporter import StagedMicrobatch
 from train_hooks.host_copies import BufferPool, HostCopy, copy_narrowed, copy_tensor
+from train_hooks.tensor_scopes import TensorScopes
 
 __all__ = ["Snapshot", "tokens_digest"]
 
@@ -37,12 +39,18 @@ class Snapshot:
     """
 
     __slots__ = (
-        "_array", "_copies", "_identities", "_pool", "_sample_index", "_sample_start", "_segments", "_shape", "name",
-        "num_slots", "number", "sequence_length", "size_bytes", "sources",
+        "_array", "_copies", "_identities", "_pool", "_refreshed", "_sample_index", "_sample_start", "_scopes",
+        "_segments", "_shape", "evidence", "matched", "name",
+        "num_slots", "number", "relation", "sequence_length", "size_bytes", "sources",
     )  # fmt: skip
 
-    def __init__(self, batch: NamedTensors, pool: BufferPool) -> None:
+    def __init__(self, batch: NamedTensors, pool: BufferPool, scopes: TensorScopes | None = None) -> None:
         self.number = 0
+        self.evidence: Evidence | None = None  # None: as the attempt's defaults say
+        self.matched: Matched | None = None
+        self.relation: str | None = None
+        self._refreshed: list[str] = []
+        self._scopes = scopes or TensorScopes({})
         self.name, tensors, segments, index, start = batch
         self.sources: Mapping[str, Tensor] = tensors
         self._shape = tensors[self.name].shape
@@ -131,6 +139,25 @@ class Snapshot:
             given = [value for value in fed if isinstance(value, Tensor) and value.device == source.device]
             if any(tensor.data_ptr() == pointer for tensor in given):
                 self.copy_again(name)
+                self._refreshed.append(name)
+
+    def counted(self) -> None:
+        """A forward was counted for it, and what it got was not seen."""
+        self.evidence, self.matched, self.relation = Evidence.LOADER, Matched.COUNT, None
+
+    def fed_as(self, fed: Tensor) -> None:
+        """The forward got its tokens as `fed`, which is equal to them: keep in what the two differ."""
+        if fed is self.sources.get(self.name):
+            return
+        source = self._copies[self.name]
+        dtype = torch.int64 if source.narrowed else source.buffer.dtype
+        found = [f"dtype {str(fed.dtype).removeprefix('torch.')}"] if fed.dtype != dtype else []
+        if fed.shape == (self.num_slots, self.sequence_length - 1):
+            self.matched = Matched.SLICE
+            found.append("[:, :-1]")
+        elif fed.shape != self._shape:
+            found.append("flatten")
+        self.relation = "; ".join(found) or None
 
     def copy_again(self, name: str) -> None:
         """Replace our copy of a tensor, and of those that share its memory, by one of what the trainer's holds now."""
@@ -169,12 +196,17 @@ class Snapshot:
         """The micro-batch as arrays. Called once, on the writer thread."""
         tensors: dict[str, Array] = {}
         batch_tensors: dict[str, Array] = {}
+        dtypes: dict[str, str] = {}
         for name, copy in self._copies.items():
-            if name != self.name:
-                tensor = copy.tensor()
-                key = name if _has_numpy(tensor.dtype) else f"{name}:{str(tensor.dtype).removeprefix('torch.')}"
-                per_slot = tensor.ndim >= 1 and tensor.shape[0] == self.num_slots
-                (tensors if per_slot else batch_tensors)[key] = _bits(tensor) if key != name else tensor.numpy()
+            if name == self.name:
+                continue
+            tensor = copy.tensor()
+            if _has_numpy(tensor.dtype):
+                value = tensor.numpy()
+            else:
+                value, dtypes[name] = _bits(tensor), str(tensor.dtype).removeprefix("torch.")
+            whole = self._scopes.is_whole(name, value, self.num_slots, self.sequence_length)
+            (batch_tensors if whole else tensors)[name] = value
         return StagedMicrobatch(
             tokens=self._copies[self.name].tensor().numpy(),
             tensors=tensors,
@@ -182,6 +214,11 @@ class Snapshot:
             segments=self._segments,
             sample_index=_integers(self._sample_index),
             sample_start=_integers(self._sample_start),
+            dtypes=dtypes,
+            evidence=self.evidence,
+            matched=self.matched,
+            relation=self.relation,
+            tensor_evidence=dict.fromkeys(self._refreshed, Evidence.FORWARD),
             tokens_key=self.name,
             release=self._release,
         )
@@ -243,7 +280,7 @@ def tokens_digest(tokens: Tensor) -> bytes:
 
 
 def _has_numpy(dtype: torch.dtype) -> bool:
-    return dtype not in (torch.bfloat16, torch.complex32) and not str(dtype).startswith("torch.float8")
+    return bits_dtype(str(dtype).removeprefix("torch.")) is None
 
 
 def _bits(tensor: Tensor) -> Array:

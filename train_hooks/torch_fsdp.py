@@ -10,9 +10,9 @@
 A micro-batch counts as consumed when the model's forward is called with it, in training mode and with gradients on;
 `consumption` has the rules. Micro-batches that no forward sees, evaluation and mock forwards are not exported.
 
-Order: shard or wrap the model (`fully_shard`, `FSDP`, `DDP`), then attach, to what the training loop calls. Compile before
-or after: with `compiled = torch.compile(model)` attach to `compiled` or to `model`, with `model.compile()` to `model`. The
-hook is hidden from the compiler, which needs no graph break for it; `fullgraph=True` works.
+Order: shard or wrap the model (`fully_shard`, `FSDP`, `DDP`), then attach, to what the training loop calls. Compile
+before or after: with `compiled = torch.compile(model)` attach to `compiled` or to `model`, with `model.compile()` to
+`model`. The hook is hidden from the compiler, which needs no graph break for it; `fullgraph=True` works.
 
 SIGTERM: see `termination`. It needs an `attach` on the main thread.
 """
@@ -33,11 +33,19 @@ from train_hooks.collectives import on_every_rank, on_first_rank, ranks_agree
 from train_hooks.consumption import Consumption
 from train_hooks.documents import DocumentResolver
 from train_hooks.election import elect, mesh_of
-from train_hooks.export_format.errors import InputError, KisekiError
+from train_hooks.export_format.barriers import write_barrier
+from train_hooks.export_format.errors import ExportStopped, InputError, KisekiError
 from train_hooks.export_format.filesystem import OsFileSystem
 from train_hooks.export_format.paths import ExportPaths
 from train_hooks.export_format.reader import RunReader
-from train_hooks.export_format.records import AttemptInfo, RunInfo, StepStatus
+from train_hooks.export_format.records import (
+    AttemptInfo,
+    Evidence,
+    EvidenceDefaults,
+    Matched,
+    RunInfo,
+    StepStatus,
+)
 from train_hooks.export_format.writer import RankWriter
 from train_hooks.exporter import Exporter, ExporterOptions
 from train_hooks.narrow_kernels import kernels
@@ -49,6 +57,8 @@ from train_hooks.writer_rank import WriterRank
 
 __all__ = ["ExportHook"]
 
+_SEEN = EvidenceDefaults(evidence=Evidence.FORWARD, tensor_evidence=Evidence.LOADER, matched=Matched.WHOLE)
+"""Of rows that a forward was seen to get. Their other tensors are the loader's, unless the forward got them changed."""
 _TRAINED = (StepStatus.APPLIED, StepStatus.SKIPPED_UPDATE)
 
 
@@ -56,12 +66,19 @@ class ExportHook:
     """Exports what one process of a training job consumes. Make it with `attach`, on every rank."""
 
     def __init__(
-        self, run: RunInfo, attempt: AttemptInfo, rank: WriterRank, exporter: Exporter | None, cross_check_every: int
+        self,
+        run: RunInfo,
+        attempt: AttemptInfo,
+        rank: WriterRank,
+        exporter: Exporter | None,
+        cross_check_every: int,
+        run_dir: Path,
     ) -> None:
         self.run, self.attempt, self.rank = run, attempt, rank
+        self._paths = ExportPaths(run_dir)
         self._exporter = exporter
         self._cross_check_every = cross_check_every
-        self._consumption = Consumption()
+        self._consumption = Consumption(attempt.tensor_scopes)
         self._handle: Any = None
         self._paused = False
         self._committed_step = attempt.resume_step
@@ -88,19 +105,21 @@ class ExportHook:
         cross_check_every: int = 0,
         documents: DocumentResolver | None = None,
         shorter_rows: bool = False,
+        microbatch_tensors: Sequence[str] = (),
     ) -> Self:
         """Claim an attempt of the run in `run_dir` and listen to `model`, the outermost callable. Collective.
 
-        tokenizer: file that turns the tokens into text, copied into the export. resume: what `state_dict` returned when
-        the model checkpoint was written, None for a start from step 0. mesh: DeviceMesh with named axes over all
+        tokenizer: file that turns the tokens into text, copied into the export. resume: what `state_dict` returned
+        when the model checkpoint was written, None for a start from step 0. mesh: DeviceMesh with named axes over all
         processes, where ranks share data (tp, cp, pp); by default the mesh of the model's parameters if it has such
         axes, else every rank has its own data. data_axes: axes of the mesh whose ranks have their own data, if the
-        names do not tell. cross_check_every: every so many steps, compare every byte of what the forward gets (tokens,
-        and tensors given by the loader's name) with what the loader yielded, and stop on a difference. documents: finds,
-        on the writer thread, the documents of sequences for which the loader gives a sample_index alone.
-        shorter_rows: micro-batches may be shorter than sequence_length, for trainers whose sequences grow; otherwise a
-        micro-batch of another length is an error. Raises InputError or ExportStopped on every rank when one of them
-        cannot start.
+        names do not tell. cross_check_every: every so many steps, compare every byte of what the forward gets
+        (tokens, and tensors given by the loader's name) with what the loader yielded, and stop on a difference.
+        documents: finds, on the writer thread, the documents of sequences for which the loader gives a sample_index
+        alone. shorter_rows: micro-batches may be shorter than sequence_length, for trainers whose sequences grow;
+        otherwise a micro-batch of another length is an error. microbatch_tensors: names of tensors that belong to the
+        micro-batch as a whole and not to its rows, such as `cu_seqlens`; of others the first micro-batch decides, and
+        all later ones must fit. Raises InputError or ExportStopped on every rank when one of them cannot start.
         """
         spec = RunSpec(
             sequence_length=sequence_length,
@@ -114,9 +133,9 @@ class ExportHook:
             "sequence_length, vocab_size, run_id, shorter_rows", (sequence_length, vocab_size, run_id, shorter_rows)
         )
         rank = elect(mesh_of(model) if mesh is None else mesh, data_axes)
-        run, attempt = on_first_rank(lambda: _claim(Path(run_dir), spec, rank.num_writers, resume))
+        run, attempt = on_first_rank(lambda: _claim(Path(run_dir), spec, rank.num_writers, resume, microbatch_tensors))
         exporter = on_every_rank(lambda: _exporter(Path(run_dir), run, attempt, rank, options, documents))
-        hook = cls(run, attempt, rank, exporter, cross_check_every)
+        hook = cls(run, attempt, rank, exporter, cross_check_every, Path(run_dir))
         hook.listen(model)
         return hook
 
@@ -150,10 +169,10 @@ class ExportHook:
         """The training loader (or an iterator), watched. Everything but iteration is its own.
 
         tokens: where a micro-batch has its token ids, integers [num_slots, sequence_length], or shorter with
-        `shorter_rows`: a key, an index, or a function of the micro-batch. All other tensors are exported as well (labels,
-        masks, positions), by row where their first dimension is num_slots. The keys `segments` (a list of `Segment` for
-        each slot), `sample_index` and, where samples are cut into rows, `sample_start` (an integer for each slot) are the
-        hook's own: they are taken out of the dicts that the trainer gets.
+        `shorter_rows`: a key, an index, or a function of the micro-batch. All other tensors are exported as well
+        (labels, masks, positions), by row where their first dimension is num_slots. The keys `segments` (a list of
+        `Segment` for each slot), `sample_index` and, where samples are cut into rows, `sample_start` (an integer for
+        each slot) are the hook's own: they are taken out of the dicts that the trainer gets.
         """
         return tagged(loader, lambda batch: self.tag(batch, tokens))
 
@@ -216,8 +235,13 @@ class ExportHook:
                 self._exporter.record(global_step, metrics)
 
     def checkpoint_barrier(self, global_step: int, timeout_s: float | None = None) -> None:
-        """Return once the rows of all steps ≤ global_step are durable on every writer rank. Collective."""
+        """Return once the rows of all steps ≤ global_step are durable on every writer rank. Collective.
+
+        Rank 0 says so in a barrier record, which is durable too before any rank returns.
+        """
         on_every_rank(lambda: self._barrier_here(global_step, timeout_s))
+        if global_step > self.attempt.resume_step:
+            on_first_rank(lambda: self._record_barrier(int(global_step)))
 
     def state_dict(self) -> dict[str, object]:
         """What a model checkpoint must carry, so that the next attempt knows where it comes from."""
@@ -238,6 +262,15 @@ class ExportHook:
         if self._exporter is not None:
             with self._at_work():
                 self._exporter.checkpoint_barrier(global_step, timeout_s)
+
+    def _record_barrier(self, global_step: int) -> None:
+        try:
+            write_barrier(OsFileSystem(), self._paths, self.attempt, global_step)
+        except OSError as error:
+            raise ExportStopped(
+                f"the barrier record of step {global_step} could not be made durable: {error}; free or repair "
+                "the disk, then resume from the last model checkpoint"
+            ) from error
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -262,7 +295,7 @@ class ExportHook:
         if self._exporter is None or self._paused:
             return without_metadata(batch)
         named = name_tensors(batch, tokens)
-        snapshot = Snapshot(named, self._consumption.pool)
+        snapshot = Snapshot(named, self._consumption.pool, self._consumption.scopes)
         length, run = snapshot.sequence_length, self.run
         if length != run.sequence_length and not run.may_hold(length):
             shape = (snapshot.num_slots, length)
@@ -288,14 +321,21 @@ class ExportHook:
 
 
 def _claim(
-    run_dir: Path, spec: RunSpec, num_writers: int, resume: Mapping[str, object] | None
+    run_dir: Path,
+    spec: RunSpec,
+    num_writers: int,
+    resume: Mapping[str, object] | None,
+    microbatch_tensors: Sequence[str],
 ) -> tuple[RunInfo, AttemptInfo]:
     file_system = OsFileSystem()
     run = open_or_create_run(file_system, run_dir, spec)
     token = None if resume is None else ResumeToken.from_state(resume)
     layout = {"num_writers": num_writers, "pid": os.getpid()}
     config = {**spec.config, "layout": layout}
-    return run, claim_attempt(file_system, run_dir, run, num_writers=num_writers, resume=token, config=config)
+    return run, claim_attempt(
+        file_system, run_dir, run, num_writers=num_writers, resume=token, config=config, defaults=_SEEN,
+        microbatch_tensors=microbatch_tensors,
+    )  # fmt: skip
 
 
 def _exporter(

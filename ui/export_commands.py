@@ -39,7 +39,7 @@ _STYLES = {Severity.DAMAGED: "bold red", Severity.INCOMPLETE: "yellow", Severity
 
 @export_app.command("status")
 def status_command(run: RunArgument, as_json: JsonOption = False) -> None:
-    """Attempts, steps, ranks, rows, tokens, gaps, and how far the files lag behind."""
+    """Attempts, steps, ranks, rows, tokens, gaps, how rows are known, and how far the files lag behind."""
     found = status(RunReader(run))
     if as_json:
         console.print_json(dataclasses.asdict(found))
@@ -57,12 +57,14 @@ def _print_status(found: RunStatus) -> None:
     )
     if found.origin.kind is not OriginKind.OBSERVED:
         console.output.print(Text(safe(found.origin.sentence())), style="yellow")
+    console.output.print(found.shares.sentence(), markup=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in (
         "attempt",
         "parent",
         "from step",
         "to step",
+        "barrier",
         "superseded",
         "state",
         "writers",
@@ -77,6 +79,7 @@ def _print_status(found: RunStatus) -> None:
             "–" if item.parent_attempt is None else str(item.parent_attempt),
             f"{item.resume_step + 1:,}",
             "–" if item.last_step is None else f"{item.last_step:,}",
+            "–" if item.barrier_step is None else f"{item.barrier_step:,}",
             f"{item.num_superseded:,}",
             item.state,
             f"{item.num_writers_seen} of {item.num_writers}",
@@ -128,6 +131,7 @@ def verify_command(
         f"{report.size_bytes / 1e6:,.1f} MB in {took_s:.1f} s",
         markup=False,
     )
+    console.output.print(report.shares.sentence(), markup=False)
     if compared is not None:
         print_corpus_report(compared)
     elif corpus is not None:

@@ -9,6 +9,7 @@ from rich.text import Text
 from indexer.absent import absent, require_step
 from indexer.index_reader import IndexReader
 from indexer.ngrams import count_of_ngram, ids_of
+from indexer.sequence_details import describe_row
 from indexer.trace import MAX_HITS, MAX_SPANS, MIN_LENGTH_DEFAULT, TraceOptions, trace
 from train_hooks.export_format.errors import QueryError
 from ui import console
@@ -154,7 +155,8 @@ def sequence_command(
 ) -> None:
     """Show one packed sequence as the model saw it."""
     reader = IndexReader.open(run)
-    found = reader.describe(reader.sequence(address))
+    sequence = reader.sequence(address)
+    found = {**reader.describe(sequence), **describe_row(reader, sequence)}
     if as_json:
         console.print_json(found)
     else:

@@ -9,6 +9,8 @@ from rich.text import Text
 
 from indexer.trace_records import Hit, Span, Trace
 from train_hooks.export_format.records import Segment
+from ui.html.sequence import evidence_words, matched_words
+from ui.html.texts import say_in
 from ui.visible import safe
 
 __all__ = ["numbered", "one_line", "plural", "print_sequence", "print_trace"]
@@ -154,8 +156,12 @@ def one_line(text: str, width: int, *, keep_end: bool = False) -> str:
 
 
 def print_sequence(console: Console, sequence: Mapping[str, Any]) -> None:
-    """A packed sequence as `IndexReader.describe` gives it: its segments, each under the name of its document."""
+    """A packed sequence as `IndexReader.describe` and `describe_row` give it: its segments, each under the name of its
+    document."""
     console.print(Text.assemble((str(sequence["address"]), "cyan"), f"  {len(sequence['token_ids'])} tokens"))
+    say = say_in("en")
+    console.print(Text(f"evidence: {evidence_words(say, sequence['evidence'])}"), style="dim")
+    console.print(Text(f"matched: {safe(matched_words(say, sequence['matched'], sequence['relation']))}"), style="dim")
     for segment in sequence["segments"]:
         end = segment["start"] + segment["length"]
         if segment["document_id"] is None:

@@ -2,8 +2,9 @@
 
 1. A first pass (`scan_dump`) finds the iterations of each rank and where the training went back; a second one writes.
 2. A rank of the dump is a data-parallel rank. A fall of the iteration begins a new attempt, which resumes before it.
-3. Every step has a frame on every rank. What the dump lacks (iterations before its first, between two, lines that could not be
-   read) is a gap with its reason, so `kiseki export verify` says of such an export that it is incomplete.
+3. Every step has a frame on every rank. What the dump lacks (iterations before its first, between two, lines that
+   could not be read) is a gap with its reason, so `kiseki export verify` says of such an export that it is
+   incomplete.
 4. Memory holds the lines of GROUP_ROWS rows.
 """
 
@@ -26,11 +27,12 @@ from train_hooks.attempts import ResumeToken, RunSpec, claim_attempt, open_or_cr
 from train_hooks.export_format.acknowledgement import AckKind
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.filesystem import OsFileSystem
+from train_hooks.export_format.frames import Frame, FrameMaker
 from train_hooks.export_format.origin import Origin, OriginKind
 from train_hooks.export_format.paths import ExportPaths
 from train_hooks.export_format.reader import RunReader
-from train_hooks.export_format.records import AttemptInfo, RunInfo, SequenceAddress, StepRecord, StepStatus
-from train_hooks.export_format.writer import Frame, RankWriter
+from train_hooks.export_format.records import AttemptInfo, RunInfo, StepRecord, StepStatus
+from train_hooks.export_format.writer import RankWriter
 
 __all__ = ["ImportedDump", "import_dump"]
 
@@ -66,9 +68,9 @@ def import_dump(
 ) -> ImportedDump:
     """Import a dump into a run directory that holds no run.
 
-    tokenizer: the tokenizer.json that made the tokens, copied into the export; vocab_size: where there is none, or to say more.
-    eos: the token that ends documents. step_offset: added to every iteration. progress: (bytes, bytes in all), both passes.
-    Raises InputError for a dump that cannot be one, RunError where the run directory holds a run.
+    tokenizer: the tokenizer.json that made the tokens, copied into the export; vocab_size: where there is none, or to
+    say more. eos: the token that ends documents. step_offset: added to every iteration. progress: (bytes, bytes in
+    all), both passes. Raises InputError for a dump that cannot be one, RunError where the run directory holds a run.
     """
     ranks = list_dump(dump)
     vocab_size = vocab_size_of(tokenizer, vocab_size)
@@ -179,20 +181,19 @@ class _Import:
             if step is not None:
                 self._drop_what_does_not_fit(step)
         texts = self._decoded([row.tokens for _, step in group if step is not None for row in step.rows])
-        writer.append([self._frame(attempt.attempt, rank, number, step, texts) for number, step in group])
+        writer.append([self._frame(attempt, rank, number, step, texts) for number, step in group])
 
-    def _frame(self, attempt: int, rank: int, number: int, step: DumpStep | None, texts: Iterator[str | None]) -> Frame:
-        rows = []
+    def _frame(
+        self, attempt: AttemptInfo, rank: int, number: int, step: DumpStep | None, texts: Iterator[str | None]
+    ) -> Frame:
+        rows, make = [], FrameMaker(attempt, rank, self._secret)
         for slot, row in enumerate(() if step is None else step.rows):
-            address = SequenceAddress(
-                run_id=self._run.run_id, attempt=attempt, global_step=number, dp_rank=rank, microbatch=0, slot=slot
-            )
             decoded, dtype = next(texts), self._run.token_dtype
-            rows.append(row_of(row, address, dtype=dtype, eos=self._eos, decoded=decoded, secret=self._secret))
+            rows.append(row_of(make, row, make.address(number, 0, slot), dtype=dtype, eos=self._eos, decoded=decoded))
         gaps = tuple(_gap(number, *gap) for gap in _gaps(step))
         self._num_rows += len(rows)
         self._num_gap_steps += bool(gaps)
-        return Frame(kind=AckKind.STEP, global_step=number, status=StepStatus.APPLIED, rows=tuple(rows), records=gaps)
+        return make.frame(AckKind.STEP, number, StepStatus.APPLIED, rows, gaps)
 
     def _drop_what_does_not_fit(self, step: DumpStep) -> None:
         length, highest = self._run.sequence_length, self._run.vocab_size - 1

@@ -1,9 +1,11 @@
 """From lines of a dump to rows of an export, and back.
 
-- All lines of an iteration on a rank are one micro-batch, since the dump does not tell them apart; slots are in their order.
-- Segments: the dump names the documents of a sequence, but not where each begins. With the id of the end-of-document token
-  they are cut behind each; where there are as many pieces as documents, each piece is one. Otherwise the whole sequence is one
-  segment of all of them, `12+13+14`. At which of its tokens the first document begins nobody knows: offset -1.
+- All lines of an iteration on a rank are one micro-batch, since the dump does not tell them apart; slots are in their
+  order.
+- Segments: the dump names the documents of a sequence, but not where each begins. With the id of the end-of-document
+  token they are cut behind each; where there are as many pieces as documents, each piece is one. Otherwise the whole
+  sequence is one segment of all of them, `12+13+14`. At which of its tokens the first document begins nobody knows:
+  offset -1.
 - `dump/dataset_idx`, `dump/fold` and, where they are not what tokenizer and segments say, `dump/text` (UTF-8) and
   `dump/doc_ids` (JSON) are kept as tensors of the row, so that the line can be written again.
 """
@@ -18,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.llm_jp.dump import DumpRow
-from train_hooks.export_format.leaf import leaf_hash
+from train_hooks.export_format.frames import FrameMaker
 from train_hooks.export_format.records import Row, Segment, SequenceAddress, StepStatus, TensorRecord
 from train_hooks.export_format.tensors import decode_tensor
 
@@ -29,7 +31,7 @@ _NUMBERS = re.compile(r"(?:0|[1-9]\d*)(?:\+(?:0|[1-9]\d*))*", re.ASCII)
 
 
 def row_of(
-    row: DumpRow, address: SequenceAddress, *, dtype: str, eos: int | None, decoded: str | None, secret: bytes
+    make: FrameMaker, row: DumpRow, address: SequenceAddress, *, dtype: str, eos: int | None, decoded: str | None
 ) -> Row:
     """The row of a line. decoded: what the run's tokenizer makes of the tokens, None where it has none."""
     tokens = row.tokens.astype(dtype)
@@ -39,16 +41,7 @@ def row_of(
         tensors.append(_text(DOC_IDS, json.dumps(row.doc_ids)))
     if row.text != decoded:
         tensors.append(_text(TEXT, row.text))
-    return Row(
-        address=address,
-        tokens=tokens,
-        segments=segments,
-        tensors=tuple(tensors),
-        sample_index=None,
-        status=StepStatus.APPLIED,
-        loss=None,
-        leaf=leaf_hash(secret, str(address), None, tokens, segments, tensors),
-    )
+    return make.row(address, tokens, segments, tuple(tensors), sample_index=None, status=StepStatus.APPLIED)
 
 
 def segments_of(row: DumpRow, eos: int | None) -> tuple[Segment, ...]:

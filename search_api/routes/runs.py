@@ -21,16 +21,16 @@ __all__ = ["router"]
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
 _COLUMNS = (
-    "attempt, parent_attempt, resume_step, num_writers, started, first_step, last_step, canonical, "
-    "canonical_first_step, canonical_last_step"
+    "attempt, parent_attempt, resume_step, num_writers, started, export_format_version, barrier_step, first_step, last_step, "
+    "canonical, canonical_first_step, canonical_last_step"
 )
 MAX_GAPS = 1000
 _INT = pa.int64()
 _SCHEMA = pa.schema(
     [
         ("attempt", _INT), ("parent_attempt", _INT), ("resume_step", _INT), ("num_writers", _INT), ("started", pa.string()),
-        ("first_step", _INT), ("last_step", _INT), ("canonical", pa.bool_()), ("canonical_first_step", _INT),
-        ("canonical_last_step", _INT),
+        ("export_format_version", _INT), ("barrier_step", _INT), ("first_step", _INT), ("last_step", _INT),
+        ("canonical", pa.bool_()), ("canonical_first_step", _INT), ("canonical_last_step", _INT),
     ]
 )  # fmt: skip
 
@@ -94,6 +94,7 @@ def _run(ask: Ask, run_id: str) -> dict[str, Any]:
         "vocab_size": reader.info.vocab_size,
         "num_sequences": num_sequences,
         "num_tokens": num_tokens,
+        "shares": dataclasses.asdict(reader.evidence_shares(ask.access.visibility)),
         "last_step": max(shard.info.last_step for shard in reader.shards),
         "has_tokenizer": reader.info.tokenizer_file is not None,
     }

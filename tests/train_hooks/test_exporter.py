@@ -276,7 +276,7 @@ def test_late_metrics_reach_their_step(tmp_path: Path, make: Make) -> None:
     exporter.close()
 
     assert [(record.global_step, record.values) for record in records(tmp_path)] == [(2, {"grad_norm": 1.5})]
-    assert RunReader(tmp_path).attempt(1).committed_steps() == [1, 2, 3]
+    assert list(RunReader(tmp_path).attempt(1).committed_steps()) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError(), KeyboardInterrupt()])
@@ -363,10 +363,11 @@ def test_tensors_of_a_slot_and_of_the_whole_micro_batch(tmp_path: Path, make: Ma
     first, second = rows(tmp_path)
     arrays = {tensor.name: decode_tensor(tensor, first.tokens, ()) for tensor in first.tensors}
     assert released.is_set()
-    assert set(arrays) == {"weight", "labels", "input_ids", "microbatch/cu_seqlens"}
+    assert set(arrays) == {"weight", "labels", "input_ids", "cu_seqlens"}
     assert arrays["weight"].shape == ()
     assert arrays["input_ids"].dtype == np.int64
-    assert arrays["microbatch/cu_seqlens"].tolist() == [0, 16, 32]
+    assert arrays["cu_seqlens"].tolist() == [0, 16, 32]
+    assert [tensor.name for tensor in first.tensors if tensor.whole] == ["cu_seqlens"]
     assert {tensor.name for tensor in second.tensors} == {"weight", "labels", "input_ids"}
 
 

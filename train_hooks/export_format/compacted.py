@@ -22,8 +22,7 @@ from train_hooks.export_format.errors import DamageError
 from train_hooks.export_format.filesystem import FileSystem
 from train_hooks.export_format.json_files import decode_document, encode_document
 from train_hooks.export_format.paths import CompactionName, SegmentFileName
-from train_hooks.export_format.records import StepRecord
-from train_hooks.export_format.schema import ROW_FIELDS, decode_step_records
+from train_hooks.export_format.schema import row_fields
 
 __all__ = [
     "CompactedFiles",
@@ -36,7 +35,6 @@ __all__ = [
 ]
 
 COMPACTION_FORMAT = "kiseki-compaction-v1"
-_NAMES = [field.name for field in ROW_FIELDS]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,14 +181,17 @@ class CompactedFiles:
         for item in self.manifest.replaced:
             yield SegmentFileName(dp_rank=self.manifest.dp_rank, number=item.file_number)
 
-    def frame(self, file_number: int, ack: Ack) -> tuple[pa.RecordBatch, tuple[StepRecord, ...]]:
-        """The batch and step records of one frame. Raises DamageError."""
+    def frame(self, file_number: int, ack: Ack, format_version: int) -> tuple[pa.RecordBatch, str]:
+        """The batch of one frame, and its step records as JSON ('' for none). Raises DamageError.
+
+        format_version: that of the attempt.
+        """
         with self._lock:
             place = self._frame_table().get((file_number, ack.number))
             if place is None:
                 raise DamageError(f"{self.path}: frame {ack.number} of file {file_number} is missing")
             group, first_row, num_rows, text = place
-            return self._batch(group, first_row, num_rows), () if text is None else decode_step_records(text)
+            return self._batch(group, first_row, num_rows, format_version), text or ""
 
     def num_frames(self, file_number: int) -> int:
         """How many frames of a file it holds."""
@@ -213,23 +214,25 @@ class CompactedFiles:
             position = piece.end
         return found if position == part.size_bytes else [*found, "is not covered by the pieces of its manifest"]
 
-    def _batch(self, group: int, first_row: int, num_rows: int) -> pa.RecordBatch:
+    def _batch(self, group: int, first_row: int, num_rows: int, format_version: int) -> pa.RecordBatch:
+        fields = row_fields(format_version)
         if num_rows == 0:
-            return pa.record_batch([pa.array([], field.type) for field in ROW_FIELDS], schema=pa.schema(ROW_FIELDS))
+            return pa.record_batch([pa.array([], field.type) for field in fields], schema=pa.schema(fields))
         if self._group is None or self._group[0] != group:
-            self._group = (group, self._read_group(group))
+            self._group = (group, self._read_group(group, fields))
         return self._group[1].slice(first_row, num_rows).combine_chunks().to_batches()[0]
 
-    def _read_group(self, group: int) -> pa.Table:
+    def _read_group(self, group: int, fields: list[pa.Field]) -> pa.Table:
+        names = [field.name for field in fields]
         try:
             if self._rows is None:
                 self._rows = self._open(self.manifest.rows)
-            table = self._rows.read_row_group(group, columns=_NAMES, use_threads=False)
-            table = table.select(_NAMES).replace_schema_metadata(None)
+            table = self._rows.read_row_group(group, columns=names, use_threads=False)
+            table = table.select(names).replace_schema_metadata(None)
             table.validate(full=True)
         except (pa.ArrowException, OSError, KeyError, IndexError) as error:
             raise DamageError(f"{self.manifest.rows.name} matches its hash and is no such Parquet: {error}") from error
-        if not table.schema.equals(pa.schema(ROW_FIELDS)):
+        if not table.schema.equals(pa.schema(fields)):
             raise DamageError(f"{self.manifest.rows.name} has other columns: {table.schema.names}")
         return table
 

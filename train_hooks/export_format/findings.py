@@ -1,7 +1,9 @@
 """What a verification found: records, no prints."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+
+from train_hooks.export_format.summaries import EvidenceShares
 
 __all__ = ["Finding", "Report", "Severity"]
 
@@ -26,13 +28,14 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """The outcome of a verification, and how much it looked at."""
+    """The outcome of a verification, and how much it looked at. shares: how the rows are known."""
 
     findings: tuple[Finding, ...]
     num_files: int = 0
     num_rows: int = 0
     num_tokens: int = 0
     size_bytes: int = 0
+    shares: EvidenceShares = field(default_factory=EvidenceShares)
 
     def of(self, severity: Severity) -> tuple[Finding, ...]:
         """The findings of one severity."""

@@ -1,47 +1,53 @@
-"""Leaf v1: what one row commits to, and the Merkle root over the leaves of a step.
+"""Leaves: what one row commits to, and the Merkle root over the leaves of a step.
 
-A leaf is an RFC 6962 leaf hash, SHA-256(0x00 || entry), of this entry (all integers little-endian):
+A leaf is an RFC 6962 leaf hash, SHA-256(0x00 || entry). `docs/export_format.md` gives the bytes of both versions.
 
-    "kiseki-leaf-v1"  u16 len + address text  i64 sample_index (-1 = unknown)  u32 num_tokens  u8 item size
-    32 bytes tokens commitment   32 bytes segments commitment   32 bytes tensors commitment
+- **Leaf v2** (format 3) divides a row into *parts*, one for each segment and one for each stretch that no segment
+  covers, and each part into chunks of 256 tokens from its own start. Parts and chunks have a salt each. So one
+  document's part can be opened, and nothing of its neighbours can be computed from what is given.
+- **Leaf v1** (formats 1 and 2) has chunks of 256 tokens from the start of the row, and one commitment to all segments.
 
-    row salt             HMAC-SHA-256(run secret, address text)
-    salt(kind, i)        first 16 bytes of SHA-256(row salt || u8 kind || u32 i)
-    tokens commitment    SHA-256(0x10 || u32 num_chunks || chunk_0 || chunk_1 …), kind 0x11
-      chunk_i            SHA-256(0x11 || salt(0x11, i) || bytes of tokens [256·i, 256·(i+1)))
-    segments commitment  SHA-256(0x12 || salt(0x12, 0) || u32 count || segments)
-    tensors commitment   SHA-256(0x13 || salt(0x13, 0) || u32 count || tensors)
-
-A chunk can be disclosed with its salt while the others stay hidden, and a guess at private text cannot be tested
-without the salt. Inner nodes are SHA-256(0x01 || left || right) (RFC 6962 section 2.1).
+Salts derive from the row salt, HMAC-SHA-256(run secret, address). The run secret is never published; the salt of a
+row may be, for a row that lost no tokens. Whoever has a salt can test guesses at what it protects. Inner nodes are
+SHA-256(0x01 || left || right) (RFC 6962 section 2.1).
 """
 
 import hashlib
 import hmac
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.records import Segment, TensorRecord
 
-__all__ = ["CHUNK_TOKENS", "EMPTY_ROOT", "chunk_commitment", "leaf_hash", "merkle_root", "tensors_commitment"]
+__all__ = [
+    "CHUNK_TOKENS",
+    "EMPTY_ROOT",
+    "RowLeaf",
+    "chunk_hash",
+    "chunk_ranges",
+    "leaf_of_parts",
+    "merkle_path",
+    "merkle_root",
+    "part_hash",
+    "root_of_path",
+    "row_salt",
+]
 
 CHUNK_TOKENS = 256
 EMPTY_ROOT = hashlib.sha256(b"").digest()
-_TAG = b"kiseki-leaf-v1"
 NO_CHUNKS: Mapping[int, bytes] = {}
 Tokens: TypeAlias = npt.NDArray[np.unsignedinteger]
+Range: TypeAlias = tuple[int, int]
 
 
 def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
-
-
-def _salt(row_salt: bytes, kind: int, index: int) -> bytes:
-    return _sha256(row_salt + struct.pack("<BI", kind, index))[:16]
 
 
 def _text(value: str) -> bytes:
@@ -49,81 +55,185 @@ def _text(value: str) -> bytes:
     return struct.pack("<I", len(encoded)) + encoded
 
 
-def _chunk(row_salt: bytes, index: int, data: bytes) -> bytes:
-    return _sha256(b"\x11" + _salt(row_salt, 0x11, index) + data)
+def row_salt(secret: bytes, address: str) -> bytes:
+    """The 32 bytes that all salts of a row derive from."""
+    return hmac.digest(secret, address.encode("utf-8"), "sha256")
 
 
-def _tokens_commitment(row_salt: bytes, data: bytes, itemsize: int, known: Mapping[int, bytes]) -> bytes:
-    size = CHUNK_TOKENS * itemsize
-    chunks = [
-        known[index] if index in known else _chunk(row_salt, index, data[start : start + size])
-        for index, start in enumerate(range(0, len(data), size))
-    ]
-    return _sha256(b"\x10" + struct.pack("<I", len(chunks)) + b"".join(chunks))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """Tokens [start, end) of a row, in one segment or in none, and the numbers of their chunks."""
+
+    start: int
+    end: int
+    segment: Segment | None
+    chunks: range
+
+    def chunk_ranges(self) -> Iterator[Range]:
+        """Tokens [start, end) of each chunk."""
+        for start in range(self.start, self.end, CHUNK_TOKENS):
+            yield start, min(start + CHUNK_TOKENS, self.end)
 
 
-def _segments_commitment(row_salt: bytes, segments: Sequence[Segment]) -> bytes:
-    parts = [b"\x12", _salt(row_salt, 0x12, 0), struct.pack("<I", len(segments))]
-    for segment in segments:
-        parts.append(struct.pack("<IIq", segment.start, segment.length, segment.document_token_offset))
-        parts.append(_text(segment.source) + _text(segment.document_id))
-    return _sha256(b"".join(parts))
+def parts_of(num_tokens: int, segments: Sequence[Segment]) -> list[Part]:
+    """The parts of a row, in order; segments do not overlap and follow one another."""
+    found: list[Part] = []
+    position = first = 0
+    for segment in (*segments, None):
+        start = num_tokens if segment is None else segment.start
+        stretches: list[tuple[int, int, Segment | None]] = [(position, start, None)] if position < start else []
+        if segment is not None:
+            stretches.append((start, start + segment.length, segment))
+        for begin, end, of in stretches:
+            num_chunks = -(-(end - begin) // CHUNK_TOKENS)
+            found.append(Part(start=begin, end=end, segment=of, chunks=range(first, first + num_chunks)))
+            first, position = first + num_chunks, end
+    return found
 
 
-def _tensors_commitment(row_salt: bytes, tensors: Sequence[TensorRecord]) -> bytes:
-    parts = [b"\x13", _salt(row_salt, 0x13, 0), struct.pack("<I", len(tensors))]
-    for tensor in tensors:
-        parts.append(_text(tensor.name) + _text(tensor.dtype) + _text(tensor.encoding))
-        parts.append(struct.pack(f"<I{len(tensor.shape)}I", len(tensor.shape), *tensor.shape))
-        parts.append(struct.pack("<I", len(tensor.data)) + tensor.data)
-    return _sha256(b"".join(parts))
+def chunk_ranges(num_tokens: int, segments: Sequence[Segment], format_version: int) -> list[Range]:
+    """Tokens [start, end) of each chunk of a row, by its number, as its leaf divides it."""
+    if format_version < 3:
+        return [(at, min(at + CHUNK_TOKENS, num_tokens)) for at in range(0, num_tokens, CHUNK_TOKENS)]
+    return [each for part in parts_of(num_tokens, segments) for each in part.chunk_ranges()]
 
 
-def leaf_hash(
-    secret: bytes,
+def chunk_hash(salt: bytes, data: bytes) -> bytes:
+    """The commitment to the bytes of one chunk's tokens."""
+    return _sha256(b"\x11" + salt + data)
+
+
+def part_hash(salt: bytes, start: int, length: int, segment: Segment | None, chunks: Sequence[bytes]) -> bytes:
+    """The leaf hash of one part of leaf v2, from the commitments of its chunks."""
+    names = b"\x00"
+    if segment is not None:
+        names = b"\x01" + struct.pack("<q", segment.document_token_offset)
+        names += _text(segment.source) + _text(segment.document_id)
+    return _sha256(b"\x00kiseki-part-v2" + salt + struct.pack("<II", start, length) + names + b"".join(chunks))
+
+
+def leaf_of_parts(
     address: str,
     sample_index: int | None,
-    tokens: Tokens,
-    segments: Sequence[Segment],
-    tensors: Sequence[TensorRecord] | bytes,
-    chunks: Mapping[int, bytes] = NO_CHUNKS,
+    num_tokens: int,
+    itemsize: int,
+    num_parts: int,
+    parts_root: bytes,
+    tensors: bytes,
 ) -> bytes:
-    """The 32 bytes that stand for a row; `tokens` is u16 or u32 [num_tokens].
+    """Leaf v2 from the root over its parts and the commitment to its tensors."""
+    content = struct.pack("<I", num_parts) + parts_root + tensors
+    return _leaf(b"kiseki-leaf-v2", address, sample_index, num_tokens, itemsize, content)
 
-    `tensors` may be their commitment, for those who do not have them; `chunks` are the commitments of chunks whose tokens
-    are not there any more.
+
+def _leaf(tag: bytes, address: str, sample_index: int | None, num_tokens: int, itemsize: int, content: bytes) -> bytes:
+    encoded = address.encode("utf-8")
+    place = struct.pack("<qIB", -1 if sample_index is None else sample_index, num_tokens, itemsize)
+    return _sha256(b"\x00" + tag + struct.pack("<H", len(encoded)) + encoded + place + content)
+
+
+class RowLeaf:
+    """The leaf of one row, and the commitments that it is made of. Made from the row's salt; costs nothing until asked.
+
+    format_version: that of the attempt, which decides between leaf v1 and v2.
     """
-    encoded_address = address.encode("utf-8")
-    row_salt = _row_salt(secret, address)
-    entry = (
-        _TAG
-        + struct.pack("<H", len(encoded_address))
-        + encoded_address
-        + struct.pack("<qIB", -1 if sample_index is None else sample_index, len(tokens), tokens.dtype.itemsize)
-        + _tokens_commitment(row_salt, _little_endian(tokens), tokens.dtype.itemsize, chunks)
-        + _segments_commitment(row_salt, segments)
-        + (tensors if isinstance(tensors, bytes) else _tensors_commitment(row_salt, tensors))
-    )
-    return _sha256(b"\x00" + entry)
 
+    __slots__ = ("_data", "_itemsize", "_parts", "_salts", "_version", "address", "num_tokens", "salt", "segments")
 
-def tensors_commitment(secret: bytes, address: str, tensors: Sequence[TensorRecord]) -> bytes:
-    """What the leaf holds of a row's further tensors, for those who keep its tokens and segments alone."""
-    return _tensors_commitment(_row_salt(secret, address), tensors)
+    def __init__(
+        self, salt: bytes, address: str, tokens: Tokens, segments: Sequence[Segment], format_version: int = 3
+    ) -> None:
+        self.salt, self.address, self.segments, self._version = salt, address, segments, format_version
+        self._data = tokens.astype(tokens.dtype.newbyteorder("<"), copy=False).tobytes()
+        self._itemsize, self.num_tokens = tokens.dtype.itemsize, len(tokens)
+        self._parts = parts_of(len(tokens), segments) if format_version >= 3 else []
+        num_salts = 1 + len(self._parts) + (self._parts[-1].chunks.stop if self._parts else 0)
+        self._salts = self._stream(num_salts) if format_version >= 3 else b""
 
+    def hash(
+        self,
+        sample_index: int | None,
+        tensors: Sequence[TensorRecord] | bytes,
+        chunks: Mapping[int, bytes] = NO_CHUNKS,
+    ) -> bytes:
+        """The 32 bytes that stand for the row.
 
-def chunk_commitment(secret: bytes, address: str, tokens: Tokens, index: int) -> bytes:
-    """What the leaf holds of tokens [256 * index, 256 * (index + 1)) of a row."""
-    chunk = tokens[index * CHUNK_TOKENS : (index + 1) * CHUNK_TOKENS]
-    return _chunk(_row_salt(secret, address), index, _little_endian(chunk))
+        `tensors` may be their commitment, for those who do not have them; `chunks` are the commitments of chunks whose
+        tokens are not there any more.
+        """
+        commitment = tensors if isinstance(tensors, bytes) else self.tensors_commitment(tensors)
+        known = (self.address, sample_index, self.num_tokens, self._itemsize)
+        if self._version >= 3:
+            return leaf_of_parts(*known, len(self._parts), merkle_root(self.part_hashes(chunks)), commitment)
+        return _leaf(b"kiseki-leaf-v1", *known, self._old_tokens(chunks) + self._old_segments() + commitment)
 
+    def tensors_commitment(self, tensors: Sequence[TensorRecord]) -> bytes:
+        """What the leaf holds of the row's further tensors."""
+        salt = self._salt(0) if self._version >= 3 else self._old_salt(0x13, 0)
+        parts = [b"\x13", salt, struct.pack("<I", len(tensors))]
+        for tensor in tensors:
+            parts.append(_text(tensor.name) + _text(tensor.dtype) + _text(tensor.encoding))
+            if self._version >= 3:
+                parts.append(b"\x01" if tensor.whole else b"\x00")
+            parts.append(struct.pack(f"<I{len(tensor.shape)}I", len(tensor.shape), *tensor.shape))
+            parts.append(struct.pack("<I", len(tensor.data)) + tensor.data)
+        return _sha256(b"".join(parts))
 
-def _little_endian(tokens: Tokens) -> bytes:
-    return tokens.astype(tokens.dtype.newbyteorder("<"), copy=False).tobytes()
+    def chunk_commitment(self, index: int) -> bytes:
+        """What the leaf holds of the tokens of one chunk."""
+        start, end = chunk_ranges(self.num_tokens, self.segments, self._version)[index]
+        return self._chunk(index, start, end)
 
+    def chunk_salt(self, index: int) -> bytes:
+        """The 16 bytes that open one chunk."""
+        return self._salt(1 + len(self._parts) + index) if self._version >= 3 else self._old_salt(0x11, index)
 
-def _row_salt(secret: bytes, address: str) -> bytes:
-    return hmac.digest(secret, address.encode("utf-8"), "sha256")
+    def part_salt(self, index: int) -> bytes:
+        """The 16 bytes that open one part's place and names. Leaf v2 alone has parts."""
+        return self._salt(1 + index)
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """The parts of leaf v2, in the order of their tokens."""
+        return self._parts
+
+    def part_hashes(self, chunks: Mapping[int, bytes] = NO_CHUNKS) -> list[bytes]:
+        """The leaf hash of each part."""
+        return [self._part(index, part, chunks) for index, part in enumerate(self._parts)]
+
+    def _old_tokens(self, chunks: Mapping[int, bytes]) -> bytes:
+        found = [
+            chunks[index] if index in chunks else self._chunk(index, start, end)
+            for index, (start, end) in enumerate(chunk_ranges(self.num_tokens, (), 1))
+        ]
+        return _sha256(b"\x10" + struct.pack("<I", len(found)) + b"".join(found))
+
+    def _part(self, index: int, part: Part, chunks: Mapping[int, bytes]) -> bytes:
+        found = [
+            chunks[number] if number in chunks else self._chunk(number, start, end)
+            for number, (start, end) in zip(part.chunks, part.chunk_ranges(), strict=True)
+        ]
+        return part_hash(self._salt(1 + index), part.start, part.end - part.start, part.segment, found)
+
+    def _chunk(self, index: int, start: int, end: int) -> bytes:
+        return chunk_hash(self.chunk_salt(index), self._data[start * self._itemsize : end * self._itemsize])
+
+    def _stream(self, num_salts: int) -> bytes:
+        blocks = range(-(-num_salts // 4))
+        return b"".join([hashlib.sha512(self.salt + struct.pack("<I", block)).digest() for block in blocks])
+
+    def _salt(self, number: int) -> bytes:
+        return self._salts[16 * number : 16 * number + 16]
+
+    def _old_salt(self, kind: int, index: int) -> bytes:
+        return _sha256(self.salt + struct.pack("<BI", kind, index))[:16]
+
+    def _old_segments(self) -> bytes:
+        parts = [b"\x12", self._old_salt(0x12, 0), struct.pack("<I", len(self.segments))]
+        for segment in self.segments:
+            parts.append(struct.pack("<IIq", segment.start, segment.length, segment.document_token_offset))
+            parts.append(_text(segment.source) + _text(segment.document_id))
+        return _sha256(b"".join(parts))
 
 
 def merkle_root(leaves: Sequence[bytes]) -> bytes:
@@ -140,4 +250,34 @@ def merkle_root(leaves: Sequence[bytes]) -> bytes:
     root = stack.pop()[1]
     while stack:
         root = _sha256(b"\x01" + stack.pop()[1] + root)
+    return root
+
+
+def merkle_path(leaves: Sequence[bytes], index: int) -> list[bytes]:
+    """The audit path of RFC 6962 section 2.1.1 from a leaf to the root, the leaf's own neighbour first."""
+    if len(leaves) <= 1:
+        return []
+    half = 1 << (len(leaves) - 1).bit_length() - 1
+    if index < half:
+        return [*merkle_path(leaves[:half], index), merkle_root(leaves[half:])]
+    return [*merkle_path(leaves[half:], index - half), merkle_root(leaves[:half])]
+
+
+def root_of_path(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes:
+    """The root that a leaf and its audit path give in a tree of `size` leaves (RFC 9162 section 2.1.3.2).
+
+    Raises InputError for a path that no leaf of such a tree has.
+    """
+    if not 0 <= index < size or any(len(node) != 32 for node in path):
+        raise InputError(f"expected a leaf below {size} and hashes of 32 bytes, found leaf {index}")
+    root, last, rest = leaf, size - 1, list(path)
+    while last > 0:
+        if index % 2 or index != last:
+            if not rest:
+                raise InputError(f"expected more hashes than {len(path)} in the path of a tree of {size} leaves")
+            other = rest.pop(0)
+            root = _sha256(b"\x01" + (other + root if index % 2 else root + other))
+        index, last = index // 2, last // 2
+    if rest:
+        raise InputError(f"expected fewer hashes than {len(path)} in the path of a tree of {size} leaves")
     return root

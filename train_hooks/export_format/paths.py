@@ -1,9 +1,10 @@
 """The names of every file and directory of a run; no other module knows them.
 
 RUN/export/run.json                                  written once
-RUN/export/run_secret.hex                            salts of the leaves; publish it to let others recompute them
+RUN/export/run_secret.hex                            all salts derive from it; it is never published
 RUN/export/tokenizer/<file>                          a copy of the tokenizer
 RUN/export/attempts/a000002/attempt.json             the claim of attempt 2
+RUN/export/attempts/a000002/barrier-000000120.json   steps up to 120 are durable on every writer
 RUN/export/attempts/a000002/rows-r00003-00000.arrows segment file 0 of dp_rank 3 (`.inprogress` until sealed)
 RUN/export/attempts/a000002/rows-r00003-00000.acks   its acknowledgement records
 RUN/export/attempts/a000002/rows-r00003-00000.seal.json
@@ -29,6 +30,7 @@ _COMPACTION = re.compile(
     r"rows-r(\d{5,9})-(\d{5,9})-(\d{5,9})(?:-v([1-9]\d{0,8}))?\.(compacted\.json|rows\.parquet|frames\.parquet)(\.inprogress)?",
     re.ASCII,
 )
+_BARRIER = re.compile(r"barrier-(\d{9,15})\.json(\.inprogress)?", re.ASCII)
 _ATTEMPT = re.compile(r"a(\d{6,9})", re.ASCII)
 
 
@@ -161,6 +163,15 @@ class ExportPaths:
 
     def attempt_json(self, attempt: int) -> Path:
         return self.attempt_dir(attempt) / "attempt.json"
+
+    def barrier_json(self, attempt: int, global_step: int) -> Path:
+        return self.attempt_dir(attempt) / f"barrier-{global_step:09d}.json"
+
+    @staticmethod
+    def barrier_step(name: str) -> int | None:
+        """Step of a barrier record's file, finished or not, or None where the name is not one."""
+        match = _BARRIER.fullmatch(name)
+        return int(match[1]) if match and name.startswith(f"barrier-{int(match[1]):09d}.") else None
 
     @staticmethod
     def attempt_number(name: str) -> int | None:

@@ -10,29 +10,45 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
-from train_hooks.export_format.acknowledgement import Ack, AckKind
+from train_hooks.export_format.acknowledgement import Ack, AckKind, AckTable
+from train_hooks.export_format.barriers import barrier_steps, read_barrier
 from train_hooks.export_format.chain import SegmentFile, WriterLog, add_file
 from train_hooks.export_format.compacted import CompactedFiles
 from train_hooks.export_format.errors import DamageError, RunError
 from train_hooks.export_format.filesystem import FileSystem, OsFileSystem
-from train_hooks.export_format.json_files import read_attempt_info, read_run_info
+from train_hooks.export_format.json_files import expect_attempts_in_order, read_attempt_info, read_run_info
 from train_hooks.export_format.paths import IN_PROGRESS, CompactionName, ExportPaths, SegmentFileName
-from train_hooks.export_format.records import AttemptInfo, Row, RunInfo, SequenceAddress, StepRecord, StepStatus
-from train_hooks.export_format.schema import decode_frame, rows_of_batch
+from train_hooks.export_format.records import (
+    AttemptInfo,
+    Row,
+    RowLoss,
+    RunInfo,
+    SequenceAddress,
+    StepRecord,
+    StepStatus,
+)
+from train_hooks.export_format.schema import decode_frame, decode_step_records, rows_of_batch
+from train_hooks.export_format.seals import Seal, read_seal
 
 __all__ = ["AttemptReader", "RunReader", "SegmentFile", "StepFrame", "WriterLog"]
+
+_BLOCK_BYTES = 8 << 20
+_MAX_SCHEMAS = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepFrame:
-    """One writer's part of one step: checked, parsed, not yet turned into rows."""
+    """One writer's part of one step: checked, parsed, not yet turned into rows. records_json: `records` as they are
+    stored."""
 
     dp_rank: int
     ack: Ack
     batch: pa.RecordBatch
     records: tuple[StepRecord, ...]
+    records_json: str
 
 
 class RunReader:
@@ -73,13 +89,16 @@ class RunReader:
             raise DamageError(f"{path}: expected hexadecimal digits; restore it from a copy of the export") from error
 
     def attempts(self) -> list["AttemptReader"]:
-        """All attempts that said something, by number."""
-        found = []
-        for number in self.attempt_numbers():
-            info = read_attempt_info(self.file_system, self.paths, number)
-            if info is not None:
-                found.append(AttemptReader(self, info))
-        return found
+        """All attempts that said something, by number.
+
+        Raises RunError for an attempt of a format that we do not know, or older than one before it; DamageError for
+        one without its `attempt.json`.
+        """
+        numbers = self.attempt_numbers()
+        infos = [read_attempt_info(self.file_system, self.paths, number, self.info) for number in numbers]
+        found = [info for info in infos if info is not None]
+        expect_attempts_in_order(self.info, found)
+        return [AttemptReader(self, info) for info in found]
 
     def attempt_numbers(self) -> list[int]:
         """Numbers of all claimed attempts."""
@@ -90,7 +109,9 @@ class RunReader:
 
     def attempt(self, number: int) -> "AttemptReader":
         """One attempt. Raises RunError where there is none of that number."""
-        info = read_attempt_info(self.file_system, self.paths, number)
+        info = None
+        if self.file_system.exists(self.paths.attempt_dir(number)):
+            info = read_attempt_info(self.file_system, self.paths, number, self.info)
         if info is None:
             raise RunError(f"run {self.info.run_id} has no attempt {number}; it has {self.attempt_numbers()}")
         return AttemptReader(self, info)
@@ -103,6 +124,7 @@ class AttemptReader:
         self.run, self.info = run, info
         self.directory = run.paths.attempt_dir(info.attempt)
         self._opened: dict[Path, CompactedFiles] = {}
+        self._schemas: dict[SegmentFileName, bytes] = {}
 
     def writers(self, dp_rank: int | None = None) -> dict[int, WriterLog]:
         """The chain of each dp_rank that has written, or of one. Raises DamageError where a chain does not hold together."""
@@ -111,103 +133,198 @@ class AttemptReader:
             for number, file in enumerate(log.files):
                 if file.name.number != number:
                     raise DamageError(f"{self.directory}: segment file {number} of dp_rank {log.dp_rank} is missing")
-                if file.damage is not None:
+                fault = file.damage or file.contradiction(self.run.info)
+                if fault is not None:
                     raise DamageError(
-                        f"{file.acks_path}: {file.damage}; run `kiseki export verify` and restore it from a copy"
+                        f"{file.acks_path}: {fault}; run `kiseki export verify` and restore it from a copy"
                     )
         return logs
 
-    def writer_logs(self, dp_rank: int | None = None) -> dict[int, WriterLog]:
-        """As `writers`, with whatever is there: for verification, which names what is wrong."""
+    def writer_logs(self, dp_rank: int | None = None, *, thorough: bool = False) -> dict[int, WriterLog]:
+        """As `writers`, with whatever is there: for verification, which names what is wrong.
+
+        thorough: follow the chain through sealed files too, where else the hash in the seal is enough.
+        """
         entries = self.run.file_system.names(self.directory)
         compacted = self._compactions(entries)
         names = {parsed[0] for entry in entries if (parsed := SegmentFileName.parse(entry)) is not None}
         there = set(entries)
         files: dict[int, list[SegmentFile]] = {}
         for name in sorted(name for name in names if dp_rank in (None, name.dp_rank)):
-            self._add_file(files.setdefault(name.dp_rank, []), name, there, compacted.get(name))
+            seal = None if thorough else self.seal(name, there)
+            self._add_file(files.setdefault(name.dp_rank, []), name, there, compacted.get(name), seal)
         return {dp_rank: WriterLog(dp_rank=dp_rank, files=tuple(found)) for dp_rank, found in files.items()}
 
-    def committed_steps(self, writers: dict[int, WriterLog] | None = None) -> list[int]:
+    def seal(self, name: SegmentFileName, there: Container[str]) -> Seal | None:
+        """The seal of a segment file, `there` being the names in the directory; None where none can be read."""
+        if name.seal not in there:
+            return None
+        path = self.directory / name.seal
+        try:
+            return read_seal(path, self.run.file_system.read(path))
+        except (DamageError, FileNotFoundError):  # the records are followed one by one instead
+            return None
+
+    def committed_steps(self, writers: dict[int, WriterLog] | None = None) -> Sequence[int]:
         """Steps that every writer of the attempt has acknowledged, ascending."""
         writers = self.writers() if writers is None else writers
         if len(writers) < self.info.num_writers:
             return []
-        sets = [{ack.global_step for _, ack in writer.steps()} for writer in writers.values()]
-        return sorted(set.intersection(*sets)) if sets else []
+        of_writers = [writer.step_numbers for writer in writers.values()]
+        first = self.info.resume_step + 1
+        if all(np.array_equal(steps, np.arange(first, first + len(steps))) for steps in of_writers):
+            return range(first, first + min(map(len, of_writers)))
+        return sorted(set.intersection(*(set(steps.tolist()) for steps in of_writers)))
+
+    def barrier_step(self) -> int | None:
+        """The newest step that a barrier record covers. Raises DamageError where that record is another attempt's."""
+        steps = barrier_steps(self.run.file_system, self.directory)
+        if not steps:
+            return None
+        return read_barrier(self.run.file_system, self.run.paths, self.info, steps[-1]).global_step
+
+    def final_step(self, writers: dict[int, WriterLog] | None = None) -> int | None:
+        """The newest final step: it and all before it will never be written again. None where no step is final yet.
+
+        A committed step is final once a barrier record covers it, or once every writer has sealed the file that holds
+        it. Of other steps a growing export can still show another frame later. Raises DamageError where records are
+        lost that a barrier record covers.
+        """
+        writers = self.writers() if writers is None else writers
+        committed, barrier = self.committed_steps(writers), self.barrier_step()
+        if barrier is not None and (not committed or committed[-1] < barrier) and barrier > self.info.resume_step:
+            raise DamageError(
+                f"{self.directory}: a barrier record covers step {barrier}, and not every writer has its steps up to "
+                f"{committed[-1] if committed else self.info.resume_step}; run `kiseki export verify` and restore "
+                "what is lost"
+            )
+        sealed = min(map(_last_sealed_step, writers.values()), default=0) if committed else 0
+        final = max(barrier or 0, min(sealed, committed[-1]) if committed else 0)
+        return final if final > self.info.resume_step else None
 
     def frame(self, file: SegmentFile, ack: Ack) -> StepFrame:
         """One frame, its hash checked before it is parsed. Raises DamageError."""
-        batch, records = self._decoded(file, ack)
-        if batch.num_rows != ack.num_rows:
-            raise DamageError(
-                f"{file.data_path}: expected {ack.num_rows} rows in frame {ack.number}, found {batch.num_rows}"
-            )
-        return StepFrame(dp_rank=file.name.dp_rank, ack=ack, batch=batch, records=records)
+        (found,) = self.frames_of(file, [ack])
+        return found
+
+    def frames_of(self, file: SegmentFile, acks: Sequence[Ack]) -> Iterator[StepFrame]:
+        """Frames of one file, in order; those that follow one another are read at once, up to 8 MiB. Raises DamageError."""
+        for block in _blocks(acks):
+            compacted = file.compacted
+            if compacted is None:
+                try:
+                    schema, frames = self._schema(file), self._checked(file, block)
+                except FileNotFoundError:  # it was compacted since it was listed, or it is lost
+                    compacted = self._compactions(self.run.file_system.names(self.directory)).get(file.name)
+                    if compacted is None:
+                        raise DamageError(
+                            f"{self.directory / file.name.data} is missing; restore it from a copy of the export"
+                        ) from None
+                else:
+                    for ack, frame in zip(block, frames, strict=True):
+                        yield self._parsed(file, ack, *decode_frame(schema, frame, self.info.format_version))
+                    continue
+            for ack in block:
+                yield self._parsed(file, ack, *compacted.frame(file.name.number, ack, self.info.format_version))
 
     def frames(self, first_step: int, last_step: int) -> Iterator[StepFrame]:
         """Every writer's frames of steps in [first_step, last_step], writer after writer."""
         for writer in self.writers().values():
-            for file in writer.files:
-                for ack in file.acks:
-                    if ack.kind is AckKind.STEP and first_step <= ack.global_step <= last_step:
-                        yield self.frame(file, ack)
+            for file, acks in writer.steps_between(first_step, last_step):
+                yield from self.frames_of(file, acks)
 
     def rows(self, frame: StepFrame) -> list[Row]:
         """The rows of a frame, by micro-batch and slot."""
-        info = self.run.info
-        return rows_of_batch(frame.batch, info.run_id, self.info.attempt, frame.dp_rank, info.token_dtype)
+        return rows_of_batch(frame.batch, self.run.info, self.info, frame.dp_rank)
 
     def row(self, address: SequenceAddress) -> Row | None:
         """One row; None where it was not acknowledged. Reads all acknowledgements of its dp_rank. Raises DamageError."""
+        step = address.global_step
         for log in self.writers(address.dp_rank).values():
-            for file, ack in log.steps():
-                rows = self.rows(self.frame(file, ack)) if ack.global_step == address.global_step else ()
-                for row in rows:
-                    if row.address == address:
-                        return row
+            for file, acks in log.steps_between(step, step):
+                for frame in self.frames_of(file, acks):
+                    for row in self.rows(frame):
+                        if row.address == address:
+                            return row
         return None
 
     def step_records(self, writers: dict[int, WriterLog] | None = None) -> Iterator[tuple[int, StepRecord]]:
-        """(dp_rank, record) of every metric and gap that was written."""
+        """(dp_rank, record) of every metric and gap that was written, and of losses that came late."""
         for writer in (self.writers() if writers is None else writers).values():
             for file in writer.files:
-                for ack in file.acks:
-                    if ack.kind in (AckKind.STEP, AckKind.NOTE):
-                        for record in self.frame(file, ack).records:
-                            yield writer.dp_rank, record
+                acks = [ack for ack in file.acks if ack.kind in (AckKind.STEP, AckKind.NOTE)]
+                for frame in self.frames_of(file, acks):
+                    for record in frame.records:
+                        yield writer.dp_rank, record
+
+    def late_losses(self, writers: dict[int, WriterLog] | None = None) -> Iterator[tuple[SequenceAddress, RowLoss]]:
+        """Losses that came after their step was written. Reads the notes that hold some, and no others."""
+        for writer in (self.writers() if writers is None else writers).values():
+            for file in writer.files:
+                acks = file.acks
+                if acks.format_version < 3:
+                    continue
+                places = np.flatnonzero((acks.records["kind"] == AckKind.NOTE) & (acks.records["flags"] & 2 > 0))
+                for frame in self.frames_of(file, [acks[int(place)] for place in places]):
+                    for record in frame.records:
+                        for loss in record.rows:
+                            yield self._address(writer.dp_rank, record.global_step, loss), loss
 
     def step_status(self, writers: dict[int, WriterLog] | None = None) -> dict[int, StepStatus]:
         """The status of each step, as its lowest dp_rank gave it."""
         statuses: dict[int, StepStatus] = {}
         for writer in (self.writers() if writers is None else writers).values():
-            for _, ack in writer.steps():
-                if ack.status is not None:
-                    statuses.setdefault(ack.global_step, ack.status)
+            for summary in writer.summaries(self.run.info):
+                for span in summary.step_ranges:
+                    if span.status is not None:
+                        for step in range(span.first_step, span.last_step + 1):
+                            statuses.setdefault(step, span.status)
         return statuses
 
-    def _decoded(self, file: SegmentFile, ack: Ack) -> tuple[pa.RecordBatch, tuple[StepRecord, ...]]:
-        compacted = file.compacted
-        if compacted is None:
-            try:
-                return decode_frame(self._checked(file, file.acks[0]), self._checked(file, ack))
-            except FileNotFoundError:  # it was compacted since it was listed, or it is lost
-                compacted = self._compactions(self.run.file_system.names(self.directory)).get(file.name)
-        if compacted is None:
-            raise DamageError(f"{self.directory / file.name.data} is missing; restore it from a copy of the export")
-        return compacted.frame(file.name.number, ack)
+    def _address(self, dp_rank: int, global_step: int, loss: RowLoss) -> SequenceAddress:
+        return SequenceAddress(
+            run_id=self.info.run_id, attempt=self.info.attempt, global_step=global_step, dp_rank=dp_rank,
+            microbatch=loss.microbatch, slot=loss.slot,
+        )  # fmt: skip
 
-    def _checked(self, file: SegmentFile, ack: Ack) -> bytes:
-        try:
-            data = self.run.file_system.read(file.data_path, ack.start, ack.end)
-        except FileNotFoundError:  # it was sealed since it was listed
-            data = self.run.file_system.read(self.directory / file.name.data, ack.start, ack.end)
-        if len(data) != ack.end - ack.start or hashlib.sha256(data).digest() != ack.frame_sha256:
+    def _parsed(self, file: SegmentFile, ack: Ack, batch: pa.RecordBatch, records_json: str) -> StepFrame:
+        if batch.num_rows != ack.num_rows:
             raise DamageError(
-                f"{file.data_path}: bytes {ack.start}–{ack.end} (step {ack.global_step}) do not match the hash that was "
-                "acknowledged; run `kiseki export verify` and restore the file from a copy"
+                f"{file.data_path}: expected {ack.num_rows} rows in frame {ack.number}, found {batch.num_rows}"
             )
-        return data
+        try:
+            records = decode_step_records(records_json) if records_json else ()
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise DamageError(
+                f"{file.data_path}: the step records of frame {ack.number} match their hash and are none: {error}"
+            ) from error
+        return StepFrame(dp_rank=file.name.dp_rank, ack=ack, batch=batch, records=records, records_json=records_json)
+
+    def _schema(self, file: SegmentFile) -> bytes:
+        """The schema frame of a file, which is read once."""
+        found = self._schemas.get(file.name)
+        if found is None:
+            (found,) = self._checked(file, [file.acks[0]])
+            if len(self._schemas) >= _MAX_SCHEMAS:
+                self._schemas.clear()
+            self._schemas[file.name] = found
+        return found
+
+    def _checked(self, file: SegmentFile, acks: Sequence[Ack]) -> list[bytes]:
+        """The bytes of frames that follow one another, in one read, each checked against its hash."""
+        start, end = acks[0].start, acks[-1].end
+        try:
+            data = self.run.file_system.read(file.data_path, start, end)
+        except FileNotFoundError:  # it was sealed since it was listed
+            data = self.run.file_system.read(self.directory / file.name.data, start, end)
+        frames = [data[ack.start - start : ack.end - start] for ack in acks]
+        for ack, frame in zip(acks, frames, strict=True):
+            if len(frame) != ack.end - ack.start or hashlib.sha256(frame).digest() != ack.frame_sha256:
+                raise DamageError(
+                    f"{file.data_path}: bytes {ack.start}–{ack.end} (step {ack.global_step}) do not match the hash that "
+                    "was acknowledged; run `kiseki export verify` and restore the file from a copy"
+                )
+        return frames
 
     def _compactions(self, entries: Sequence[str]) -> dict[SegmentFileName, CompactedFiles]:
         found: dict[SegmentFileName, CompactedFiles] = {}
@@ -228,6 +345,7 @@ class AttemptReader:
         name: SegmentFileName,
         there: Container[str],
         compacted: CompactedFiles | None,
+        seal: Seal | None,
     ) -> None:
         """`there` was listed before the records are read: what was sealed then is whole now."""
         file_system = self.run.file_system
@@ -240,7 +358,31 @@ class AttemptReader:
             acks_path = self.directory / name.acks
             raw = file_system.read(acks_path) if file_system.exists(acks_path) else b""
         file = SegmentFile(
-            name=name, data_path=data_path, acks_path=acks_path, sealed=name.seal in there, acks=(), torn=None,
-            compacted=compacted,
+            name=name, data_path=data_path, acks_path=acks_path, sealed=name.seal in there,
+            acks=AckTable.empty(self.info.format_version), torn=None,
+            compacted=compacted, seal=seal,
         )  # fmt: skip
         add_file(self.info, files, file, raw)
+
+
+def _blocks(acks: Sequence[Ack]) -> Iterator[list[Ack]]:
+    """Acknowledgements whose frames follow one another, up to 8 MiB at a time, at least one."""
+    block: list[Ack] = []
+    for ack in acks:
+        if block and (ack.start != block[-1].end or ack.end - block[0].start > _BLOCK_BYTES):
+            yield block
+            block = []
+        block.append(ack)
+    if block:
+        yield block
+
+
+def _last_sealed_step(log: WriterLog) -> int:
+    """The newest step in the sealed files with which a writer's files begin."""
+    last = 0
+    for file in log.files:
+        if not file.sealed:
+            break
+        steps = file.acks.records["global_step"][file.acks.places(AckKind.STEP)]
+        last = int(steps[-1]) if len(steps) else last
+    return last

@@ -1,9 +1,10 @@
 """Repair of what a crash left behind: cut torn tails, seal open files. Nothing that was acknowledged is ever cut.
 
 1. A file is touched only when its writer is dead. A live writer holds the lock of its newest file, and takes the next
-   one's before it lets go. So the locks of all open files of a writer are taken first; if one is held, or the open files
-   are others afterwards, the writer is left alone. Locks reach as far as the host, so an attempt that ran on another host
-   is left alone too, unless the operator says that it is dead (`assume_dead`). A held lock is never overruled.
+   one's before it lets go. So the locks of all open files of a writer are taken first; if one is held, or the open
+   files are others afterwards, the writer is left alone. Locks reach as far as the host, so an attempt that ran on
+   another host is left alone too, unless the operator says that it is dead (`assume_dead`). A held lock is never
+   overruled.
 2. Data are cut after the last acknowledged byte, records after the last one that the chain believes. A file of which
    nothing is acknowledged is left as it is: readers ignore it.
 3. Each frame is hashed before its file is sealed; damaged files are left for `verify` to name.
@@ -19,14 +20,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from train_hooks.export_format.acknowledgement import ACK_SIZE, AckKind
 from train_hooks.export_format.chain import SegmentFile, WriterLog
 from train_hooks.export_format.errors import DamageError
 from train_hooks.export_format.filesystem import FileLock, FileSystem, OsFileSystem
-from train_hooks.export_format.json_files import info_sha256
 from train_hooks.export_format.paths import IN_PROGRESS, REPAIRED
 from train_hooks.export_format.reader import AttemptReader, RunReader
-from train_hooks.export_format.seals import Seal, SealCounts, SealedPart, read_seal, write_seal
+from train_hooks.export_format.seals import Seal, SealedPart, new_seal, read_seal, summary_of, write_seal
 
 __all__ = ["RepairAction", "ran_here", "repair", "writer_locks"]
 
@@ -83,7 +82,7 @@ def _lock_all(attempt: AttemptReader, log: WriterLog, held: list[FileLock]) -> b
         if lock is None:
             return False
         held.append(lock)
-    again = attempt.writer_logs().get(log.dp_rank)
+    again = attempt.writer_logs(log.dp_rank).get(log.dp_rank)
     return again is not None and {file.name for file in again.files if not file.sealed} == expected
 
 
@@ -95,7 +94,9 @@ def _repair_writer(attempt: AttemptReader, log: WriterLog, *, seal: bool, assume
         if not free:
             return [_action("left", attempt, attempt.directory, f"the writer of dp_rank {log.dp_rank} is running")]
         attempt.run.file_system.sync_directory(attempt.directory)
-        log = attempt.writer_logs()[log.dp_rank]  # again: the writer may have ended between the look and the locks
+        log = attempt.writer_logs(log.dp_rank)[
+            log.dp_rank
+        ]  # again: the writer may have ended between the look and the locks
         return _repair_files(attempt, log, seal=seal)
 
 
@@ -111,7 +112,7 @@ def _repair_files(attempt: AttemptReader, log: WriterLog, *, seal: bool) -> list
                 existing = read_seal(path, attempt.run.file_system.read(path))
                 previous = previous if existing.reason == "repaired" else existing.sha256
                 continue
-            if not file.acks:
+            if not len(file.acks):
                 continue
             digest = _checked_sha256(attempt, file)
         except DamageError as error:
@@ -144,7 +145,7 @@ def _checked_sha256(attempt: AttemptReader, file: SegmentFile) -> str:
 def _cut(attempt: AttemptReader, file: SegmentFile) -> list[RepairAction]:
     actions = []
     for path, believed in (
-        (file.acks_path, ACK_SIZE * len(file.acks)),
+        (file.acks_path, file.believed_acks_bytes),
         (file.data_path, file.believed_size_bytes),
     ):
         size = attempt.run.file_system.size(path)
@@ -187,27 +188,19 @@ def _write_anew(file_system: FileSystem, path: Path) -> None:
 
 
 def _new_seal(attempt: AttemptReader, log: WriterLog, file: SegmentFile, digest: str, previous: str | None) -> Seal:
-    acks = b"".join(ack.encode() for ack in file.acks)
+    acks = file.acks.encode()
     last = file.name.number == log.files[-1].name.number
-    counts = SealCounts()
-    for ack in file.acks:
-        if ack.kind is AckKind.STEP:
-            counts.add_step(ack.global_step, ack.num_rows, ack.tokens_in(attempt.run.info))
-    return Seal(
-        run_id=attempt.info.run_id,
-        attempt=attempt.info.attempt,
-        attempt_sha256=info_sha256(attempt.info),
-        dp_rank=log.dp_rank,
-        file_number=file.name.number,
+    earlier = [other for other in log.files if other.name.number <= file.name.number]
+    return new_seal(
+        attempt.info,
+        file.name,
+        SealedPart(name=file.name.data, size_bytes=file.believed_size_bytes, sha256=digest),
+        SealedPart(name=file.name.acks, size_bytes=len(acks), sha256=hashlib.sha256(acks).hexdigest()),
+        summary_of(file.acks, attempt.run.info),
+        file.acks[-1],
+        last_committed_step=WriterLog(dp_rank=log.dp_rank, files=tuple(earlier)).last_step,
         last=last,
         reason=_reason(file, last=last),
-        data=SealedPart(name=file.name.data, size_bytes=file.believed_size_bytes, sha256=digest),
-        acks=SealedPart(name=file.name.acks, size_bytes=len(acks), sha256=hashlib.sha256(acks).hexdigest()),
-        num_rows=counts.num_rows,
-        num_tokens=counts.num_tokens,
-        num_steps=counts.num_steps,
-        first_step=counts.first_step,
-        last_step=counts.last_step,
         previous_seal_sha256=previous,
     )
 

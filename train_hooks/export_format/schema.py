@@ -1,12 +1,13 @@
 """Rows and step records as Arrow: the schema of a segment file and of its record batches.
 
-One record batch is one committed step of one writer. The step records (metrics, gaps) travel as JSON in the batch's
-custom metadata under `kiseki.step_records`; numbers that JSON lacks are the strings "NaN", "Infinity", "-Infinity".
+One record batch is one committed step of one writer. The step records (metrics, gaps, late losses) travel as JSON in
+the batch's custom metadata under `kiseki.step_records`; numbers that JSON lacks are the strings "NaN", "Infinity",
+"-Infinity". Attempts of formats 1 and 2 have fewer columns; `as_current` gives their batches the ones that they lack.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,24 +16,31 @@ import pyarrow as pa
 from train_hooks.export_format.errors import DamageError
 from train_hooks.export_format.paths import SegmentFileName
 from train_hooks.export_format.records import (
+    AttemptInfo,
+    Evidence,
+    Matched,
     Row,
+    RowLoss,
     RunInfo,
     Segment,
     SequenceAddress,
     StepRecord,
     StepStatus,
     TensorRecord,
+    in_32_bits,
 )
 
 __all__ = [
     "END_OF_STREAM",
     "ROW_FIELDS",
+    "as_current",
     "batch_of_rows",
     "decode_frame",
     "decode_step_records",
     "encode_frame",
     "encode_step_records",
     "file_metadata",
+    "row_fields",
     "row_schema",
     "rows_of_batch",
 ]
@@ -40,49 +48,67 @@ __all__ = [
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _RECORDS_KEY = b"kiseki.step_records"
 
-SEGMENT = pa.struct(
-    [
-        pa.field("start", pa.int32(), nullable=False),
-        pa.field("length", pa.int32(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("document_id", pa.string(), nullable=False),
-        pa.field("document_token_offset", pa.int64(), nullable=False),
-    ]
-)
-TENSOR = pa.struct(
-    [
-        pa.field("name", pa.string(), nullable=False),
-        pa.field("dtype", pa.string(), nullable=False),
-        pa.field("shape", pa.list_(pa.int32()), nullable=False),
-        pa.field("encoding", pa.string(), nullable=False),
-        pa.field("data", pa.binary(), nullable=False),
-    ]
-)
-ROW_FIELDS = [
-    pa.field("global_step", pa.int64(), nullable=False),
-    pa.field("microbatch", pa.int32(), nullable=False),
-    pa.field("slot", pa.int32(), nullable=False),
-    pa.field("sample_index", pa.int64()),
-    pa.field("status", pa.string(), nullable=False),
-    pa.field("tokens", pa.binary(), nullable=False),
-    pa.field("segments", pa.list_(SEGMENT), nullable=False),
-    pa.field("tensors", pa.list_(TENSOR), nullable=False),
-    pa.field("loss", pa.float32()),
-    pa.field("leaf", pa.binary(32), nullable=False),
+
+def _field(name: str, kind: pa.DataType, *, null: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=null)
+
+
+_OLD_SEGMENT = [
+    _field("start", pa.int32()),
+    _field("length", pa.int32()),
+    _field("source", pa.string()),
+    _field("document_id", pa.string()),
+    _field("document_token_offset", pa.int64()),
 ]
+_OLD_TENSOR = [
+    _field("name", pa.string()),
+    _field("dtype", pa.string()),
+    _field("shape", pa.list_(pa.int32())),
+    _field("encoding", pa.string()),
+    _field("data", pa.binary()),
+]
+SEGMENT = pa.struct([*_OLD_SEGMENT, _field("loss", pa.float32(), null=True)])
+TENSOR = pa.struct([*_OLD_TENSOR, _field("whole", pa.bool_()), _field("evidence", pa.string(), null=True)])
 
 
-def row_schema(metadata: Mapping[str, str]) -> pa.Schema:
+def _row_fields(segment: pa.DataType, tensor: pa.DataType, evidence: Sequence[pa.Field]) -> list[pa.Field]:
+    return [
+        _field("global_step", pa.int64()),
+        _field("microbatch", pa.int32()),
+        _field("slot", pa.int32()),
+        _field("sample_index", pa.int64(), null=True),
+        _field("status", pa.string()),
+        _field("tokens", pa.binary()),
+        _field("segments", pa.list_(segment)),
+        _field("tensors", pa.list_(tensor)),
+        _field("loss", pa.float32(), null=True),
+        *evidence,
+        _field("leaf", pa.binary(32)),
+    ]
+
+
+ROW_FIELDS = _row_fields(
+    SEGMENT, TENSOR, [_field(name, pa.string(), null=True) for name in ("evidence", "matched", "relation")]
+)
+_OLD_ROW_FIELDS = _row_fields(pa.struct(_OLD_SEGMENT), pa.struct(_OLD_TENSOR), [])
+
+
+def row_fields(format_version: int) -> list[pa.Field]:
+    """The columns of attempts of a format."""
+    return ROW_FIELDS if format_version >= 3 else _OLD_ROW_FIELDS
+
+
+def row_schema(metadata: Mapping[str, str], format_version: int) -> pa.Schema:
     """Schema of a segment file whose identity `metadata` gives."""
-    return pa.schema(ROW_FIELDS, metadata={key: str(value) for key, value in metadata.items()})
+    return pa.schema(row_fields(format_version), metadata={key: str(value) for key, value in metadata.items()})
 
 
-def file_metadata(run: RunInfo, attempt: int, name: SegmentFileName) -> dict[str, str]:
+def file_metadata(run: RunInfo, attempt: AttemptInfo, name: SegmentFileName) -> dict[str, str]:
     """Who a segment file is: the metadata of its schema."""
     return {
-        "kiseki.format_version": str(run.format_version),
+        "kiseki.format_version": str(attempt.format_version),
         "kiseki.run_id": run.run_id,
-        "kiseki.attempt": str(attempt),
+        "kiseki.attempt": str(attempt.attempt),
         "kiseki.dp_rank": str(name.dp_rank),
         "kiseki.file_number": str(name.number),
         "kiseki.sequence_length": str(run.sequence_length),
@@ -90,43 +116,41 @@ def file_metadata(run: RunInfo, attempt: int, name: SegmentFileName) -> dict[str
     }
 
 
-def _columns(rows: Sequence[Row]) -> dict[str, list[object]]:
-    return {
-        "global_step": [row.address.global_step for row in rows],
-        "microbatch": [row.address.microbatch for row in rows],
-        "slot": [row.address.slot for row in rows],
-        "sample_index": [row.sample_index for row in rows],
-        "status": [row.status.value for row in rows],
+def _structs(kind: pa.DataType, items: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> pa.Array:
+    """Structs of a type whose fields are attributes of `items`, or given as columns."""
+    arrays = [
+        pa.array(
+            columns[field.name] if field.name in columns else [getattr(item, field.name) for item in items], field.type
+        )
+        for field in kind
+    ]
+    return pa.StructArray.from_arrays(arrays, fields=list(kind))
+
+
+def _lists(kind: pa.DataType, lists: Sequence[Sequence[Any]], columns: Mapping[str, Sequence[Any]]) -> pa.Array:
+    offsets = np.zeros(len(lists) + 1, np.int32)
+    np.cumsum([len(items) for items in lists], out=offsets[1:])
+    values = _structs(kind.value_type, [item for items in lists for item in items], columns)
+    return pa.ListArray.from_arrays(pa.array(offsets), values, type=kind)
+
+
+def _arrays(rows: Sequence[Row], format_version: int) -> list[pa.Array]:
+    addresses = [row.address for row in rows]
+    columns: dict[str, list[Any]] = {
+        **{name: [getattr(each, name) for each in addresses] for name in ("global_step", "microbatch", "slot")},
         "tokens": [row.tokens.astype(row.tokens.dtype.newbyteorder("<"), copy=False).tobytes() for row in rows],
-        "segments": [
-            [
-                {
-                    "start": segment.start,
-                    "length": segment.length,
-                    "source": segment.source,
-                    "document_id": segment.document_id,
-                    "document_token_offset": segment.document_token_offset,
-                }
-                for segment in row.segments
-            ]
-            for row in rows
-        ],
-        "tensors": [
-            [
-                {
-                    "name": tensor.name,
-                    "dtype": tensor.dtype,
-                    "shape": list(tensor.shape),
-                    "encoding": tensor.encoding,
-                    "data": tensor.data,
-                }
-                for tensor in row.tensors
-            ]
-            for row in rows
-        ],
-        "loss": [row.loss for row in rows],
-        "leaf": [row.leaf for row in rows],
     }
+    found = []
+    for field in row_fields(format_version):
+        if field.name == "segments":
+            found.append(_lists(field.type, [row.segments for row in rows], {}))
+        elif field.name == "tensors":
+            shapes = [list(tensor.shape) for row in rows for tensor in row.tensors]
+            found.append(_lists(field.type, [row.tensors for row in rows], {"shape": shapes}))
+        else:
+            values = columns.get(field.name)
+            found.append(pa.array([getattr(row, field.name) for row in rows] if values is None else values, field.type))
+    return found
 
 
 def _encode_number(value: float) -> float | str:
@@ -137,19 +161,33 @@ def _encode_number(value: float) -> float | str:
 
 def encode_step_records(records: Sequence[StepRecord]) -> str:
     """Step records as JSON."""
-    return json.dumps(
-        [
-            {
-                "global_step": record.global_step,
-                "kind": record.kind,
-                "unix_time_s": record.unix_time_s,
-                "values": {name: _encode_number(value) for name, value in record.values.items()},
-                "text": record.text,
-            }
-            for record in records
-        ],
-        ensure_ascii=False,
-    )
+    return json.dumps([_step_record(record) for record in records], ensure_ascii=False)
+
+
+def _step_record(record: StepRecord) -> dict[str, object]:
+    found: dict[str, object] = {
+        "global_step": record.global_step,
+        "kind": record.kind,
+        "unix_time_s": record.unix_time_s,
+        "values": {name: _encode_number(value) for name, value in record.values.items()},
+        "text": record.text,
+    }
+    if record.rows:
+        found["rows"] = [
+            [
+                row.microbatch,
+                row.slot,
+                _loss(row.loss),
+                None if row.segments is None else list(map(_loss, row.segments)),
+            ]
+            for row in record.rows
+        ]
+    return found
+
+
+def _loss(value: float | None) -> float | str | None:
+    rounded = in_32_bits(value)
+    return None if rounded is None else _encode_number(rounded)
 
 
 def decode_step_records(text: bytes | str) -> tuple[StepRecord, ...]:
@@ -161,73 +199,102 @@ def decode_step_records(text: bytes | str) -> tuple[StepRecord, ...]:
             unix_time_s=item["unix_time_s"],
             values={name: float(value) for name, value in item["values"].items()},
             text=item["text"],
+            rows=tuple(_row_loss(*row) for row in item.get("rows", ())),
         )
         for item in json.loads(text)
     )
 
 
-def encode_frame(schema: pa.Schema, rows: Sequence[Row], records: Sequence[StepRecord]) -> bytes:
-    """One record batch message, as it stands in the stream after the schema message."""
-    columns = _columns(rows)
-    arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
-    batch = pa.record_batch(arrays, schema=schema)
+def _row_loss(microbatch: int, slot: int, loss: float | str | None, segments: Iterable[Any] | None) -> RowLoss:
+    def number(value: float | str | None) -> float | None:
+        return None if value is None else float(value)
+
+    of_segments = None if segments is None else tuple(number(value) for value in segments)
+    return RowLoss(microbatch=microbatch, slot=slot, loss=number(loss), segments=of_segments)
+
+
+def encode_frame(schema: pa.Schema, rows: Sequence[Row], records: str, format_version: int = 3) -> bytes:
+    """One record batch message, as it follows the schema message in the stream. records: as JSON, '' for none."""
+    batch = pa.record_batch(_arrays(rows, format_version), schema=schema)
     sink = pa.BufferOutputStream()
     head = len(schema.serialize())  # the stream begins with these very bytes, which the file already holds
     with pa.ipc.new_stream(sink, schema) as stream:
-        metadata = {_RECORDS_KEY: encode_step_records(records)} if records else None
-        stream.write_batch(batch, custom_metadata=metadata)
+        stream.write_batch(batch, custom_metadata={_RECORDS_KEY: records} if records else None)
         tail = sink.tell()
     return bytes(memoryview(sink.getvalue())[head:tail])
 
 
-def decode_frame(schema_frame: bytes, frame: bytes) -> tuple[pa.RecordBatch, tuple[StepRecord, ...]]:
-    """The batch and step records of a frame whose hash the caller has checked. Raises DamageError."""
+def decode_frame(schema_frame: bytes, frame: bytes, format_version: int) -> tuple[pa.RecordBatch, str]:
+    """The batch of a frame whose hash the caller has checked, and its step records as JSON. Raises DamageError."""
     try:
         stream = pa.ipc.open_stream(pa.py_buffer(schema_frame + frame + END_OF_STREAM))
         batch, metadata = stream.read_next_batch_with_custom_metadata()
         batch.validate(full=True)
-        if not batch.schema.equals(pa.schema(ROW_FIELDS)):
+        if not batch.schema.equals(pa.schema(row_fields(format_version))):
             raise ValueError(f"its columns are {batch.schema.names}")
-        records = decode_step_records(metadata[_RECORDS_KEY]) if metadata and _RECORDS_KEY in metadata else ()
+        records = bytes(metadata[_RECORDS_KEY]).decode("utf-8") if metadata and _RECORDS_KEY in metadata else ""
     except (pa.ArrowException, OSError, StopIteration, KeyError, TypeError, AttributeError, ValueError) as error:
         raise DamageError(f"a frame that matches its hash is no record batch: {error}") from error
     return batch, records
 
 
-def batch_of_rows(rows: Sequence[Row]) -> pa.RecordBatch:
+def batch_of_rows(rows: Sequence[Row], format_version: int) -> pa.RecordBatch:
     """The batch of some rows, as `rows_of_batch` takes it apart."""
-    columns = _columns(rows)
-    return pa.record_batch(
-        [pa.array(columns[field.name], type=field.type) for field in ROW_FIELDS], schema=pa.schema(ROW_FIELDS)
-    )
+    return pa.record_batch(_arrays(rows, format_version), schema=pa.schema(row_fields(format_version)))
 
 
-def rows_of_batch(batch: pa.RecordBatch, run_id: str, attempt: int, dp_rank: int, token_dtype: str) -> list[Row]:
-    """The rows of a batch as records; tokens are read-only views. Raises DamageError for an unknown status."""
-    dtype = np.dtype(token_dtype).newbyteorder("<")
+def as_current(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch of any format with the columns of the current one; what an older format does not record is null."""
+    if batch.schema.names == [field.name for field in ROW_FIELDS]:
+        return batch
+    arrays = {name: batch.column(name) for name in batch.schema.names}
+    num_rows = batch.num_rows
+    for name, kind in (("segments", SEGMENT), ("tensors", TENSOR)):
+        lists = arrays[name]
+        flat = lists.flatten()
+        known = dict(zip([field.name for field in flat.type], flat.flatten(), strict=True))
+        known.setdefault("whole", pa.array(np.zeros(len(flat), bool)))
+        values = [known.get(field.name, pa.nulls(len(flat), field.type)) for field in kind]
+        structs = pa.StructArray.from_arrays(values, fields=list(kind))
+        offsets = pa.array(lists.offsets.to_numpy() - lists.offsets[0].as_py(), pa.int32())
+        arrays[name] = pa.ListArray.from_arrays(offsets, structs, type=pa.list_(kind))
+    columns = [arrays.get(field.name, pa.nulls(num_rows, field.type)) for field in ROW_FIELDS]
+    return pa.record_batch(columns, schema=pa.schema(ROW_FIELDS))
+
+
+def rows_of_batch(batch: pa.RecordBatch, run: RunInfo, attempt: AttemptInfo, dp_rank: int) -> list[Row]:
+    """The rows of a batch as records; tokens are read-only views. Raises DamageError for an unknown word."""
+    dtype = np.dtype(run.token_dtype).newbyteorder("<")
     try:
-        return [_row(item, run_id, attempt, dp_rank, dtype) for item in batch.to_pylist()]
+        return [_row(item, attempt, dp_rank, dtype) for item in batch.to_pylist()]
     except (ValueError, TypeError) as error:
         raise DamageError(f"a row that matches its hash is none of this format: {error}") from error
 
 
-def _row(item: dict[str, Any], run_id: str, attempt: int, dp_rank: int, dtype: np.dtype[Any]) -> Row:
+def _row(item: dict[str, Any], attempt: AttemptInfo, dp_rank: int, dtype: np.dtype[Any]) -> Row:
+    evidence, matched = item.get("evidence"), item.get("matched")
     return Row(
         address=SequenceAddress(
-            run_id=run_id, attempt=attempt, global_step=item["global_step"], dp_rank=dp_rank,
+            run_id=attempt.run_id, attempt=attempt.attempt, global_step=item["global_step"], dp_rank=dp_rank,
             microbatch=item["microbatch"], slot=item["slot"],
         ),
         tokens=np.frombuffer(item["tokens"], dtype),
         segments=tuple(Segment(**segment) for segment in item["segments"]),
-        tensors=tuple(
-            TensorRecord(
-                name=tensor["name"], dtype=tensor["dtype"], shape=tuple(tensor["shape"]),
-                encoding=tensor["encoding"], data=tensor["data"],
-            )
-            for tensor in item["tensors"]
-        ),
+        tensors=tuple(map(_tensor, item["tensors"])),
         sample_index=item["sample_index"],
         status=StepStatus(item["status"]),
         loss=item["loss"],
         leaf=item["leaf"],
+        evidence=None if evidence is None else Evidence(evidence),
+        matched=None if matched is None else Matched(matched),
+        relation=item.get("relation"),
+        format_version=attempt.format_version,
+    )  # fmt: skip
+
+
+def _tensor(item: dict[str, Any]) -> TensorRecord:
+    evidence = item.get("evidence")
+    return TensorRecord(
+        name=item["name"], dtype=item["dtype"], shape=tuple(item["shape"]), encoding=item["encoding"],
+        data=item["data"], whole=item.get("whole", False), evidence=None if evidence is None else Evidence(evidence),
     )  # fmt: skip

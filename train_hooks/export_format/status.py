@@ -1,15 +1,15 @@
-"""The state of an export at a glance: from the acknowledgement records alone, without reading the rows."""
+"""The state of an export at a glance: from the summaries in its seals and the records of its open files, without its
+rows."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from train_hooks.export_format.acknowledgement import Ack
-from train_hooks.export_format.chain import SegmentFile, WriterLog
+from train_hooks.export_format.acknowledgement import AckKind
 from train_hooks.export_format.lineage import StepInterval, canonical_attempt, lineage
 from train_hooks.export_format.origin import Origin, origin_of
 from train_hooks.export_format.reader import AttemptReader, RunReader
 from train_hooks.export_format.repair import ran_here, writer_locks
+from train_hooks.export_format.summaries import AttemptSummary, EvidenceShares, summarize
 
 __all__ = ["AttemptStatus", "RunStatus", "status"]
 
@@ -18,12 +18,15 @@ __all__ = ["AttemptStatus", "RunStatus", "status"]
 class AttemptStatus:
     """One attempt. Steps, rows and tokens are those of committed steps.
 
-    state: closed (every writer ended by itself), live (a writer's lock is held), crashed (on this host, no lock is held),
-    or open (on another host, or without locks: it may be either). lag_steps: steps that some writers have acknowledged
-    and others not yet. newest_unix_s: when the newest record was written.
+    state: closed (every writer ended by itself), live (a writer's lock is held), crashed (on this host, no lock is
+    held), or open (on another host, or without locks: it may be either). lag_steps: steps that some writers have
+    acknowledged and others not yet. newest_unix_s: when the newest record was written. barrier_step: the newest step
+    that a barrier record covers: a model checkpoint up to it can be traced. shares: how the rows of committed steps
+    are known.
     """
 
     attempt: int
+    format_version: int
     parent_attempt: int | None
     resume_step: int
     state: str
@@ -39,6 +42,8 @@ class AttemptStatus:
     num_unsealed: int
     lag_steps: int
     newest_unix_s: float | None
+    barrier_step: int | None
+    shares: EvidenceShares
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,22 +60,24 @@ class RunStatus:
     num_gaps: int
     num_unsealed: int
     lag_s: float | None
+    shares: EvidenceShares
 
 
 def status(run: RunReader, *, now_unix_s: float | None = None) -> RunStatus:
     """What is there now. Raises DamageError where the records of an attempt do not hold together."""
     now = time.time() if now_unix_s is None else now_unix_s
     readers = run.attempts()
-    logs = {reader.info.attempt: reader.writers() for reader in readers}
-    committed = {reader.info.attempt: reader.committed_steps(logs[reader.info.attempt]) for reader in readers}
-    last_steps = {attempt: steps[-1] if steps else None for attempt, steps in committed.items()}
+    summaries = [summarize(reader) for reader in readers]
+    last_steps = {of.attempt.attempt: of.committed[-1] if of.committed else None for of in summaries}
     canonical = canonical_attempt(last_steps)
     intervals = [] if canonical is None else lineage([reader.info for reader in readers], canonical)
     found = tuple(
-        _attempt_status(reader, logs[reader.info.attempt], committed[reader.info.attempt], intervals)
-        for reader in readers
+        _attempt_status(reader, summary, intervals) for reader, summary in zip(readers, summaries, strict=True)
     )
     newest = [item.newest_unix_s for item in found if item.state in ("live", "open") and item.newest_unix_s is not None]
+    shares = EvidenceShares()
+    for item in found:
+        shares = shares.and_also(item.shares)
     return RunStatus(
         run_id=run.info.run_id,
         origin=origin_of(run.info),
@@ -82,53 +89,78 @@ def status(run: RunReader, *, now_unix_s: float | None = None) -> RunStatus:
         num_gaps=sum(item.num_gaps for item in found),
         num_unsealed=sum(item.num_unsealed for item in found),
         lag_s=now - max(newest) if newest else None,
+        shares=shares,
     )
 
 
-def _attempt_status(
-    reader: AttemptReader, logs: dict[int, WriterLog], committed: list[int], intervals: list[StepInterval]
-) -> AttemptStatus:
-    info = reader.info
-    counted = set(committed)
-    steps = [(file, ack) for log in logs.values() for file, ack in log.steps() if ack.global_step in counted]
-    num_rows = sum(ack.num_rows for _, ack in steps)
-    num_tokens = sum(ack.tokens_in(reader.run.info) for _, ack in steps)
-    everywhere = {ack.global_step for log in logs.values() for _, ack in log.steps()}
-    files = [file for log in logs.values() for file in log.files]
-    newest = max((file.acks[-1].unix_time_us for file in files if file.acks), default=None)
-    on_lineage = [step for step in committed if any(interval.holds(info.attempt, step) for interval in intervals)]
+def _attempt_status(reader: AttemptReader, summary: AttemptSummary, intervals: list[StepInterval]) -> AttemptStatus:
+    info, committed, writers = reader.info, summary.committed, summary.writers.values()
+    shares, num_tokens, num_gaps = EvidenceShares(), 0, 0
+    for span in summary.committed_spans():
+        shares = shares.plus(span.num_rows, span.evidence, span.matched, span.num_steps)
+        num_tokens += span.num_steps * span.num_tokens
+        num_gaps += span.num_steps * bool(span.has_gap)
+    if info.format_version < 3:
+        num_gaps = _old_gaps(reader, committed)
+    times = [writer.newest_unix_s for writer in writers if writer.newest_unix_s is not None]
     return AttemptStatus(
         attempt=info.attempt,
+        format_version=info.format_version,
         parent_attempt=info.parent_attempt,
         resume_step=info.resume_step,
-        state=_state(reader, logs),
+        state=_state(reader, summary),
         num_writers=info.num_writers,
-        num_writers_seen=len(logs),
+        num_writers_seen=len(writers),
         num_steps=len(committed),
-        num_superseded=len(committed) - len(on_lineage),
+        num_superseded=len(committed) - sum(_overlap(committed, interval, info.attempt) for interval in intervals),
         last_step=committed[-1] if committed else None,
-        num_rows=num_rows,
+        num_rows=shares.num_rows,
         num_tokens=num_tokens,
-        num_gaps=sum(_is_gap(reader, file, ack) for file, ack in steps if not ack.num_rows),
-        num_files=len(files),
-        num_unsealed=sum(not file.sealed for file in files),
-        lag_steps=len(everywhere - counted),
-        newest_unix_s=None if newest is None else newest / 1e6,
+        num_gaps=num_gaps,
+        num_files=sum(writer.num_files for writer in writers),
+        num_unsealed=sum(writer.num_unsealed for writer in writers),
+        lag_steps=max(0, summary.newest_step - (committed[-1] if committed else info.resume_step)),
+        newest_unix_s=max(times, default=None),
+        barrier_step=reader.barrier_step(),
+        shares=shares,
     )
 
 
-def _is_gap(reader: AttemptReader, file: SegmentFile, ack: Ack) -> bool:
-    return any(record.kind == "gap" for record in reader.frame(file, ack).records)
+def _overlap(committed: range, interval: StepInterval, attempt: int) -> int:
+    """How many committed steps of an attempt an interval holds."""
+    if interval.attempt != attempt:
+        return 0
+    last = committed.stop if interval.last_step is None else min(committed.stop, interval.last_step + 1)
+    return max(0, last - max(committed.start, interval.first_step))
 
 
-def _state(reader: AttemptReader, logs: Mapping[int, WriterLog]) -> str:
-    if len(logs) == reader.info.num_writers and all(log.closed for log in logs.values()):
+def _old_gaps(reader: AttemptReader, committed: range) -> int:
+    """Gaps in formats 1 and 2, whose records do not say: of steps without rows the frames are read."""
+    found = 0
+    for log in reader.writers().values():
+        for file in log.files:
+            empty = [
+                ack
+                for ack in file.acks
+                if ack.kind is AckKind.STEP and not ack.num_rows and ack.global_step in committed
+            ]
+            frames = reader.frames_of(file, empty)
+            found += sum(any(record.kind == "gap" for record in frame.records) for frame in frames)
+    return found
+
+
+def _state(reader: AttemptReader, summary: AttemptSummary) -> str:
+    writers = summary.writers
+    if len(writers) == reader.info.num_writers and all(writer.closed for writer in writers.values()):
         return "closed"
     try:
-        for log in logs.values():
-            with writer_locks(reader, log) as free:
-                if not free:
-                    return "live"
+        for writer in writers.values():
+            if not writer.num_unsealed:
+                continue
+            for log in reader.writer_logs(writer.dp_rank).values():
+                with writer_locks(reader, log) as free:
+                    if not free:
+                        return "live"
     except OSError:
         return "open"
     return "crashed" if ran_here(reader) else "open"

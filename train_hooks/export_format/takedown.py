@@ -1,8 +1,10 @@
 """Taking tokens out of an export for good: documents, rows and spans, wherever sealed files hold them.
 
-1. The whole export is looked through, superseded steps and every attempt too. Nothing changes before all of it is found.
+1. The whole export is looked through, superseded steps and every attempt too. Nothing changes before all of it is
+   found.
 2. Rows in files that are not sealed cannot be changed: IncompleteError says which. A takedown hides them meanwhile.
-3. What is touched is written anew by `compact.rewrite`, a compaction at a time. Killed anywhere and run again, it goes on.
+3. What is touched is written anew by `compact.rewrite`, a compaction at a time. Killed anywhere and run again, it
+   goes on.
 """
 
 import functools
@@ -47,8 +49,8 @@ class TakenOut:
 def take_out(run: RunReader, what: Takedown, *, dry_run: bool = False, progress: Progress | None = None) -> TakenOut:
     """Take tokens out of the export; `progress` is told (files looked through, files in all).
 
-    Raises IncompleteError where a file that holds some is not sealed, DamageError where the export does not hold together;
-    nothing was changed then.
+    Raises IncompleteError where a file that holds some is not sealed, DamageError where the export does not hold
+    together; nothing was changed then.
     """
     with alone(run):
         return _take_out(run, what, dry_run=dry_run, progress=progress)
@@ -129,9 +131,7 @@ class _Finder:
 
 
 def _frames(attempt: AttemptReader, file: SegmentFile) -> Iterator[StepFrame]:
-    for ack in file.acks:
-        if ack.kind is AckKind.STEP and ack.num_rows:
-            yield attempt.frame(file, ack)
+    return attempt.frames_of(file, [ack for ack in file.acks if ack.kind is AckKind.STEP and ack.num_rows])
 
 
 def _tokens_to_lose(run: RunReader, row: Row, ranges: Sequence[tuple[int, int]]) -> int:

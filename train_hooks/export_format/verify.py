@@ -15,11 +15,12 @@ from pathlib import Path
 from train_hooks.export_format.errors import DamageError, InputError, RunError
 from train_hooks.export_format.filesystem import FileSystem, OsFileSystem
 from train_hooks.export_format.findings import Finding, Report, Severity
-from train_hooks.export_format.json_files import read_attempt_info, read_run_info
+from train_hooks.export_format.json_files import expect_attempts_in_order, read_attempt_info, read_run_info
 from train_hooks.export_format.lineage import lineage
 from train_hooks.export_format.paths import IN_PROGRESS, ExportPaths
 from train_hooks.export_format.reader import AttemptReader, RunReader
 from train_hooks.export_format.records import AttemptInfo
+from train_hooks.export_format.summaries import EvidenceShares
 from train_hooks.export_format.verify_attempt import AttemptCheck
 
 __all__ = ["Finding", "Report", "Severity", "verify"]
@@ -63,8 +64,12 @@ class _Verification:
         checks = [self._check_attempt(reader, secret) for reader in readers]
         for info in infos.values():
             self._check_parent(info, infos, {check.attempt: check.committed for check in checks})
+        shares = EvidenceShares()
+        for check in checks:
+            shares = shares.and_also(check.shares)
         return Report(
             findings=tuple(self._findings),
+            shares=shares,
             num_files=sum(check.num_files for check in checks),
             num_rows=sum(check.num_rows for check in checks),
             num_tokens=sum(check.num_tokens for check in checks),
@@ -125,13 +130,18 @@ class _Verification:
             self._add(
                 Severity.DAMAGED, self._paths.attempt_dir(number), "is missing; restore it from a copy of the export"
             )
-        found = {number: self._attempt_info(number) for number in numbers}
-        return {number: info for number, info in found.items() if info is not None}
+        infos = {number: self._attempt_info(number) for number in numbers}
+        found = {number: info for number, info in infos.items() if info is not None}
+        try:
+            expect_attempts_in_order(self._run.info, found.values())
+        except RunError as error:
+            self._add(Severity.DAMAGED, self._paths.attempts, str(error))
+        return found
 
     def _attempt_info(self, number: int) -> AttemptInfo | None:
         path = self._paths.attempt_json(number)
         try:
-            info = read_attempt_info(self._fs, self._paths, number)
+            info = read_attempt_info(self._fs, self._paths, number, self._run.info)
         except (DamageError, RunError) as error:
             self._add(Severity.DAMAGED, path, str(error))
             return None

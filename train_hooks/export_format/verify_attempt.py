@@ -4,14 +4,16 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from train_hooks.export_format.acknowledgement import ACK_SIZE, AckKind, well_formed
+from train_hooks.export_format.acknowledgement import ack_size, well_formed
+from train_hooks.export_format.barriers import read_barrier
 from train_hooks.export_format.chain import SegmentFile, WriterLog
 from train_hooks.export_format.compacted import is_superfluous
 from train_hooks.export_format.errors import DamageError
 from train_hooks.export_format.findings import Severity
-from train_hooks.export_format.paths import IN_PROGRESS, REPAIRED, CompactionName, SegmentFileName
+from train_hooks.export_format.paths import IN_PROGRESS, REPAIRED, CompactionName, ExportPaths, SegmentFileName
 from train_hooks.export_format.reader import AttemptReader
-from train_hooks.export_format.seals import Seal, SealCounts, read_seal
+from train_hooks.export_format.seals import FileSummary, Seal, read_seal, summary_of
+from train_hooks.export_format.summaries import EvidenceShares
 from train_hooks.export_format.verify_file import FileContent, StepContent, check_content
 
 __all__ = ["AttemptCheck"]
@@ -34,6 +36,7 @@ class AttemptCheck:
         self.attempt = attempt.info.attempt
         self.committed: set[int] = set()
         self.num_files = self.num_rows = self.num_tokens = 0
+        self.shares = EvidenceShares()
         self._reader, self._sha256, self._secret = attempt, attempt_sha256, secret
         self._fs, self._directory = attempt.run.file_system, attempt.directory
         self._add, self._progress = add, progress
@@ -43,13 +46,14 @@ class AttemptCheck:
         names = self._fs.names(self._directory)
         self._check_names(names)
         try:
-            logs = self._reader.writer_logs()
+            logs = self._reader.writer_logs(thorough=True)
         except DamageError as error:
             self._damaged(self._directory, str(error))
             return
         self._check_compactions(logs)
         steps = {dp_rank: self._check_writer(log) for dp_rank, log in sorted(logs.items())}
         self._check_steps(logs, steps)
+        self._check_barriers(names)
 
     def _damaged(self, path: Path, message: str, step: int | None = None) -> None:
         self._add(Severity.DAMAGED, path, message, step)
@@ -67,7 +71,7 @@ class AttemptCheck:
                     self._damaged(path, "stands beside the file of its final name; one of them is a copy: remove it")
             elif name.endswith(REPAIRED + IN_PROGRESS):
                 self._note(path, "is what a repair began; another `kiseki export repair` goes on")
-            elif name != own and SegmentFileName.parse(name) is None and CompactionName.parse(name) is None:
+            elif name != own and not _is_ours(name):
                 self._note(path, "is none of the export's files; remove it if nobody needs it")
             self._check_manifest_of(path, known)
 
@@ -107,6 +111,7 @@ class AttemptCheck:
         content = check_content(self._reader, file, self._secret, self._damaged, self._progress)
         self.num_rows += content.num_rows
         self.num_tokens += content.num_tokens
+        self.shares = self.shares.and_also(content.shares)
         if content.num_removed:
             self._note(file.data_path, f"{content.num_removed} of its rows have lost tokens to a takedown")
         for global_step, step in content.steps:
@@ -143,19 +148,30 @@ class AttemptCheck:
         if seal.attempt_sha256 != self._sha256:
             faults.append("belongs to another attempt.json than the one here")
         faults += [text for text in (self._part_fault(file, seal, content), self._acks_fault(seal)) if text]
-        counts = SealCounts()
-        for ack in file.acks:
-            if ack.kind is AckKind.STEP:
-                counts.add_step(ack.global_step, ack.num_rows, ack.tokens_in(self._reader.run.info))
-        found = (counts.num_rows, counts.num_tokens, counts.num_steps, counts.first_step, counts.last_step)
-        if found != (seal.num_rows, seal.num_tokens, seal.num_steps, seal.first_step, seal.last_step):
-            faults.append(f"counts otherwise than the acknowledgement records do: {found}")
+        found = summary_of(file.acks, self._reader.run.info)
+        if _counts(found) != _counts(seal):
+            faults.append(f"counts otherwise than the acknowledgement records do: {_counts(found)}")
+        if self._reader.info.format_version >= 3:
+            faults += self._summary_faults(log, file, seal)
+        elif seal.summary is not None:
+            faults.append("is of a later format than its attempt")
         is_last = file.name.number == log.files[-1].name.number
         if is_last and not seal.last:
             faults.append("says that another file follows, and none does")
         if seal.last and not is_last:
             faults.append("says that it is the writer's last, and others follow")
         return faults
+
+    def _summary_faults(self, log: WriterLog, file: SegmentFile, seal: Seal) -> list[str]:
+        earlier = [other for other in log.files if other.name.number <= file.name.number]
+        last_step = WriterLog(dp_rank=log.dp_rank, files=tuple(earlier)).last_step
+        last = file.acks[-1] if len(file.acks) else None
+        expected = (
+            summary_of(file.acks, self._reader.run.info), last_step, None if last is None else last.sha256.hex(),
+            None if last is None else last.unix_time_us,
+        )  # fmt: skip
+        found = (seal.summary, seal.last_committed_step, seal.last_record_sha256, seal.last_unix_time_us)
+        return [] if found == expected else ["its summary contradicts the acknowledgement records"]
 
     def _part_fault(self, file: SegmentFile, seal: Seal, content: FileContent) -> str | None:
         path = self._directory / seal.data.name
@@ -195,11 +211,11 @@ class AttemptCheck:
             self._note(file.data_path, "is not sealed; `kiseki export repair` can seal it")
 
     def _check_tail(self, file: SegmentFile) -> None:
-        size = ACK_SIZE * len(file.acks)
+        size, version = ack_size(self._reader.info.format_version), self._reader.info.format_version
         if file.torn is None or not self._fs.exists(file.acks_path):
             return
-        tail = self._fs.read(file.acks_path, size, file.acks_size_bytes)
-        whole = [well_formed(tail[at : at + ACK_SIZE]) for at in range(0, len(tail), ACK_SIZE)]
+        tail = self._fs.read(file.acks_path, file.believed_acks_bytes, file.acks_size_bytes)
+        whole = [well_formed(tail[at : at + size], version) for at in range(0, len(tail), size)]
         if any(whole[1:]):
             self._add(
                 Severity.INCOMPLETE, file.acks_path,
@@ -239,7 +255,7 @@ class AttemptCheck:
     def _check_steps(self, logs: dict[int, WriterLog], steps: dict[int, dict[int, StepContent]]) -> None:
         info = self._reader.info
         for dp_rank, log in logs.items():
-            found = [ack.global_step for _, ack in log.steps()]
+            found = log.step_numbers.tolist()
             expected = list(range(info.resume_step + 1, info.resume_step + 1 + len(found)))
             if found != expected:
                 step = next((b for a, b in zip(found, expected, strict=True) if a != b), None)
@@ -273,6 +289,38 @@ class AttemptCheck:
                 self._damaged(self._directory, "its writers disagree on the step's status", step)
             elif len({(content.num_rows, content.num_microbatches) for content in found if content.gap is None}) > 1:
                 self._add(Severity.INCOMPLETE, self._directory, "its writers hold different numbers of rows", step)
+
+    def _check_barriers(self, names: Sequence[str]) -> None:
+        info, paths = self._reader.info, self._reader.run.paths
+        newest = max(self.committed, default=info.resume_step)
+        for name in names:
+            step = ExportPaths.barrier_step(name)
+            if step is None or name.endswith(IN_PROGRESS):
+                continue
+            try:
+                read_barrier(self._fs, paths, info, step)
+            except DamageError as error:
+                self._damaged(self._directory / name, str(error))
+                continue
+            if info.resume_step < step and step not in self.committed:
+                self._damaged(
+                    self._directory / name,
+                    f"says that step {step} was durable on every writer, and the newest that all have is {newest}; "
+                    f"{_RESTORE}",
+                    step,
+                )
+
+
+def _is_ours(name: str) -> bool:
+    return (
+        SegmentFileName.parse(name) is not None
+        or CompactionName.parse(name) is not None
+        or ExportPaths.barrier_step(name) is not None
+    )
+
+
+def _counts(of: Seal | FileSummary) -> tuple[int | None, ...]:
+    return of.num_rows, of.num_tokens, of.num_steps, of.first_step, of.last_step
 
 
 def _follows(seal: Seal, previous: Sequence[Seal | None]) -> bool:

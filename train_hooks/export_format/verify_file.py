@@ -12,9 +12,18 @@ from train_hooks.export_format.chain import SegmentFile
 from train_hooks.export_format.errors import DamageError
 from train_hooks.export_format.leaf import merkle_root
 from train_hooks.export_format.reader import AttemptReader
+from train_hooks.export_format.record_commitment import count_evidence, record_commitment
 from train_hooks.export_format.records import Row, StepRecord, StepStatus
 from train_hooks.export_format.removal import leaf_of_row, removal_of
-from train_hooks.export_format.schema import END_OF_STREAM, decode_frame, file_metadata, row_schema, rows_of_batch
+from train_hooks.export_format.schema import (
+    END_OF_STREAM,
+    decode_frame,
+    decode_step_records,
+    file_metadata,
+    row_schema,
+    rows_of_batch,
+)
+from train_hooks.export_format.summaries import EvidenceShares
 
 __all__ = ["FileContent", "StepContent", "check_content"]
 
@@ -44,6 +53,7 @@ class FileContent:
     num_rows: int = 0
     num_tokens: int = 0
     num_removed: int = 0
+    shares: EvidenceShares = field(default_factory=EvidenceShares)
     data_sha256: str | None = None
 
 
@@ -56,7 +66,7 @@ def check_content(
     if path is None:
         if file.compacted is not None:
             _check_compacted(attempt, file, secret, content, complain)
-        elif file.acks:
+        elif len(file.acks):
             complain(file.data_path, "is missing; restore it from a copy of the export", None)
         return content
     digest = hashlib.sha256()
@@ -73,7 +83,8 @@ def check_content(
             elif ack.kind is AckKind.END:
                 _expect(bytes(frame) == END_OF_STREAM, "its end frame is no end of stream")
             else:
-                _check_frame(attempt, file, ack, decode_frame(schema_frame, bytes(frame)), secret, content)
+                decoded = decode_frame(schema_frame, bytes(frame), attempt.info.format_version)
+                _check_frame(attempt, file, ack, decoded, secret, content)
         except DamageError as error:
             complain(path, f"{error}; its writer or its memory was at fault: restore it from a copy", _step(ack))
     content.data_sha256 = digest.hexdigest()
@@ -91,21 +102,22 @@ def _frames(
     attempt: AttemptReader, file: SegmentFile, path: Path, progress: Progress
 ) -> Iterator[tuple[Ack, memoryview]]:
     """Each acknowledged frame and its bytes, read in large blocks."""
+    acks: Sequence[Ack] = list(file.acks)
     start = 0
-    while start < len(file.acks):
+    while start < len(acks):
         end = start + 1
-        while end < len(file.acks) and file.acks[end].end - file.acks[start].start <= _BLOCK_BYTES:
+        while end < len(acks) and acks[end].end - acks[start].start <= _BLOCK_BYTES:
             end += 1
-        offset = file.acks[start].start
-        block = memoryview(attempt.run.file_system.read(path, offset, file.acks[end - 1].end))
+        offset = acks[start].start
+        block = memoryview(attempt.run.file_system.read(path, offset, acks[end - 1].end))
         progress(len(block))
-        for ack in file.acks[start:end]:
+        for ack in acks[start:end]:
             yield ack, block[ack.start - offset : ack.end - offset]
         start = end
 
 
 def _check_schema(attempt: AttemptReader, file: SegmentFile, frame: bytes) -> None:
-    expected = row_schema(file_metadata(attempt.run.info, attempt.info.attempt, file.name))
+    expected = row_schema(file_metadata(attempt.run.info, attempt.info, file.name), attempt.info.format_version)
     try:
         found = pa.ipc.read_schema(pa.py_buffer(frame))
     except (pa.ArrowException, OSError) as error:
@@ -129,8 +141,8 @@ def _check_compacted(
         return
     for ack in frames:
         try:
-            batch, records = compacted.frame(file.name.number, ack)
-            _check_frame(attempt, file, ack, (batch, records), secret, content)
+            decoded = compacted.frame(file.name.number, ack, attempt.info.format_version)
+            _check_frame(attempt, file, ack, decoded, secret, content)
         except DamageError as error:
             complain(path, f"{error}; restore it from a copy of the export", _step(ack))
 
@@ -139,17 +151,19 @@ def _check_frame(
     attempt: AttemptReader,
     file: SegmentFile,
     ack: Ack,
-    decoded: tuple[pa.RecordBatch, Sequence[StepRecord]],
+    decoded: tuple[pa.RecordBatch, str],
     secret: bytes | None,
     content: FileContent,
 ) -> None:
-    batch, records = decoded
+    batch, records_json = decoded
     _expect(batch.num_rows == ack.num_rows, f"expected {ack.num_rows} rows, found {batch.num_rows}")
+    rows = rows_of_batch(batch, attempt.run.info, attempt.info, file.name.dp_rank)
+    records = _step_records(records_json)
+    if attempt.info.format_version >= 3:
+        _check_commitment(attempt, file, ack, rows, records, records_json, secret)
     if ack.kind is AckKind.NOTE:
         _expect(not ack.num_rows, "step records alone hold rows")
         return
-    info = attempt.run.info
-    rows = rows_of_batch(batch, info.run_id, attempt.info.attempt, file.name.dp_rank, info.token_dtype)
     gaps = [record.text or "rows were not exported" for record in records if record.kind == "gap"]
     num_microbatches = rows[-1].address.microbatch + 1 if rows else 0
     step = StepContent(
@@ -157,14 +171,43 @@ def _check_frame(
     )
     content.steps.append((ack.global_step, step))
     content.num_rows += len(rows)
+    content.shares = content.shares.plus(len(rows), ack.evidence, ack.matched)
     content.num_tokens += sum(len(row.tokens) for row in rows)
     content.num_removed += sum(removal_of(row) is not None for row in rows)
     _check_addresses(ack, rows)
     for row in rows:
         _check_row(attempt, row, secret)
-    found = sum(len(row.tokens) for row in rows)
-    _expect(found == ack.tokens_in(info), f"expected {ack.tokens_in(info)} tokens, found {found}")
+    found, expected = sum(len(row.tokens) for row in rows), ack.tokens_in(attempt.run.info)
+    _expect(found == expected, f"expected {expected} tokens, found {found}")
     _expect(merkle_root([row.leaf for row in rows]) == ack.root, "its leaves do not give the step's root hash")
+
+
+def _step_records(text: str) -> tuple[StepRecord, ...]:
+    try:
+        return decode_step_records(text) if text else ()
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DamageError(f"its step records are none: {error}") from error
+
+
+def _check_commitment(
+    attempt: AttemptReader,
+    file: SegmentFile,
+    ack: Ack,
+    rows: Sequence[Row],
+    records: Sequence[StepRecord],
+    records_json: str,
+    secret: bytes | None,
+) -> None:
+    """Status, losses, evidence and step records are those that were acknowledged, in a compacted file too."""
+    _expect(count_evidence(rows, attempt.info) == (ack.evidence, ack.matched), "its evidence is not as acknowledged")
+    kinds = {record.kind for record in records}
+    _expect((ack.has_gap, ack.has_losses) == ("gap" in kinds, "losses" in kinds), "its step records are of other kinds")
+    if secret is None:
+        return
+    found = record_commitment(
+        secret, attempt.info, file.name.dp_rank, ack.kind, ack.global_step, ack.status, rows, records_json
+    )
+    _expect(found == ack.record, "its status, losses, evidence or step records are not those that were acknowledged")
 
 
 def _check_addresses(ack: Ack, rows: Sequence[Row]) -> None:

@@ -21,30 +21,19 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from train_hooks.export_format.acknowledgement import ACK_SIZE, Ack, AckKind, file_identity
+from train_hooks.export_format.acknowledgement import EMPTY_SHA256, Ack, AckKind, file_identity
 from train_hooks.export_format.errors import ExportStopped
 from train_hooks.export_format.filesystem import AppendFile, FileSystem
-from train_hooks.export_format.json_files import info_sha256
+from train_hooks.export_format.frames import Frame
 from train_hooks.export_format.leaf import EMPTY_ROOT, merkle_root
 from train_hooks.export_format.paths import IN_PROGRESS, SegmentFileName
-from train_hooks.export_format.records import AttemptInfo, Row, RunInfo, StepRecord, StepStatus
+from train_hooks.export_format.records import FORMAT_VERSION, AttemptInfo, RunInfo
 from train_hooks.export_format.schema import END_OF_STREAM, encode_frame, file_metadata, row_schema
-from train_hooks.export_format.seals import Seal, SealCounts, SealedPart, write_seal
+from train_hooks.export_format.seals import SealedPart, SummaryBuilder, new_seal, write_seal
 
 __all__ = ["Frame", "RankWriter"]
 
 CLOSED, CONTINUES = 1, 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Frame:
-    """What one record batch of a segment file holds: a committed step's rows, or step records alone."""
-
-    kind: AckKind
-    global_step: int
-    status: StepStatus | None
-    rows: tuple[Row, ...]
-    records: tuple[StepRecord, ...]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -59,12 +48,12 @@ class _OpenFile:
     acks: AppendFile
     schema: pa.Schema
     identity: bytes
+    summary: SummaryBuilder
     last: Ack | None = None
     data_sha256: "hashlib._Hash" = field(default_factory=hashlib.sha256)
     acks_sha256: "hashlib._Hash" = field(default_factory=hashlib.sha256)
-    num_acks: int = 0
+    acks_size_bytes: int = 0
     writable: bool = True
-    counts: SealCounts = field(default_factory=SealCounts)
 
     @property
     def position(self) -> int:
@@ -90,16 +79,17 @@ class RankWriter:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Creates file 0. FileExistsError where another writer of this dp_rank has; OSError where the disk refuses."""
+        assert attempt.format_version == FORMAT_VERSION, "attempts of older formats are read, not written"
         self._fs, self._directory, self._run, self._attempt = file_system, directory, run, attempt
         self._dp_rank, self._roll_size_bytes, self._clock = dp_rank, roll_size_bytes, clock
-        self._attempt_sha256 = info_sha256(attempt)
         self._last_hash: bytes | None = None
         self._last_seal: str | None = None
+        self._last_step: int | None = None
         self._number = self._durable_number = -1
         self._closed = False
         self._file = self._create()
         encode_frame(
-            self._file.schema, (), ()
+            self._file.schema, (), ""
         )  # pyarrow imports more on first use, which fails while Python shuts down
 
     def append(self, frames: Sequence[Frame]) -> None:
@@ -167,8 +157,10 @@ class RankWriter:
         identity = file_identity(
             self._run.run_id, self._attempt.attempt, self._attempt.claim, self._dp_rank, self._number, self._last_hash
         )
-        schema = row_schema(file_metadata(self._run, self._attempt.attempt, name))
-        file = _OpenFile(name=name, data=data, acks=acks, schema=schema, identity=identity)
+        schema = row_schema(file_metadata(self._run, self._attempt, name), FORMAT_VERSION)
+        file = _OpenFile(
+            name=name, data=data, acks=acks, schema=schema, identity=identity, summary=SummaryBuilder(self._run)
+        )
         try:
             self._fs.sync_directory(self._directory)
         except OSError:
@@ -181,13 +173,14 @@ class RankWriter:
         blobs = [] if file.last else [self._ack(file, None, file.schema.serialize().to_pybytes(), AckKind.SCHEMA)]
         last = blobs[-1][0] if blobs else file.last
         for frame in frames:
-            data = encode_frame(file.schema, frame.rows, frame.records)
+            data = encode_frame(file.schema, frame.rows, frame.records_json)
             blobs.append(self._ack(file, last, data, frame.kind, frame))
             last = blobs[-1][0]
         self._write(file, blobs)
-        for frame in frames:
-            if frame.kind is AckKind.STEP:
-                file.counts.add_step(frame.global_step, len(frame.rows), _num_tokens(frame))
+        for ack, _ in blobs:
+            if ack.kind is AckKind.STEP:
+                file.summary.add(ack)
+                self._last_step = ack.global_step
 
     def _ack(
         self, file: _OpenFile, last: Ack | None, data: bytes, kind: AckKind, frame: Frame | None = None, mark: int = 0
@@ -205,7 +198,12 @@ class RankWriter:
             root=merkle_root([row.leaf for row in frame.rows]) if frame else EMPTY_ROOT,
             previous=last.sha256 if last else file.identity,
             unix_time_us=int(self._clock() * 1e6),
-            num_tokens=_num_tokens(frame) if self._run.shorter_rows else None,
+            num_tokens=sum(len(row.tokens) for row in frame.rows) if frame else 0,
+            record=frame.commitment if frame else EMPTY_SHA256,
+            evidence=frame.evidence if frame else (0, 0, 0),
+            matched=frame.matched if frame else (0, 0, 0),
+            has_gap=frame.has_gap if frame else False,
+            has_losses=frame.has_losses if frame else False,
         )
         return ack, data
 
@@ -219,7 +217,7 @@ class RankWriter:
         file.acks.datasync()
         file.data_sha256.update(data)
         file.acks_sha256.update(records)
-        file.last, file.num_acks = blobs[-1][0], file.num_acks + len(blobs)
+        file.last, file.acks_size_bytes = blobs[-1][0], file.acks_size_bytes + len(records)
         file.writable = file.last.kind is not AckKind.END
         self._last_hash = file.last.sha256
 
@@ -230,29 +228,18 @@ class RankWriter:
         self._replace()
 
     def _seal(self, file: _OpenFile, *, last: bool) -> None:
-        counts = file.counts
-        seal = Seal(
-            run_id=self._run.run_id,
-            attempt=self._attempt.attempt,
-            attempt_sha256=self._attempt_sha256,
-            dp_rank=self._dp_rank,
-            file_number=file.name.number,
+        assert file.last is not None, "a file is sealed behind its end record"
+        seal = new_seal(
+            self._attempt,
+            file.name,
+            SealedPart(name=file.name.data, size_bytes=file.position, sha256=file.data_sha256.hexdigest()),
+            SealedPart(name=file.name.acks, size_bytes=file.acks_size_bytes, sha256=file.acks_sha256.hexdigest()),
+            file.summary.summary(),
+            file.last,
+            last_committed_step=self._last_step,
             last=last,
             reason="closed" if last else "rolled",
-            data=SealedPart(name=file.name.data, size_bytes=file.position, sha256=file.data_sha256.hexdigest()),
-            acks=SealedPart(
-                name=file.name.acks, size_bytes=file.num_acks * ACK_SIZE, sha256=file.acks_sha256.hexdigest()
-            ),
-            num_rows=counts.num_rows,
-            num_tokens=counts.num_tokens,
-            num_steps=counts.num_steps,
-            first_step=counts.first_step,
-            last_step=counts.last_step,
             previous_seal_sha256=self._last_seal,
         )
         self._last_seal = seal.sha256  # also where the next line fails: `repair` makes this very seal again
         write_seal(self._fs, self._directory, seal)
-
-
-def _num_tokens(frame: Frame | None) -> int:
-    return sum(len(row.tokens) for row in frame.rows) if frame else 0

@@ -43,7 +43,7 @@ def attempts_html(say: Say, attempts: Sequence[Json]) -> str:
     """The same as a table."""
     names = (
         say("attempt"), say("began (UTC)"), say("resumed from"), say("steps"), say("of these count"), say("rolled back"),
-        say("ranks"),
+        say("ranks"), say("export format"),
     )  # fmt: skip
     head = "".join(f'<th scope="col">{text_html(name)}</th>' for name in names)
     return (
@@ -158,7 +158,10 @@ def _table_row(say: Say, attempt: Json) -> str:
     if attempt["parent_attempt"] is not None:
         resumed = say("step {s} of attempt {n}", s=f"{attempt['resume_step']:,}", n=attempt["parent_attempt"])
     began = attempt["started"].replace("T", " ").partition(".")[0].removesuffix("Z")
-    cells = (str(attempt["attempt"]), began, resumed, steps, counts or "–", lost or "–", f"{attempt['num_writers']:,}")
+    cells = (
+        str(attempt["attempt"]), began, resumed, steps, counts or "–", lost or "–", f"{attempt['num_writers']:,}",
+        str(attempt["export_format_version"]),
+    )  # fmt: skip
     return "<tr>" + "".join(f"<td>{text_html(cell)}</td>" for cell in cells) + "</tr>"
 
 

@@ -9,7 +9,7 @@ from ui.html.escape import attribute, text_html
 from ui.html.places import Place
 from ui.html.texts import Say
 
-__all__ = ["Shown", "parse_range", "replay_snippet", "row_html", "sequence_html"]
+__all__ = ["Shown", "evidence_words", "matched_words", "parse_range", "replay_snippet", "row_html", "sequence_html"]
 
 Json = Mapping[str, Any]
 COLOURS = 6
@@ -72,6 +72,10 @@ def row_html(place: Place, say: Say, sequence: Json) -> str:
             ),
         ),
     ]
+    facts += [
+        (say("evidence"), text_html(evidence_words(say, sequence["evidence"]))),
+        (say("matched"), text_html(matched_words(say, sequence["matched"], sequence["relation"]))),
+    ]
     if sequence["loss"] is not None:
         facts.append((say("loss of the sequence"), f"{sequence['loss']:.4f}"))
     if sequence["sample_index"] is not None:
@@ -100,6 +104,31 @@ def replay_snippet(address: str) -> str:
         f"batch = next(replay.steps()).microbatches[{microbatch}].batch\n"
         f"row = {{name: value[{slot}] for name, value in batch.items()}}  # {address}\n"
     )
+
+
+def evidence_words(say: Say, evidence: str | None) -> str:
+    """How the tokens of a sequence are known."""
+    if evidence is None:
+        return say("not recorded")
+    words = {
+        "forward": say("forward: the tokens were seen in the forward call"),
+        "loader": say("loader: the tokens are what the data loader yielded"),
+        "declared": say("declared: the trainer or an importer handed the tokens over"),
+    }
+    return words.get(evidence, evidence)
+
+
+def matched_words(say: Say, matched: str | None, relation: str | None) -> str:
+    """How a sequence was tied to a forward, and how what the forward got differs in form."""
+    if matched is None:
+        return say("not recorded")
+    words = {
+        "whole": say("whole: the forward got all of the tokens"),
+        "slice": say("slice: the forward got a part of the tokens"),
+        "count": say("count: a forward happened, and what it got was not seen"),
+    }
+    found = words.get(matched, matched)
+    return found if relation is None else f"{found} ({relation})"
 
 
 def _status(say: Say, status: str) -> str:

@@ -67,9 +67,10 @@ def test_run_and_attempt_come_back_with_the_hash_of_their_file(tmp_path: Path) -
     paths, files = ExportPaths(tmp_path), OsFileSystem()
 
     assert read_run_info(files, paths) == run
-    assert read_attempt_info(files, paths, 1) == attempt
+    assert read_attempt_info(files, paths, 1, run) == attempt
     assert attempt.run_sha256 == info_sha256(run)
-    assert read_attempt_info(files, paths, 2) is None
+    paths.attempt_dir(2).mkdir()
+    assert read_attempt_info(files, paths, 2, run) is None
 
 
 def test_a_directory_that_is_no_run(tmp_path: Path) -> None:
@@ -89,9 +90,11 @@ def test_a_run_json_of_something_else(tmp_path: Path) -> None:
 def test_a_run_of_another_version(tmp_path: Path) -> None:
     paths = ExportPaths(tmp_path)
     paths.export.mkdir()
-    paths.run_json.write_bytes(encode_document({"format": "kiseki-export", "format_version": 3}))
+    paths.run_json.write_bytes(encode_document({"format": "kiseki-export", "format_version": 4}))
 
-    with pytest.raises(RunError, match="expected export format version 1 or 2, found 3"):
+    with pytest.raises(
+        RunError, match="expected export format version 1, 2 or 3, found 4; read it with a newer kiseki"
+    ):
         read_run_info(OsFileSystem(), paths)
 
 
@@ -105,10 +108,11 @@ def test_keys_that_are_missing_are_damage(tmp_path: Path) -> None:
 
 
 def test_another_document_is_no_seal() -> None:
-    with pytest.raises(DamageError, match="kiseki-seal-v1"):
+    with pytest.raises(DamageError, match="kiseki-seal-v3"):
         read_seal(PATH, encode_document({"format": "kiseki-export"}))
-    with pytest.raises(DamageError, match="other keys"):
-        read_seal(PATH, encode_document({"format": "kiseki-seal-v1"}))
+    for version in (1, 3):
+        with pytest.raises(DamageError, match="other keys"):
+            read_seal(PATH, encode_document({"format": f"kiseki-seal-v{version}"}))
 
 
 def test_a_file_is_written_once(tmp_path: Path) -> None:

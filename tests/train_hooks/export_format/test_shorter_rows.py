@@ -1,6 +1,7 @@
 """Runs whose rows differ in length: every count is of the tokens that are there, and other runs stay as strict as they were."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tests.example_exports import LENGTH, begin_attempt, begin_run, committed_st
 from tests.export_maker import MadeStep, all_rows, make_attempt
 from train_hooks.attempts import RunSpec, open_or_create_run
 from train_hooks.export_format import json_files
+from train_hooks.export_format.acknowledgement import Ack, AckKind
 from train_hooks.export_format.compact import compact
 from train_hooks.export_format.errors import RowError, RunError
 from train_hooks.export_format.filesystem import OsFileSystem
@@ -60,7 +62,10 @@ def test_repair_counts_as_the_writer_would_have(tmp_path: Path) -> None:
 
 
 def test_a_count_that_the_rows_do_not_have_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train_hooks.export_format.writer._num_tokens", lambda _: 17)
+    def counted(**fields: Any) -> Ack:
+        return Ack(**{**fields, "num_tokens": 17 if fields["kind"] is AckKind.STEP else 0})
+
+    monkeypatch.setattr("train_hooks.export_format.writer.Ack", counted)
     run = begin_run(tmp_path, shorter_rows=True)
     write_steps(tmp_path, run, begin_attempt(tmp_path, run), [1])
 
@@ -86,7 +91,7 @@ def test_a_run_that_does_not_say_so_is_as_strict_as_ever(tmp_path: Path) -> None
     run = begin_run(tmp_path)
     builder = RowBuilder(run, begin_attempt(tmp_path, run), 0, RunReader(tmp_path).secret())
 
-    assert b'"format_version": 1' in (tmp_path / "export" / "run.json").read_bytes()
+    assert b'"shorter_rows": false' in (tmp_path / "export" / "run.json").read_bytes()
     with pytest.raises(RowError, match=r"shape \[micro-batch, 16\], found int64 \[2, 1\]; .* shorter_rows=True"):
         builder.frame(committed_step(1, 0, shorter_rows=True))
 
@@ -120,9 +125,9 @@ def test_rows_of_another_length_are_found_in_a_strict_run(tmp_path: Path, monkey
     assert any("other tokens than the run can hold" in finding.message for finding in verify(tmp_path).findings)
 
 
-def test_a_reader_of_version_1_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_of_older_formats_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begin_run(tmp_path, shorter_rows=True)
-    monkeypatch.setattr(json_files, "FORMAT_VERSIONS", (1,))
+    monkeypatch.setattr(json_files, "FORMAT_VERSIONS", (1, 2))
 
-    with pytest.raises(RunError, match="expected export format version 1, found 2; use a kiseki of that version"):
+    with pytest.raises(RunError, match="expected export format version 1 or 2, found 3; read it with a newer kiseki"):
         open_or_create_run(OsFileSystem(), tmp_path, RunSpec(sequence_length=LENGTH, vocab_size=300, config={}))

@@ -15,9 +15,9 @@ from train_hooks.export_format.compact import alone, compact
 from train_hooks.export_format.errors import DamageError, IncompleteError
 from train_hooks.export_format.filesystem import AppendFile, OsFileSystem
 from train_hooks.export_format.findings import Severity
-from train_hooks.export_format.leaf import leaf_hash
+from train_hooks.export_format.leaf import RowLeaf, row_salt
 from train_hooks.export_format.reader import RunReader
-from train_hooks.export_format.records import Row, SequenceAddress, TensorRecord
+from train_hooks.export_format.records import Evidence, Row, Segment, SequenceAddress, StepStatus, TensorRecord
 from train_hooks.export_format.removal import joined, leaf_of_row, removal_of, without_tokens
 from train_hooks.export_format.takedown import Takedown, take_out
 from train_hooks.export_format.verify import verify
@@ -205,21 +205,24 @@ def test_killed_at_any_change_of_the_disk_it_goes_on(tmp_path: Path, prepare: Pr
     assert after > 20
 
 
-def made_row(tokens: np.ndarray, secret: bytes) -> Row:
+def made_row(tokens: np.ndarray, secret: bytes, segments: tuple[Segment, ...] = (), format_version: int = 3) -> Row:
     run = "example/a1/s1/r0/m0/q0"
-    tensors = (TensorRecord(name="labels", dtype="<i8", shape=(1,), encoding="zlib", data=b"private"),)
-    (row,) = [
-        Row(
-            address=SequenceAddress.parse(run), tokens=tokens, segments=(), tensors=tensors, sample_index=5,
-            status="applied", loss=None, leaf=leaf_hash(secret, run, 5, tokens, (), tensors),  # type: ignore[arg-type]
-        )
-    ]  # fmt: skip
-    return row
+    tensors = (
+        TensorRecord(
+            name="labels", dtype="<i8", shape=(1,), encoding="zlib", data=b"private", evidence=Evidence.DECLARED
+        ),
+    )
+    leaf = RowLeaf(row_salt(secret, run), run, tokens, segments, format_version).hash(5, tensors)
+    return Row(
+        address=SequenceAddress.parse(run), tokens=tokens, segments=segments, tensors=tensors, sample_index=5,
+        status=StepStatus.APPLIED, loss=None, leaf=leaf, format_version=format_version,
+    )  # fmt: skip
 
 
-def test_chunks_that_no_range_touches_stay_provable() -> None:
+@pytest.mark.parametrize("format_version", [1, 2, 3])
+def test_chunks_that_no_range_touches_stay_provable(format_version: int) -> None:
     secret, rng = b"s" * 32, np.random.default_rng(3)
-    row = made_row(rng.integers(1, 60_000, 1000).astype("<u2"), secret)
+    row = made_row(rng.integers(1, 60_000, 1000).astype("<u2"), secret, format_version=format_version)
     cut = without_tokens(secret, without_tokens(secret, row, [(300, 310)]), [(308, 520), (0, 0)])
     removal = removal_of(cut)
     assert removal is not None
@@ -236,6 +239,21 @@ def test_chunks_that_no_range_touches_stay_provable() -> None:
     tokens[310] = 7
     with pytest.raises(DamageError, match="does not fit its tokens"):
         leaf_of_row(secret, dataclasses.replace(cut, tokens=tokens))
+
+
+def test_chunks_of_a_segment_begin_with_it() -> None:
+    """A range that ends with a document touches no chunk of the next."""
+    secret = b"s" * 32
+    segments = tuple(
+        Segment(start=start, length=length, source="web", document_id=f"d{start}", document_token_offset=0)
+        for start, length in ((0, 100), (100, 300), (450, 50))
+    )
+    row = made_row(np.arange(1, 601, dtype="<u2"), secret, segments)
+    removal = removal_of(without_tokens(secret, row, [(100, 400)]))
+
+    assert removal is not None
+    assert (removal.ranges, sorted(removal.chunks)) == (((100, 400),), [1, 2])
+    assert removal.evidence == (Evidence.DECLARED,)
 
 
 def test_a_record_that_fits_nothing_is_damage() -> None:

@@ -21,6 +21,7 @@ WORDS: Mapping[str, str] = {
     "resumed from": "再開元",
     "of these count": "うち有効",
     "ranks": "ランク数",
+    "export format": "エクスポート形式",
     "sequences missing": "欠けたシーケンス",
     "reason": "理由",
     "step {s} of attempt {n}": "アテンプト {n} のステップ {s}",

@@ -24,6 +24,19 @@ WORDS: Mapping[str, str] = {
     "size": "大きさ",
     "status": "状態",
     "{n} tokens, segments: {k}": "{n} トークン、セグメント {k} 個",
+    "evidence": "根拠",
+    "matched": "照合",
+    "not recorded": "記録なし",
+    "forward: the tokens were seen in the forward call": "forward：トークンは forward の呼び出しで確認された",
+    "loader: the tokens are what the data loader yielded": "loader：トークンはデータローダーが渡したもの",
+    "declared: the trainer or an importer handed the tokens over": (
+        "declared：トークンはトレーナーまたはインポートが申告したもの"
+    ),
+    "whole: the forward got all of the tokens": "whole：forward はすべてのトークンを受け取った",
+    "slice: the forward got a part of the tokens": "slice：forward はトークンの一部を受け取った",
+    "count: a forward happened, and what it got was not seen": (
+        "count：forward は実行されたが、受け取ったものは確認されていない"
+    ),
     "loss of the sequence": "シーケンスの損失",
     "position in the data order": "データ順での位置",
     "loss mask": "損失マスク",
