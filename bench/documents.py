@@ -33,6 +33,7 @@ from train_hooks.attempts import RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.errors import QueryError
 from train_hooks.export_format.filesystem import OsFileSystem
 from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.records import AttemptInfo
 
 LENGTH, SEGMENTS, ROWS_A_STEP, STEPS_A_SHARD = 32, 8, 1024, 64
 ROWS = ROWS_A_STEP * STEPS_A_SHARD
@@ -44,14 +45,14 @@ def build(run_dir: Path, num_segments: int) -> None:
     run = open_or_create_run(
         file_system, run_dir, RunSpec(sequence_length=LENGTH, vocab_size=1000, config={}, run_id="bench")
     )
-    claim_attempt(file_system, run_dir, run, num_writers=1, resume=None, config={})
+    attempt = claim_attempt(file_system, run_dir, run, num_writers=1, resume=None, config={})
     reader, paths = RunReader(run_dir), IndexPaths(run_dir)
     reader.paths.secret.unlink()  # there are no leaves to check
     names = {}
     for shard in range(num_shards):
         first = shard * STEPS_A_SHARD + 1
         steps = StepRange(attempt=1, first_step=first, last_step=first + STEPS_A_SHARD - 1, size=ROWS)
-        info = build_shard(paths, reader, _data(steps, shard, num_shards), None)
+        info = build_shard(paths, reader, _data(attempt, steps, shard, num_shards), None)
         names[info.name] = manifest_sha256(paths.shard_dir(info.name))
     generation = new_generation(paths, run.run_id, names, {1: num_shards * STEPS_A_SHARD}, 1, {})
     paths.generation_dir(generation.number).mkdir(parents=True)
@@ -59,7 +60,7 @@ def build(run_dir: Path, num_segments: int) -> None:
     publish(paths, generation)
 
 
-def _data(steps: StepRange, shard: int, num_shards: int) -> RangeData:
+def _data(attempt: AttemptInfo, steps: StepRange, shard: int, num_shards: int) -> RangeData:
     chance, count = np.random.default_rng(shard), ROWS * SEGMENTS
     numbers = (np.arange(count) + shard * count) % (num_shards * count // 2)  # each document in two shards, far apart
     ids = np.char.add("doc-", np.char.mod("%012d", numbers * 2654435761 % 10**12))
@@ -71,8 +72,9 @@ def _data(steps: StepRange, shard: int, num_shards: int) -> RangeData:
             pa.array(np.where(numbers % 3 == 0, "web", "books")),
             pa.array(ids),
             pa.array(numbers % 1000),
+            pa.nulls(count, pa.float32()),
         ],
-        names=["start", "length", "source", "document_id", "document_token_offset"],
+        names=["start", "length", "source", "document_id", "document_token_offset", "loss"],
     )
     tokens = chance.integers(0, 1000, (ROWS, LENGTH)).astype("<u2")
     rows = pa.table(
@@ -84,6 +86,7 @@ def _data(steps: StepRange, shard: int, num_shards: int) -> RangeData:
             "sample_index": pa.nulls(ROWS, pa.int64()),
             "status": pa.array(["applied"] * ROWS),
             "loss": pa.nulls(ROWS, pa.float32()),
+            **{name: pa.nulls(ROWS, pa.string()) for name in ("evidence", "matched", "relation")},
             "leaf": pa.array([bytes(32)] * ROWS, pa.binary(32)),
             "tokens": pa.array([row.tobytes() for row in tokens], pa.binary()),
             "segments": pa.ListArray.from_arrays(np.arange(0, count + 1, SEGMENTS, dtype=np.int32), segment),
@@ -93,7 +96,7 @@ def _data(steps: StepRange, shard: int, num_shards: int) -> RangeData:
         {"global_step": np.unique(rows["global_step"].to_numpy()), "status": ["applied"] * STEPS_A_SHARD},
         schema=STATUS_SCHEMA,
     )
-    return RangeData(steps=steps, rows=rows, records=RECORD_SCHEMA.empty_table(), statuses=statuses)
+    return RangeData(attempt=attempt, steps=steps, rows=rows, records=RECORD_SCHEMA.empty_table(), statuses=statuses)
 
 
 def with_bloom_filters(reader: IndexReader, directory: Path) -> None:

@@ -22,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from tests.example_exports import begin_run, committed_step
-from tests.faults.scenario import MODES, Fault, operations, play_fault
+from tests.faults.scenario import MODES, Fault, failure_of, operations
 from train_hooks.attempts import claim_attempt
 from train_hooks.export_format.filesystem import AppendFile, OsFileSystem
 from train_hooks.export_format.findings import Severity
@@ -32,15 +32,6 @@ from train_hooks.export_format.repair import repair
 from train_hooks.export_format.verify import verify
 from train_hooks.export_format.writer import RankWriter
 from train_hooks.row_builder import RowBuilder, StagedMicrobatch
-
-
-def failure_of(fault: Fault) -> str | None:
-    """What broke, or None."""
-    try:
-        play_fault(fault)
-    except AssertionError as error:
-        return f"{fault}: {error}"
-    return None
 
 
 def in_memory(num_seeds: int, jobs: int) -> int:

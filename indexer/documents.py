@@ -98,6 +98,7 @@ class DocumentHistory:
         for exposure, plain in zip(self.exposures, document["exposures"], strict=True):
             plain |= {"address": str(exposure.address), "global_step": exposure.address.global_step}
             plain["dp_rank"] = exposure.address.dp_rank
+            del plain["segment"]["loss"]  # it is in the catalog
         return {**document, "truncated": self.truncated}
 
 

@@ -13,10 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from train_hooks.export_format.errors import DamageError
+from train_hooks.export_format.leaf import row_salt, tensors_commitment
 from train_hooks.export_format.reader import AttemptReader, RunReader, WriterLog
-from train_hooks.export_format.records import AttemptInfo, StepRecord
-from train_hooks.export_format.removal import ENCODING, row_leaf
-from train_hooks.export_format.schema import as_current, rows_of_batch
+from train_hooks.export_format.records import AttemptInfo, SequenceAddress, StepRecord
+from train_hooks.export_format.removal import ENCODING
+from train_hooks.export_format.schema import as_current, tensor_of
 
 __all__ = ["RangeData", "StepRange", "read_range", "record_table", "tensors_commitments", "tokens_of"]
 
@@ -121,13 +122,18 @@ def tensors_commitments(rows: pa.Table, run: RunReader, attempt: AttemptInfo) ->
     except DamageError:
         return pa.nulls(rows.num_rows, pa.binary(32))
     commitments: list[bytes | None] = []
-    for batch in rows.to_batches(max_chunksize=256):
-        ranks = batch.column("dp_rank").to_pylist()
-        plain = batch.drop_columns(["dp_rank"])
-        for index, dp_rank in enumerate(ranks):
-            (row,) = rows_of_batch(plain.slice(index, 1), run.info, attempt, dp_rank)
-            gone = any(record.encoding == ENCODING for record in row.tensors)
-            commitments.append(None if gone else row_leaf(secret, row).tensors_commitment(row.tensors))
+    columns = rows.select(["global_step", "dp_rank", "microbatch", "slot", "tensors"])
+    for batch in columns.to_batches(max_chunksize=4096):
+        for *place, items in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            step, dp_rank, microbatch, slot = place
+            address = SequenceAddress(
+                run_id=run.info.run_id, attempt=attempt.attempt, global_step=step, dp_rank=dp_rank,
+                microbatch=microbatch, slot=slot,
+            )  # fmt: skip
+            tensors = [tensor_of(item) for item in items]
+            gone = any(tensor.encoding == ENCODING for tensor in tensors)
+            salt = row_salt(secret, str(address))
+            commitments.append(None if gone else tensors_commitment(salt, tensors, attempt.format_version))
     return pa.array(commitments, pa.binary(32))
 
 

@@ -88,4 +88,6 @@ class SearchResult:
             plain["address"] = str(hit.address)
             plain["global_step"] = hit.address.global_step
             plain["dp_rank"] = hit.address.dp_rank
+            if plain["segment"] is not None:
+                del plain["segment"]["loss"]  # it is in the catalog
         return document

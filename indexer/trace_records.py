@@ -113,4 +113,6 @@ class Trace:
                 plain_hit["address"] = str(hit.address)
                 plain_hit["global_step"] = hit.address.global_step
                 plain_hit["dp_rank"] = hit.address.dp_rank
+                for segment in plain_hit["segments"]:
+                    del segment["loss"]  # it is in the catalog
         return document

@@ -78,6 +78,7 @@ class Exporter:
         self._queue: deque[CommitRequest] = deque()
         self._queue_bytes = 0
         self._late: list[StepRecord] = []
+        self._dropped: set[int] = set()
         self._idle = False
         self._wanted = False
         self._closing = False
@@ -160,10 +161,13 @@ class Exporter:
     def record_losses(self, global_step: int, losses: Sequence[RowLoss]) -> None:
         """Losses of rows of a step that is already committed; of a step under way they belong to its micro-batches.
 
-        A row gets its losses once. Raises InputError for a step that this attempt has not committed.
+        A row gets its losses once. Those of a step whose rows were dropped have no row and are left out. Raises InputError
+        for a step that this attempt has not committed.
         """
         self._check_open()
         self._expect_committed("losses", global_step)
+        if global_step in self._dropped or not losses:
+            return
         late = losses_record(int(global_step), losses, time.time())
         with self._changed:
             self._late.append(late)
@@ -227,6 +231,7 @@ class Exporter:
                 self._enqueue(step)
                 return
             if options.when_full == "drop":
+                self._dropped.add(step.global_step)
                 self._enqueue(step._replace(dropped=True, size_bytes=_STEP_BYTES))
                 return
             self._wanted = True

@@ -30,6 +30,7 @@ COMMANDS = (
         "ui.doctor_command:doctor_command",
         "Check this installation, and a run: what is wrong, and the way out.",
     ),
+    LateCommand("upgrade", "ui.upgrade_command:upgrade_command", "Say what an upgrade of kiseki changes for a run."),
     LateCommand(
         "export", "ui.export_commands:export_app", "The record itself: state, verification, repair, compaction."
     ),

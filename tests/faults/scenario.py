@@ -1,8 +1,9 @@
 """One scripted job that passes every kind of operation, and what fails in it at a chosen one.
 
-Run creation; attempt 1: two ranks, files that roll, model checkpoints, a crash; attempt 2: resumes, late metrics, clean
-close; then repair and compaction. After a fault the job does what a training does: it stops, and the next attempt resumes
-from the newest model checkpoint.
+Run creation; attempt 1: two ranks, files that roll, model checkpoints with their barrier records, a crash; attempt 2:
+resumes, late metrics, clean close; then repair and compaction. After a fault the job does what a training does: it stops,
+and the next attempt resumes from the newest model checkpoint. A reader looks at the files before the operations that
+follow the fault, and what was final once must stay as it is.
 """
 
 import errno
@@ -10,16 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.simulated_job.invariants import check, check_verified, finish
+from tests.simulated_job.invariants import check, check_second_reader, check_verified, finish
 from tests.simulated_job.job import RUN_DIR, Job, Rank
 from tests.simulated_job.memory_files import Killed
 from train_hooks.export_format.compact import compact
+from train_hooks.export_format.errors import KisekiError
 from train_hooks.export_format.reader import RunReader
 from train_hooks.export_format.records import StepStatus
 from train_hooks.export_format.repair import repair
 
-__all__ = ["MODES", "Fault", "Scripted", "operations", "play_fault"]
+__all__ = ["MODES", "Fault", "Scripted", "failure_of", "operations", "play_fault"]
 
+LOOKS = 3
 MODES = ("EIO", "ENOSPC", "EIO for ever", "ENOSPC for ever", "kill", "power loss")
 
 
@@ -54,12 +57,15 @@ class Scripted(Job):
             for rank in self._alive:
                 rank.writer.abandon()
             self._alive = []
+            self.final.look()
             check(self)
         self.files.before = None
 
     def _before(self, name: str, path: Path) -> None:
         self.names.append(f"{name} {path.name}")
         fault = self._fault
+        if fault is not None and 0 <= len(self.names) - fault.at <= LOOKS:
+            self.final.look()
         if fault is None or len(self.names) < fault.at or (len(self.names) > fault.at and "for ever" not in fault.mode):
             return
         if fault.mode in ("kill", "power loss"):
@@ -117,3 +123,14 @@ def play_fault(fault: Fault) -> None:
     if fault.at % 2:
         check_verified(job)
     finish(job, crash=fault.at % 2 == 0, again=fault.at % 4 == 0, compacted=fault.at % 5 == 0)
+    if fault.at % 10 == MODES.index(fault.mode):
+        check_second_reader(job)
+
+
+def failure_of(fault: Fault) -> str | None:
+    """What a fault broke, or None."""
+    try:
+        play_fault(fault)
+    except (AssertionError, KisekiError) as error:
+        return f"{fault}: {error}"
+    return None

@@ -20,6 +20,7 @@ from indexer.parts import PART_SCHEMAS
 from tests.conftest import TextRun
 from tests.example_exports import begin_attempt, begin_run, committed_step, write_export
 from tests.export_maker import all_rows
+from tests.support.make_kept_exports import EXPORTS
 from train_hooks.export_format.errors import QueryError
 from train_hooks.export_format.filesystem import OsFileSystem
 from train_hooks.export_format.paths import ExportPaths
@@ -74,6 +75,7 @@ def test_rows_are_those_of_the_export(tmp_path: Path) -> None:
         assert (other["loss"], other["leaf"], other["sample_index"]) == (row.loss, row.leaf, row.sample_index)
         assert other["canonical"] == (row.address.attempt == 2 or row.address.global_step <= 3)
         assert (other["num_tokens"], other["num_segments"]) == (len(row.tokens), len(row.segments))
+        assert (other["evidence"], other["matched"], other["relation"]) == ("declared", "count", None)
     segments = {(row["address"], row["segment"]): row for row in found["segments"]}
     assert len(segments) == sum(len(row.segments) for row in rows)
     for row in rows:
@@ -87,6 +89,33 @@ def test_rows_are_those_of_the_export(tmp_path: Path) -> None:
     assert len(steps) == 8 and sum(row["canonical"] for row in steps.values()) == 6
     assert all(row["num_sequences"] == 8 and row["num_tokens"] == 128 for row in steps.values())
     assert steps[1, 4]["loss"] == 1 / 4 and not steps[1, 4]["canonical"]
+
+
+def test_losses_and_evidence_are_those_of_the_export(tmp_path: Path) -> None:
+    """Of a run with losses of rows and segments, in time and late, and with evidence that differs from row to row."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(EXPORTS / "3-sealed", run_dir)
+    update_index(run_dir)
+    attempts = RunReader(run_dir).attempts()
+    defaults = {attempt.info.attempt: attempt.info for attempt in attempts}
+    late = {address: loss for attempt in attempts for address, loss in attempt.late_losses()}
+    assert len(late) == 2 and all(str(address).startswith("kept/a1/s1/") for address in late)
+    reader = IndexReader.open(run_dir)
+    found = {row["address"]: row for row in reader.sql("SELECT * FROM sequences")}
+    segments = {(row["address"], row["segment"]): row["loss"] for row in reader.sql("SELECT * FROM segments")}
+    kinds = set()
+    for row in all_rows(run_dir):
+        came, info, other = late.get(row.address), defaults[row.address.attempt], found[str(row.address)]
+        assert other["loss"] == (came.loss if came is not None and row.loss is None else row.loss)
+        assert other["evidence"] == (row.evidence or info.default_evidence)
+        assert other["matched"] == (row.matched or info.default_matched)
+        assert other["relation"] == row.relation
+        kinds.add((other["evidence"], other["matched"], other["relation"]))
+        of_segments = [segment.loss for segment in row.segments]
+        if came is not None and came.segments is not None:
+            of_segments = list(came.segments)
+        assert repr([segments[str(row.address), number] for number in range(len(of_segments))]) == repr(of_segments)
+    assert len(kinds) == 4 and sum(loss is not None for loss in segments.values()) == 5
 
 
 @pytest.mark.parametrize("name", ["run", "it's * [a-c] layer=3/run"])

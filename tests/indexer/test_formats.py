@@ -1,6 +1,7 @@
 """One lineage of attempts of several export formats: each is checked by its own leaves, and asked in the same way."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from indexer.build import IndexOptions, update_index
+from indexer.documents import document_history
 from indexer.index_reader import IndexReader
+from indexer.search import search
 from indexer.selection import Selection
 from indexer.shard import ShardDamage
 from indexer.trace import TraceOptions, trace
+from indexer.visibility import EVERYTHING, Visibility
 from search_api import Settings, create_app
 from tests.export_maker import all_rows
 from tests.support.make_kept_exports import EXPORTS, LENGTH, RUN_ID, committed_step
@@ -118,8 +122,8 @@ def test_one_trace_finds_rows_of_both_formats(mixed: Path) -> None:
     """The text of a row of format 3 that an older attempt was trained on as well."""
     reader = IndexReader.open(mixed)
     newest = max(row.address.attempt for row in all_rows(mixed))
-    address = f"{RUN_ID}/a{newest}/s{reader.canonical[newest].first_step}/r1/m0/q0"
-    again = next(row for row in all_rows(mixed) if str(row.address) == address)
+    wanted = f"{RUN_ID}/a{newest}/s{reader.canonical[newest].first_step}/r1/m0/q0"
+    again = next(row for row in all_rows(mixed) if str(row.address) == wanted)
     tokens = again.tokens[again.segments[0].start : again.segments[0].start + again.segments[0].length]
     found = trace(reader, token_ids=tokens.tolist(), options=TraceOptions(num_hits=100, selection=Selection()))
     hits = [hit.address for span in found.spans for hit in span.hits]
@@ -147,6 +151,33 @@ def test_the_api_answers_for_every_sequence(mixed: Path) -> None:
     assert 0 < shares["forward"] < len(rows) and shares["slice"] > 0
     versions = [attempt.info.format_version for attempt in RunReader(mixed).attempts()]
     assert [attempt["export_format_version"] for attempt in run["attempts"]] == versions
+
+
+def test_answers_name_no_loss_that_they_did_not_read(mixed: Path) -> None:
+    """The loss of a segment is in the catalog alone. A null in its place would say that it has none."""
+    reader = IndexReader.open(mixed)
+    row = all_rows(mixed)[-1]
+    tokens, segment = row.tokens[row.segments[0].start :][:20].tolist(), row.segments[0]
+    (shard,) = {shard.info.name: shard for shard in reader.shards if shard.ordinal_of(row.address) is not None}.values()
+    assert set(shard.segments.column("loss").to_pylist()) > {None}, "the index has some"
+    traced = trace(reader, token_ids=tokens).to_json()
+    searched = search(reader, f"ids:[{' '.join(map(str, tokens))}]").to_json()
+    history = document_history(reader, segment.source, segment.document_id, selection=Selection()).to_json()
+    assert traced["spans"][0]["hits"] and searched["hits"] and history["exposures"]
+    assert '"loss"' not in json.dumps([traced, searched, history])
+
+
+def test_shares_count_what_may_be_seen(mixed: Path) -> None:
+    """A hidden row is in no share."""
+    reader, rows = IndexReader.open(mixed), all_rows(mixed)
+    hidden = frozenset(row.address for row in rows[::3])
+    shares = reader.evidence_shares(Visibility(hidden_rows=hidden))
+    expected = [known(mixed, row) for row in rows if row.address not in hidden]
+    assert shares.num_rows == len(expected) == reader.visible_sizes(Visibility(hidden_rows=hidden))[0]
+    assert shares.forward == sum(item["evidence"] == "forward" for item in expected)
+    assert shares.whole == sum(item["matched"] == "whole" for item in expected)
+    everything = reader.evidence_shares(EVERYTHING)
+    assert everything.num_rows == len(rows) and everything.forward > shares.forward > 0
 
 
 def test_the_export_holds(mixed: Path) -> None:

@@ -36,10 +36,11 @@ def open_exporter(run_dir: Path) -> Exporter:
 
 def check_nan(reader: IndexReader) -> None:
     """Statistics of row groups hide none of them."""
-    (found,) = reader.sql("SELECT count(*) AS num, max(global_step) AS last FROM sequences WHERE isnan(loss)")
-    assert (found["num"], found["last"]) == (STEPS, STEPS)
-    top = reader.sql("SELECT loss FROM sequences ORDER BY loss DESC LIMIT 20")
-    assert [math.isnan(row["loss"]) for row in top] == [True] * STEPS + [False] * (20 - STEPS)
+    for view in ("sequences", "segments"):
+        (found,) = reader.sql(f"SELECT count(*) AS num, max(global_step) AS last FROM {view} WHERE isnan(loss)")
+        assert (found["num"], found["last"]) == (STEPS, STEPS)
+        top = reader.sql(f"SELECT loss FROM {view} ORDER BY loss DESC LIMIT 20")
+        assert [math.isnan(row["loss"]) for row in top] == [True] * STEPS + [False] * (20 - STEPS)
     assert len(reader.sql("SELECT * FROM step_metrics WHERE isnan(value)")) == STEPS
 
 
@@ -53,7 +54,10 @@ def test_step_by_step_is_as_at_once(tmp_path: Path) -> None:
         segments = [
             (Segment(start=0, length=LENGTH, source="s", document_id=f"d{step % 3}", document_token_offset=0),)
         ] * 2
-        exporter.stage(StagedMicrobatch(tokens=rows, segments=segments, loss=[step / 10, float("nan")]))
+        losses = [step / 10, float("nan")]
+        exporter.stage(
+            StagedMicrobatch(tokens=rows, segments=segments, loss=losses, segment_losses=[[loss] for loss in losses])
+        )
         exporter.commit(step, metrics={"loss": 1 / step, "grad_norm": float("inf"), "bad": float("nan")})
         exporter.checkpoint_barrier(step)
         assert update_index(followed, options).published

@@ -57,8 +57,12 @@ def test_sequences_and_runs(client: TestClient, text_run: TextRun) -> None:
     one = client.get("/v1/runs/text").json()
     assert one["origin"] == runs[0]["origin"] == {"kind": "observed", "what": "by the hook, at the forward call"}
     assert one["attempts"][0]["num_writers"] == 2
+    assert one["attempts"][0]["export_format_version"] == 3 and one["attempts"][0]["barrier_step"] is None
+    shares = {"num_rows": one["num_sequences"], "declared": one["num_sequences"], "count": one["num_sequences"]}
+    assert one["shares"] == runs[0]["shares"] == {**shares, "forward": 0, "loader": 0, "whole": 0, "slice": 0}
     sequence = client.get("/v1/sequences/text/a1/s2/r1/m0/q0").json()
     assert len(sequence["token_ids"]) == 64
+    assert (sequence["evidence"], sequence["matched"], sequence["relation"]) == ("declared", "count", None)
     assert "".join(segment["text"] for segment in sequence["segments"])[:20] == sequence["text"][:20]
     assert client.get("/healthz").json() == {"status": "ok"}
 

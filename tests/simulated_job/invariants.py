@@ -1,32 +1,61 @@
 """What must hold of an export after any crash, fault or rollback; raises AssertionError with the step that broke it."""
 
-from tests.simulated_job.job import RUN_DIR, FedRow, Job, Rank
+import itertools
+import tempfile
+from pathlib import Path
+
+from tests.simulated_job.content import as_fed, loss_bits
+from tests.simulated_job.job import RUN_DIR, Job, Rank
+from tests.support.second_reader import assert_readers_agree
 from train_hooks.export_format.acknowledgement import AckKind
 from train_hooks.export_format.compact import compact
 from train_hooks.export_format.findings import Severity
 from train_hooks.export_format.lineage import canonical_attempt, lineage
 from train_hooks.export_format.reader import AttemptReader, RunReader, WriterLog
-from train_hooks.export_format.records import Row
+from train_hooks.export_format.records import RowLoss
 from train_hooks.export_format.repair import repair
 from train_hooks.export_format.status import status
-from train_hooks.export_format.tensors import decode_tensor
 from train_hooks.export_format.verify import verify
 
-__all__ = ["check", "check_verified", "finish", "play"]
+__all__ = ["check", "check_second_reader", "check_verified", "finish", "play"]
 
 
 def play(seed: int) -> Job:
-    """One job with all checks: after every attempt, and after repair and compaction at its end."""
+    """One job with checks. One in five gets all of them: after every attempt, and after repair and compaction at its end.
+
+    The others are read when they have ended, and some of them repaired. So most of the time goes into more jobs.
+    """
     job = Job(seed)
+    thorough = job.rng.random() < 0.2
     for _ in range(job.rng.choice([2, 2, 3])):
         job.attempt()
-        check(job)
+        job.final.look()
+        if thorough:
+            check(job)
     for rank in job.zombies:
         rank.writer.abandon()
+    if not thorough:
+        check(job)
+        if job.rng.random() < 0.25:
+            mend(job, crash=job.rng.random() < 0.5)
+        return job
     if job.rng.random() < 0.3:
         check_verified(job)
-    finish(job, crash=job.rng.random() < 0.5, again=job.rng.random() < 0.3, compacted=job.rng.random() < 0.2)
+    finish(job, crash=job.rng.random() < 0.5, again=job.rng.random() < 0.3, compacted=job.rng.random() < 0.4)
+    if job.rng.random() < 0.1:
+        check_second_reader(job)
     return job
+
+
+def mend(job: Job, *, crash: bool) -> None:
+    """Repair, and perhaps lose power: the rows stay what they were."""
+    if not _exists(job):
+        return
+    repair(RUN_DIR, file_system=job.files, assume_dead=True)
+    if crash:
+        job.files.crash()
+    job.compared.clear()
+    check(job)
 
 
 def finish(job: Job, *, crash: bool, again: bool, compacted: bool) -> None:
@@ -49,6 +78,14 @@ def finish(job: Job, *, crash: bool, again: bool, compacted: bool) -> None:
     status(RunReader(RUN_DIR, job.files))
 
 
+def check_second_reader(job: Job) -> None:
+    """The reader that somebody else wrote from the document reads the same."""
+    if job.files.exists(RUN_DIR / "export" / "run.json"):
+        with tempfile.TemporaryDirectory() as directory:
+            job.files.dump(RUN_DIR, Path(directory))
+            assert_readers_agree(Path(directory))
+
+
 def _exists(job: Job) -> bool:
     """Whether there is a run; what a start left that failed before its first attempt may be lost, nothing else."""
     found = job.files.exists(RUN_DIR / "export" / "run.json")
@@ -60,6 +97,8 @@ def check(job: Job) -> None:
     """Nothing acknowledged is lost, what is read is what was fed, and the lineage holds each step once."""
     if not _exists(job):
         return
+    job.final.look()
+    assert not job.final.faults, job.final.faults[:3]
     run = RunReader(RUN_DIR, job.files)
     attempts = {attempt.info.attempt: attempt for attempt in run.attempts()}
     logs = {number: attempt.writers() for number, attempt in attempts.items()}
@@ -101,20 +140,24 @@ def _check_rank(attempt: AttemptReader, rank: Rank, log: WriterLog, compared: se
             if ack.kind is AckKind.STEP and known not in compared:
                 compared.add(known)
                 rows = attempt.rows(attempt.frame(file, ack))
-                assert tuple(map(_as_fed, rows)) == rank.fed[ack.global_step], f"step {ack.global_step} is another"
+                found = tuple(as_fed(row, attempt.info) for row in rows)
+                assert found == rank.fed[ack.global_step], f"step {ack.global_step} is another"
+    _check_late_losses(attempt, rank, log)
 
 
-def _as_fed(row: Row) -> FedRow:
-    assert row.sample_index is not None
-    return FedRow(
-        microbatch=row.address.microbatch,
-        slot=row.address.slot,
-        tokens=tuple(row.tokens.tolist()),
-        mask=tuple(decode_tensor(row.tensors[0], row.tokens, row.segments).tolist()),
-        segments=row.segments,
-        sample_index=row.sample_index,
-        status=row.status,
-    )
+def _check_late_losses(attempt: AttemptReader, rank: Rank, log: WriterLog) -> None:
+    found = [(address, loss) for address, loss in attempt.late_losses({rank.dp_rank: log})]
+    places = [(address.global_step, address.microbatch, address.slot) for address, _ in found]
+    assert len(set(places)) == len(places), f"losses of dp_rank {rank.dp_rank} came twice"
+    for place, (_, loss) in zip(places, found, strict=True):
+        assert _loss_bits(loss) == _loss_bits(rank.late[place]), f"the losses of {place} are others"
+    lost = set(itertools.islice(rank.late, rank.num_late)) - set(places)
+    assert not lost, f"losses of {lost} were acknowledged and are lost"
+
+
+def _loss_bits(loss: RowLoss) -> tuple[object, ...]:
+    parts = None if loss.segments is None else tuple(map(loss_bits, loss.segments))
+    return loss.microbatch, loss.slot, loss_bits(loss.loss), parts
 
 
 def check_verified(job: Job) -> None:

@@ -10,40 +10,40 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
+from tests.simulated_job.content import (
+    LENGTH,
+    VOCABULARY,
+    FedRow,
+    fed_rows,
+    fetch,
+    late_loss,
+    some_defaults,
+)
+from tests.simulated_job.finality import FinalSteps
 from tests.simulated_job.memory_files import MemoryFileSystem
 from train_hooks.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.acknowledgement import AckKind
+from train_hooks.export_format.barriers import write_barrier
 from train_hooks.export_format.paths import ExportPaths
 from train_hooks.export_format.reader import RunReader
-from train_hooks.export_format.records import AttemptInfo, RunInfo, Segment, StepRecord, StepStatus
+from train_hooks.export_format.records import AttemptInfo, RowLoss, RunInfo, StepRecord, StepStatus
 from train_hooks.export_format.writer import RankWriter
-from train_hooks.row_builder import CommittedStep, RowBuilder, StagedMicrobatch, gap_of, note_of
+from train_hooks.row_builder import CommittedStep, RowBuilder, StagedMicrobatch, gap_of, losses_record, note_of
 
 __all__ = ["LENGTH", "RUN_DIR", "FedRow", "Job", "Rank"]
 
 RUN_DIR = Path("/runs/job")
-LENGTH, VOCABULARY = 4, 60
 _STATUSES = [StepStatus.APPLIED] * 8 + [StepStatus.SKIPPED_UPDATE, StepStatus.SKIPPED_DATA]
-
-
-@dataclass(frozen=True, slots=True)
-class FedRow:
-    """What the model was fed as one sequence, as the job itself remembers it."""
-
-    microbatch: int
-    slot: int
-    tokens: tuple[int, ...]
-    mask: tuple[float, ...]
-    segments: tuple[Segment, ...]
-    sample_index: int
-    status: StepStatus
+LateKey = tuple[int, int, int]
 
 
 @dataclass(eq=False, slots=True)
 class Rank:
-    """One writer rank of one attempt. `fed`: step → rows, for committed steps; a gap has none."""
+    """One writer rank of one attempt. `fed`: step → rows, for committed steps; a gap has none.
+
+    late: losses that came late, by (step, micro-batch, slot); num_late: how many of them are acknowledged, in the order
+    in which they came. without_loss: rows that have none yet.
+    """
 
     info: AttemptInfo
     dp_rank: int
@@ -52,6 +52,9 @@ class Rank:
     fed: dict[int, tuple[FedRow, ...]] = field(default_factory=dict)
     queue: list[CommittedStep] = field(default_factory=list)
     acknowledged: int = 0
+    late: dict[LateKey, RowLoss] = field(default_factory=dict)
+    num_late: int = 0
+    without_loss: list[tuple[int, FedRow]] = field(default_factory=list)
     prefetched: deque[StagedMicrobatch] = field(default_factory=deque)
 
     def flush(self) -> None:
@@ -59,11 +62,14 @@ class Rank:
         if self.queue:
             self.writer.append([self.builder.frame(step) for step in self.queue])
             self.acknowledged = max(self.acknowledged, self.queue[-1].global_step)
+            self.num_late = len(self.late)
             self.queue.clear()
 
 
 class Job:
     """One job. `run` plays it; `ranks` and `checkpoints` are what the job remembers, the file system what is left."""
+
+    spec = RunSpec(sequence_length=LENGTH, vocab_size=VOCABULARY, run_id="job", config={"seed": 1})
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -74,6 +80,7 @@ class Job:
         self.zombies: list[Rank] = []
         self.checkpoints: list[ResumeToken] = []
         self.compared: set[object] = set()
+        self.final = FinalSteps(RUN_DIR, self.files)
         self.num_faults = self.num_crashes = 0
         self._sample = 0
         self._statuses: dict[tuple[int, int], StepStatus] = {}
@@ -91,16 +98,18 @@ class Job:
         self._end(ranks)
 
     def _arm(self) -> None:
-        """With some luck, the disk fails at a later operation: once, or from then on."""
-        if self.rng.random() < 0.5:
-            return
+        """With some luck, the disk fails at a later operation: once, or from then on. A reader looks before another."""
         at, for_ever = self.rng.randint(1, 60), self.rng.random() < 0.5
+        at = at if self.rng.random() < 0.5 else 1 << 60
         code = self.rng.choice([errno.EIO, errno.ENOSPC])
+        look_at = self.rng.randint(1, 120)
         count = 0
 
         def before(name: str, path: Path) -> None:
             nonlocal count
             count += 1
+            if count == look_at:
+                self.final.look()
             if count == at or (for_ever and count > at):
                 raise OSError(code, f"injected at {name}", str(path))
 
@@ -108,9 +117,11 @@ class Job:
 
     def start(self, *, num_writers: int, resume: ResumeToken | None, roll_size_bytes: int | None = None) -> list[Rank]:
         """A new attempt and its writers; each that was made is remembered, also where a later one fails."""
-        spec = RunSpec(sequence_length=LENGTH, vocab_size=VOCABULARY, run_id="job", config={"seed": 1})
-        run = open_or_create_run(self.files, RUN_DIR, spec)
-        info = claim_attempt(self.files, RUN_DIR, run, num_writers=num_writers, resume=resume, config={})
+        run = open_or_create_run(self.files, RUN_DIR, self.spec)
+        info = claim_attempt(
+            self.files, RUN_DIR, run, num_writers=num_writers, resume=resume, config={}, clock=lambda: 0.0,
+            defaults=some_defaults(self.rng),
+        )  # fmt: skip
         secret = RunReader(RUN_DIR, self.files).secret()
         ranks = []
         for dp_rank in range(num_writers):
@@ -142,6 +153,8 @@ class Job:
             for rank in alive:
                 self.step(rank, step, num_microbatches, num_slots, status)
             self._zombies_write()
+            if self.rng.random() < 0.1:
+                self.final.look()
             if len(alive) < len(ranks) and self.rng.random() < 0.5:
                 return  # the others notice that one is dead
             if len(alive) > 1 and self.rng.random() < 0.05:
@@ -153,11 +166,20 @@ class Job:
                 self.checkpoint(ranks, step)
 
     def checkpoint(self, ranks: list[Rank], step: int) -> None:
-        """A model checkpoint, behind a barrier on all ranks."""
+        """A model checkpoint, behind a barrier on all ranks and its record. A trainer tries a failed record again."""
         for rank in ranks:
             rank.flush()
         info = ranks[0].info
-        self.checkpoints.append(ResumeToken(run_id=info.run_id, attempt=info.attempt, global_step=step))
+        try:
+            self._record_barrier(info, step)
+        except OSError:
+            self._record_barrier(info, step)
+        token = ResumeToken(run_id=info.run_id, attempt=info.attempt, global_step=step)
+        self.final.covered(token)
+        self.checkpoints.append(token)
+
+    def _record_barrier(self, info: AttemptInfo, step: int) -> None:
+        write_barrier(self.files, ExportPaths(RUN_DIR), info, step, clock=lambda: 0.0)
 
     def step(self, rank: Rank, step: int, num_microbatches: int, num_slots: int, status: StepStatus) -> None:
         """One rank consumes and commits one step."""
@@ -177,34 +199,27 @@ class Job:
             rank.fed[step] = ()
             rank.queue.append(gap_of(committed, "simulated"))
             return
-        rank.fed[step] = tuple(
-            _fed(microbatch, index, slot, status)
-            for index, microbatch in enumerate(consumed)
-            for slot in range(num_slots)
-        )
+        rank.fed[step] = fed_rows(consumed, status, rank.info)
+        rank.without_loss += [(step, row) for row in rank.fed[step] if not any((row.loss, *row.segment_losses))]
         rank.queue.append(committed)
-        if self.rng.random() < 0.1:
-            rank.queue.append(note_of(step, self._metrics(step)))
+        if self.rng.random() < 0.2:
+            records = (*self._metrics(step), *self._late_losses(rank))
+            rank.queue.append(note_of(step, records))
 
     def _fetch(self, num_slots: int) -> StagedMicrobatch:
-        rng = self.rng
-        segments = []
-        for slot in range(num_slots):
-            cut = rng.randint(1, LENGTH - 1)
-            segments.append(
-                (
-                    Segment(start=0, length=cut, source="web", document_id=f"d{slot}", document_token_offset=0),
-                    Segment(start=cut, length=LENGTH - cut, source="本", document_id="é", document_token_offset=7),
-                )
-            )
         first = self._sample
         self._sample += num_slots
-        return StagedMicrobatch(
-            tokens=np.array([[rng.randrange(VOCABULARY) for _ in range(LENGTH)] for _ in range(num_slots)]),
-            tensors={"mask": np.array([[rng.random() for _ in range(LENGTH)] for _ in range(num_slots)], np.float32)},
-            segments=segments,
-            sample_index=list(range(first, first + num_slots)),
-        )
+        return fetch(self.rng, num_slots, first)
+
+    def _late_losses(self, rank: Rank) -> tuple[StepRecord, ...]:
+        """Losses of rows of an earlier step, or of this one, which have none yet."""
+        if not rank.without_loss or self.rng.random() < 0.4:
+            return ()
+        step = self.rng.choice(rank.without_loss)[0]
+        rows = [late_loss(self.rng, row) for of, row in rank.without_loss if of == step]
+        rank.without_loss = [item for item in rank.without_loss if item[0] != step]
+        rank.late.update({(step, row.microbatch, row.slot): row for row in rows})
+        return (losses_record(step, rows, 0.0),)
 
     def _metrics(self, step: int) -> tuple[StepRecord, ...]:
         if self.rng.random() < 0.5:
@@ -246,16 +261,3 @@ class Job:
                 rank.writer.abandon()
         else:
             rank.writer.abandon()
-
-
-def _fed(microbatch: StagedMicrobatch, index: int, slot: int, status: StepStatus) -> FedRow:
-    assert microbatch.sample_index is not None
-    return FedRow(
-        microbatch=index,
-        slot=slot,
-        tokens=tuple(microbatch.tokens[slot].tolist()),
-        mask=tuple(np.asarray(microbatch.tensors["mask"][slot]).tolist()),
-        segments=tuple(microbatch.segments[slot]),
-        sample_index=microbatch.sample_index[slot],
-        status=status,
-    )

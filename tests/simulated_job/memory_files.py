@@ -29,7 +29,8 @@ class _File:
 
     def crashed(self, rng: random.Random) -> "_File":
         """What a crash leaves of it."""
-        size = rng.choice([self.durable_size, len(self.data), rng.randint(self.durable_size, len(self.data))])
+        anywhere = self.durable_size + int(rng.random() * (len(self.data) - self.durable_size + 1))
+        size = rng.choice([self.durable_size, len(self.data), anywhere])
         return _File(data=self.data[:size], durable_size=size)
 
 
@@ -65,7 +66,7 @@ class _Append:
         try:
             self._owner.operation("write", self._path)
         except (OSError, Killed):
-            self._file.data += data[: self._owner.rng.randint(0, len(data))]
+            self._file.data += data[: int(self._owner.rng.random() * (len(data) + 1))]
             raise
         self._file.data += data
 
@@ -110,6 +111,33 @@ class MemoryFileSystem:
         """The machine loses power: all that was never synced is forgotten or not."""
         self.root = self.root.crashed(self.rng)
         self._known.clear()
+
+    def contents(self, path: Path) -> dict[Path, bytes]:
+        """Every file below a directory."""
+        found: dict[Path, bytes] = {}
+        for name, node in sorted(self._directory(path).entries.items()):
+            if isinstance(node, _Directory):
+                found |= self.contents(path / name)
+            else:
+                found[path / name] = bytes(node.data)
+        return found
+
+    def put(self, path: Path, data: bytes | None) -> None:
+        """What somebody does who has the disk: other bytes in a file, another file, or none (None)."""
+        entries = self._directory(path.parent).entries
+        if data is None:
+            del entries[path.name]
+        else:
+            entries[path.name] = _File(data=bytearray(data), durable_size=len(data))
+
+    def dump(self, path: Path, target: Path) -> None:
+        """The files below a directory as real ones below another, empty directories too."""
+        target.mkdir(parents=True, exist_ok=True)
+        for name, node in self._directory(path).entries.items():
+            if isinstance(node, _Directory):
+                self.dump(path / name, target / name)
+            else:
+                (target / name).write_bytes(node.data)
 
     def create(self, path: Path, mode: int = 0o644) -> _Append:  # noqa: ARG002
         self.operation("create", path)

@@ -338,8 +338,7 @@ def leaf_v1(address: str, row: dict[str, Any], row_salt: bytes, removal: Removal
 
 def leaf_v2(address: str, row: dict[str, Any], row_salt: bytes, removal: Removal | None) -> bytes:
     def salt(number: int) -> bytes:
-        block, place = hashlib.sha512(row_salt + u32(number // 4)).digest(), number % 4
-        return block[16 * place : 16 * place + 16]
+        return hashlib.shake_256(row_salt).digest(16 * number + 16)[16 * number :]
 
     parts = parts_of(row)
     spans = [chunks_of(start, length) for start, length, _ in parts]

@@ -231,9 +231,9 @@ def expect_attempts_in_order(run: RunInfo, attempts: Iterable[AttemptInfo]) -> N
     for info in attempts:
         if info.format_version < version:
             raise RunError(
-                f"attempt {info.attempt} of run {info.run_id} is of format {info.format_version}, and {before} before it "
-                f"of format {version}: an older kiseki began it; move its directory out of export/attempts to read the "
-                "run without it"
+                f"attempt {info.attempt} of run {info.run_id} is of an older format than {before} before it, which is of "
+                f"format {version}: an older kiseki began it; move its directory out of export/attempts to read the run "
+                "without it"
             )
         version, before = info.format_version, f"attempt {info.attempt}"
 

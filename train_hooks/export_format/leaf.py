@@ -16,8 +16,7 @@ import hashlib
 import hmac
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +36,7 @@ __all__ = [
     "part_hash",
     "root_of_path",
     "row_salt",
+    "tensors_commitment",
 ]
 
 CHUNK_TOKENS = 256
@@ -60,8 +60,7 @@ def row_salt(secret: bytes, address: str) -> bytes:
     return hmac.digest(secret, address.encode("utf-8"), "sha256")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """Tokens [start, end) of a row, in one segment or in none, and the numbers of their chunks."""
 
     start: int
@@ -79,16 +78,20 @@ def parts_of(num_tokens: int, segments: Sequence[Segment]) -> list[Part]:
     """The parts of a row, in order; segments do not overlap and follow one another."""
     found: list[Part] = []
     position = first = 0
-    for segment in (*segments, None):
-        start = num_tokens if segment is None else segment.start
-        stretches: list[tuple[int, int, Segment | None]] = [(position, start, None)] if position < start else []
-        if segment is not None:
-            stretches.append((start, start + segment.length, segment))
-        for begin, end, of in stretches:
-            num_chunks = -(-(end - begin) // CHUNK_TOKENS)
-            found.append(Part(start=begin, end=end, segment=of, chunks=range(first, first + num_chunks)))
-            first, position = first + num_chunks, end
+    for segment in segments:
+        if position < segment.start:
+            found.append(Part(position, segment.start, None, _chunks_of(first, segment.start - position)))
+            first = found[-1].chunks.stop
+        position = segment.start + segment.length
+        found.append(Part(segment.start, position, segment, _chunks_of(first, segment.length)))
+        first = found[-1].chunks.stop
+    if position < num_tokens:
+        found.append(Part(position, num_tokens, None, _chunks_of(first, num_tokens - position)))
     return found
+
+
+def _chunks_of(first: int, num_tokens: int) -> range:
+    return range(first, first - (-num_tokens // CHUNK_TOKENS))
 
 
 def chunk_ranges(num_tokens: int, segments: Sequence[Segment], format_version: int) -> list[Range]:
@@ -105,11 +108,34 @@ def chunk_hash(salt: bytes, data: bytes) -> bytes:
 
 def part_hash(salt: bytes, start: int, length: int, segment: Segment | None, chunks: Sequence[bytes]) -> bytes:
     """The leaf hash of one part of leaf v2, from the commitments of its chunks."""
-    names = b"\x00"
-    if segment is not None:
-        names = b"\x01" + struct.pack("<q", segment.document_token_offset)
-        names += _text(segment.source) + _text(segment.document_id)
-    return _sha256(b"\x00kiseki-part-v2" + salt + struct.pack("<II", start, length) + names + b"".join(chunks))
+    place = struct.pack("<II", start, length)
+    return _sha256(b"\x00kiseki-part-v2" + salt + place + _names(segment) + b"".join(chunks))
+
+
+def _names(segment: Segment | None) -> bytes:
+    if segment is None:
+        return b"\x00"
+    source, document_id = segment.source.encode("utf-8"), segment.document_id.encode("utf-8")
+    head = struct.pack("<BqI", 1, segment.document_token_offset, len(source))
+    return head + source + len(document_id).to_bytes(4, "little") + document_id
+
+
+def tensors_commitment(salt: bytes, tensors: Sequence[TensorRecord], format_version: int = 3) -> bytes:
+    """What a leaf holds of the tensors of a row, from the row's salt: nothing else of the row is needed."""
+    new = format_version >= 3
+    own = hashlib.shake_256(salt).digest(16) if new else _old_salt(salt, 0x13, 0)
+    parts = [b"\x13", own, struct.pack("<I", len(tensors))]
+    for tensor in tensors:
+        parts.append(_text(tensor.name) + _text(tensor.dtype) + _text(tensor.encoding))
+        if new:
+            parts.append(b"\x01" if tensor.whole else b"\x00")
+        parts.append(struct.pack(f"<I{len(tensor.shape)}I", len(tensor.shape), *tensor.shape))
+        parts.append(struct.pack("<I", len(tensor.data)) + tensor.data)
+    return _sha256(b"".join(parts))
+
+
+def _old_salt(salt: bytes, kind: int, index: int) -> bytes:
+    return _sha256(salt + struct.pack("<BI", kind, index))[:16]
 
 
 def leaf_of_parts(
@@ -148,7 +174,7 @@ class RowLeaf:
         self._itemsize, self.num_tokens = tokens.dtype.itemsize, len(tokens)
         self._parts = parts_of(len(tokens), segments) if format_version >= 3 else []
         num_salts = 1 + len(self._parts) + (self._parts[-1].chunks.stop if self._parts else 0)
-        self._salts = self._stream(num_salts) if format_version >= 3 else b""
+        self._salts = hashlib.shake_256(salt).digest(16 * num_salts) if format_version >= 3 else b""
 
     def hash(
         self,
@@ -169,15 +195,7 @@ class RowLeaf:
 
     def tensors_commitment(self, tensors: Sequence[TensorRecord]) -> bytes:
         """What the leaf holds of the row's further tensors."""
-        salt = self._salt(0) if self._version >= 3 else self._old_salt(0x13, 0)
-        parts = [b"\x13", salt, struct.pack("<I", len(tensors))]
-        for tensor in tensors:
-            parts.append(_text(tensor.name) + _text(tensor.dtype) + _text(tensor.encoding))
-            if self._version >= 3:
-                parts.append(b"\x01" if tensor.whole else b"\x00")
-            parts.append(struct.pack(f"<I{len(tensor.shape)}I", len(tensor.shape), *tensor.shape))
-            parts.append(struct.pack("<I", len(tensor.data)) + tensor.data)
-        return _sha256(b"".join(parts))
+        return tensors_commitment(self.salt, tensors, self._version)
 
     def chunk_commitment(self, index: int) -> bytes:
         """What the leaf holds of the tokens of one chunk."""
@@ -186,7 +204,7 @@ class RowLeaf:
 
     def chunk_salt(self, index: int) -> bytes:
         """The 16 bytes that open one chunk."""
-        return self._salt(1 + len(self._parts) + index) if self._version >= 3 else self._old_salt(0x11, index)
+        return self._salt(1 + len(self._parts) + index) if self._version >= 3 else _old_salt(self.salt, 0x11, index)
 
     def part_salt(self, index: int) -> bytes:
         """The 16 bytes that open one part's place and names. Leaf v2 alone has parts."""
@@ -199,7 +217,22 @@ class RowLeaf:
 
     def part_hashes(self, chunks: Mapping[int, bytes] = NO_CHUNKS) -> list[bytes]:
         """The leaf hash of each part."""
+        if not chunks:
+            return self._whole_part_hashes()
         return [self._part(index, part, chunks) for index, part in enumerate(self._parts)]
+
+    def _whole_part_hashes(self) -> list[bytes]:
+        """As `_part` of each part, with all tokens there. Written out, as the writer thread does it for each row."""
+        sha256, size, data, salts = hashlib.sha256, self._itemsize, self._data, self._salts
+        chunk_salt, found = 16 * (1 + len(self._parts)), []
+        for number, (first, end, segment, _) in enumerate(self._parts, 1):
+            commitments = []
+            for start in range(first, end, CHUNK_TOKENS):
+                chunk = data[start * size : min(start + CHUNK_TOKENS, end) * size]
+                commitments.append(sha256(b"\x11" + salts[chunk_salt : chunk_salt + 16] + chunk).digest())
+                chunk_salt += 16
+            found.append(part_hash(salts[16 * number : 16 * number + 16], first, end - first, segment, commitments))
+        return found
 
     def _old_tokens(self, chunks: Mapping[int, bytes]) -> bytes:
         found = [
@@ -218,18 +251,11 @@ class RowLeaf:
     def _chunk(self, index: int, start: int, end: int) -> bytes:
         return chunk_hash(self.chunk_salt(index), self._data[start * self._itemsize : end * self._itemsize])
 
-    def _stream(self, num_salts: int) -> bytes:
-        blocks = range(-(-num_salts // 4))
-        return b"".join([hashlib.sha512(self.salt + struct.pack("<I", block)).digest() for block in blocks])
-
     def _salt(self, number: int) -> bytes:
         return self._salts[16 * number : 16 * number + 16]
 
-    def _old_salt(self, kind: int, index: int) -> bytes:
-        return _sha256(self.salt + struct.pack("<BI", kind, index))[:16]
-
     def _old_segments(self) -> bytes:
-        parts = [b"\x12", self._old_salt(0x12, 0), struct.pack("<I", len(self.segments))]
+        parts = [b"\x12", _old_salt(self.salt, 0x12, 0), struct.pack("<I", len(self.segments))]
         for segment in self.segments:
             parts.append(struct.pack("<IIq", segment.start, segment.length, segment.document_token_offset))
             parts.append(_text(segment.source) + _text(segment.document_id))
@@ -237,20 +263,15 @@ class RowLeaf:
 
 
 def merkle_root(leaves: Sequence[bytes]) -> bytes:
-    """RFC 6962 root hash of a list of leaf hashes, in O(n): a stack of perfect subtrees, joined from the right."""
+    """RFC 6962 root hash of a list of leaf hashes, level by level."""
     if not leaves:
         return EMPTY_ROOT
-    stack: list[tuple[int, bytes]] = []
-    for leaf in leaves:
-        size, node = 1, leaf
-        while stack and stack[-1][0] == size:
-            node = _sha256(b"\x01" + stack.pop()[1] + node)
-            size *= 2
-        stack.append((size, node))
-    root = stack.pop()[1]
-    while stack:
-        root = _sha256(b"\x01" + stack.pop()[1] + root)
-    return root
+    sha256, level = hashlib.sha256, leaves
+    while len(level) > 1:  # a node without a neighbour on its right goes up as it is
+        rest = level[-1:] if len(level) % 2 else ()
+        level = [sha256(b"\x01" + left + right).digest() for left, right in zip(level[::2], level[1::2], strict=False)]
+        level += rest
+    return level[0]
 
 
 def merkle_path(leaves: Sequence[bytes], index: int) -> list[bytes]:

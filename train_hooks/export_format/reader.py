@@ -6,7 +6,7 @@ acknowledged it.
 """
 
 import hashlib
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from train_hooks.export_format.records import (
 from train_hooks.export_format.schema import decode_frame, decode_step_records, rows_of_batch
 from train_hooks.export_format.seals import Seal, read_seal
 
-__all__ = ["AttemptReader", "RunReader", "SegmentFile", "StepFrame", "WriterLog"]
+__all__ = ["AttemptReader", "RunReader", "SegmentFile", "StepFrame", "WriterLog", "expect_writers"]
 
 _BLOCK_BYTES = 8 << 20
 _MAX_SCHEMAS = 1024
@@ -129,6 +129,7 @@ class AttemptReader:
     def writers(self, dp_rank: int | None = None) -> dict[int, WriterLog]:
         """The chain of each dp_rank that has written, or of one. Raises DamageError where a chain does not hold together."""
         logs = self.writer_logs(dp_rank)
+        expect_writers(self.info, logs)
         for log in logs.values():
             for number, file in enumerate(log.files):
                 if file.name.number != number:
@@ -363,6 +364,16 @@ class AttemptReader:
             compacted=compacted, seal=seal,
         )  # fmt: skip
         add_file(self.info, files, file, raw)
+
+
+def expect_writers(attempt: AttemptInfo, dp_ranks: Iterable[int]) -> None:
+    """Raises DamageError for files of a dp_rank that the attempt does not have."""
+    highest = max(dp_ranks, default=0)
+    if highest >= attempt.num_writers:
+        raise DamageError(
+            f"attempt {attempt.attempt} has files of dp_rank {highest}, and {attempt.num_writers} writers: they are another "
+            "attempt's; run `kiseki export verify`, which names them"
+        )
 
 
 def _blocks(acks: Sequence[Ack]) -> Iterator[list[Ack]]:

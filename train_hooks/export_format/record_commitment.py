@@ -21,6 +21,7 @@ __all__ = ["count_evidence", "record_commitment"]
 _EVIDENCE: tuple[Evidence | None, ...] = (None, Evidence.FORWARD, Evidence.LOADER, Evidence.DECLARED)
 _MATCHED: tuple[Matched | None, ...] = (None, Matched.WHOLE, Matched.SLICE, Matched.COUNT)
 _STATUS: tuple[StepStatus | None, ...] = (None, *StepStatus)
+_NO_TEXT = bytes(4)
 _EVIDENCE_CODE = {word: code for code, word in enumerate(_EVIDENCE)}
 _MATCHED_CODE = {word: code for code, word in enumerate(_MATCHED)}
 assert _STATUS[1:] == (
@@ -69,22 +70,20 @@ def _text(value: str) -> bytes:
 
 def _row(row: Row, attempt: AttemptInfo) -> bytes:
     default = _EVIDENCE_CODE[attempt.default_tensor_evidence]
-    tensors = [default if own is None else _EVIDENCE_CODE[own] for own in tensor_evidence_of(row)]
+    tensors = bytes([default if own is None else _EVIDENCE_CODE[own] for own in tensor_evidence_of(row)])
+    evidence = _EVIDENCE_CODE[row.evidence or attempt.default_evidence]
+    matched = _MATCHED_CODE[row.matched or attempt.default_matched]
+    losses = [segment.loss for segment in row.segments]
     return b"".join(
-        [
-            bytes(
-                (
-                    _EVIDENCE_CODE[row.evidence or attempt.default_evidence],
-                    _MATCHED_CODE[row.matched or attempt.default_matched],
-                )
-            ),
-            _text(row.relation or ""),
-            _loss(row.loss),
-            struct.pack("<I", len(row.segments)),
-            *(_loss(segment.loss) for segment in row.segments),
+        (
+            bytes((evidence, matched)),
+            _text(row.relation) if row.relation else _NO_TEXT,
+            b"\x00" if row.loss is None else _loss(row.loss),
+            struct.pack("<I", len(losses)),
+            bytes(len(losses)) if not any(loss is not None for loss in losses) else b"".join(map(_loss, losses)),
             struct.pack("<I", len(tensors)),
-            bytes(tensors),
-        ]
+            tensors,
+        )
     )
 
 

@@ -43,6 +43,7 @@ __all__ = [
     "row_fields",
     "row_schema",
     "rows_of_batch",
+    "tensor_of",
 ]
 
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
@@ -93,6 +94,12 @@ ROW_FIELDS = _row_fields(
 _OLD_ROW_FIELDS = _row_fields(pa.struct(_OLD_SEGMENT), pa.struct(_OLD_TENSOR), [])
 
 
+_KINDS = {
+    new: [(field.name, field.type, field.nullable) for field in fields]
+    for new, fields in ((True, ROW_FIELDS), (False, _OLD_ROW_FIELDS))
+}
+
+
 def row_fields(format_version: int) -> list[pa.Field]:
     """The columns of attempts of a format."""
     return ROW_FIELDS if format_version >= 3 else _OLD_ROW_FIELDS
@@ -116,41 +123,65 @@ def file_metadata(run: RunInfo, attempt: AttemptInfo, name: SegmentFileName) -> 
     }
 
 
-def _structs(kind: pa.DataType, items: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> pa.Array:
-    """Structs of a type whose fields are attributes of `items`, or given as columns."""
-    arrays = [
-        pa.array(
-            columns[field.name] if field.name in columns else [getattr(item, field.name) for item in items], field.type
-        )
-        for field in kind
-    ]
-    return pa.StructArray.from_arrays(arrays, fields=list(kind))
+def _columns(rows: Sequence[Row], format_version: int) -> dict[str, list[Any]]:
+    new = format_version >= 3
+    columns: dict[str, list[Any]] = {
+        "global_step": [row.address.global_step for row in rows],
+        "microbatch": [row.address.microbatch for row in rows],
+        "slot": [row.address.slot for row in rows],
+        "sample_index": [row.sample_index for row in rows],
+        "status": [row.status.value for row in rows],
+        "tokens": [row.tokens.astype(row.tokens.dtype.newbyteorder("<"), copy=False).tobytes() for row in rows],
+        "segments": [[_segment_item(segment) for segment in row.segments] for row in rows],
+        "tensors": [[_tensor_item(tensor, new=new) for tensor in row.tensors] for row in rows],
+        "loss": [row.loss for row in rows],
+        "leaf": [row.leaf for row in rows],
+    }
+    if new:
+        columns["evidence"] = [row.evidence for row in rows]
+        columns["matched"] = [row.matched for row in rows]
+        columns["relation"] = [row.relation for row in rows]
+    return columns
 
 
-def _lists(kind: pa.DataType, lists: Sequence[Sequence[Any]], columns: Mapping[str, Sequence[Any]]) -> pa.Array:
-    offsets = np.zeros(len(lists) + 1, np.int32)
-    np.cumsum([len(items) for items in lists], out=offsets[1:])
-    values = _structs(kind.value_type, [item for items in lists for item in items], columns)
-    return pa.ListArray.from_arrays(pa.array(offsets), values, type=kind)
+def _segment_item(segment: Segment) -> dict[str, object]:
+    item: dict[str, object] = {
+        "start": segment.start,
+        "length": segment.length,
+        "source": segment.source,
+        "document_id": segment.document_id,
+        "document_token_offset": segment.document_token_offset,
+    }
+    if segment.loss is not None:  # a key that is not there becomes null
+        item["loss"] = segment.loss
+    return item
+
+
+def _tensor_item(tensor: TensorRecord, *, new: bool) -> dict[str, object]:
+    item: dict[str, object] = {
+        "name": tensor.name,
+        "dtype": tensor.dtype,
+        "shape": tensor.shape,
+        "encoding": tensor.encoding,
+        "data": tensor.data,
+    }
+    if new:
+        item["whole"] = tensor.whole
+        if tensor.evidence is not None:
+            item["evidence"] = tensor.evidence
+    return item
 
 
 def _arrays(rows: Sequence[Row], format_version: int) -> list[pa.Array]:
-    addresses = [row.address for row in rows]
-    columns: dict[str, list[Any]] = {
-        **{name: [getattr(each, name) for each in addresses] for name in ("global_step", "microbatch", "slot")},
-        "tokens": [row.tokens.astype(row.tokens.dtype.newbyteorder("<"), copy=False).tobytes() for row in rows],
-    }
-    found = []
-    for field in row_fields(format_version):
-        if field.name == "segments":
-            found.append(_lists(field.type, [row.segments for row in rows], {}))
-        elif field.name == "tensors":
-            shapes = [list(tensor.shape) for row in rows for tensor in row.tensors]
-            found.append(_lists(field.type, [row.tensors for row in rows], {"shape": shapes}))
-        else:
-            values = columns.get(field.name)
-            found.append(pa.array([getattr(row, field.name) for row in rows] if values is None else values, field.type))
-    return found
+    columns = _columns(rows, format_version)
+    return [
+        pa.array(values, kind)
+        if not nullable or any(value is not None for value in values)
+        else pa.nulls(len(rows), kind)
+        for kind, nullable, values in (
+            (kind, nullable, columns[name]) for name, kind, nullable in _KINDS[format_version >= 3]
+        )
+    ]
 
 
 def _encode_number(value: float) -> float | str:
@@ -215,11 +246,13 @@ def _row_loss(microbatch: int, slot: int, loss: float | str | None, segments: It
 
 def encode_frame(schema: pa.Schema, rows: Sequence[Row], records: str, format_version: int = 3) -> bytes:
     """One record batch message, as it follows the schema message in the stream. records: as JSON, '' for none."""
-    batch = pa.record_batch(_arrays(rows, format_version), schema=schema)
+    batch = pa.RecordBatch.from_arrays(_arrays(rows, format_version), schema=schema)
+    if not records:
+        return bytes(batch.serialize())
     sink = pa.BufferOutputStream()
     head = len(schema.serialize())  # the stream begins with these very bytes, which the file already holds
     with pa.ipc.new_stream(sink, schema) as stream:
-        stream.write_batch(batch, custom_metadata={_RECORDS_KEY: records} if records else None)
+        stream.write_batch(batch, custom_metadata={_RECORDS_KEY: records})
         tail = sink.tell()
     return bytes(memoryview(sink.getvalue())[head:tail])
 
@@ -280,7 +313,7 @@ def _row(item: dict[str, Any], attempt: AttemptInfo, dp_rank: int, dtype: np.dty
         ),
         tokens=np.frombuffer(item["tokens"], dtype),
         segments=tuple(Segment(**segment) for segment in item["segments"]),
-        tensors=tuple(map(_tensor, item["tensors"])),
+        tensors=tuple(map(tensor_of, item["tensors"])),
         sample_index=item["sample_index"],
         status=StepStatus(item["status"]),
         loss=item["loss"],
@@ -292,7 +325,8 @@ def _row(item: dict[str, Any], attempt: AttemptInfo, dp_rank: int, dtype: np.dty
     )  # fmt: skip
 
 
-def _tensor(item: dict[str, Any]) -> TensorRecord:
+def tensor_of(item: Mapping[str, Any]) -> TensorRecord:
+    """The record of one item of the column `tensors`."""
     evidence = item.get("evidence")
     return TensorRecord(
         name=item["name"], dtype=item["dtype"], shape=tuple(item["shape"]), encoding=item["encoding"],

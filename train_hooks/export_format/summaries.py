@@ -13,7 +13,7 @@ from train_hooks.export_format.acknowledgement import AckTable, Counts, decode_a
 from train_hooks.export_format.chain import WriterLog
 from train_hooks.export_format.errors import DamageError
 from train_hooks.export_format.paths import IN_PROGRESS, SegmentFileName
-from train_hooks.export_format.reader import AttemptReader
+from train_hooks.export_format.reader import AttemptReader, expect_writers
 from train_hooks.export_format.records import AttemptInfo
 from train_hooks.export_format.seals import Seal, StepSpan, summary_of
 
@@ -120,6 +120,7 @@ def summarize(attempt: AttemptReader) -> AttemptSummary:
     entries = attempt.run.file_system.names(attempt.directory)
     names = sorted({parsed[0] for entry in entries if (parsed := SegmentFileName.parse(entry)) is not None})
     there = set(entries)
+    expect_writers(attempt.info, (name.dp_rank for name in names))
     found: dict[int, WriterSummary] = {}
     for dp_rank in sorted({name.dp_rank for name in names}):
         own = [name for name in names if name.dp_rank == dp_rank]

@@ -94,13 +94,13 @@ def _candidates(
         yield "constant", raw[:size]
     if value.shape == tokens.shape and value.dtype.kind in "iu" and len(tokens) and not bits:
         last = raw[-size:]
-        first, second = value[0], value[min(1, len(value) - 1)]
+        first, second, after = value[0].item(), value[min(1, len(value) - 1)].item(), tokens[:2].tolist()
         ends = [segment.start + segment.length - 1 for segment in segments[:-1]]
-        if first == tokens[0]:
+        if first == after[0]:
             yield "tokens", b""
-        if len(tokens) == 1 or first == tokens[1]:
+        if len(tokens) == 1 or first == after[1]:
             yield "next", last
-        if ends and (ends[0] == 0 or first == tokens[1]):
+        if ends and (ends[0] == 0 or first == after[1]):
             yield "next-in-segment", last + raw[ends[0] * size : (ends[0] + 1) * size]
         if first == 0 and second == min(1, len(value) - 1):
             yield "arange", b""

@@ -12,9 +12,10 @@ from train_hooks.export_format.errors import DamageError
 from train_hooks.export_format.findings import Severity
 from train_hooks.export_format.paths import IN_PROGRESS, REPAIRED, CompactionName, ExportPaths, SegmentFileName
 from train_hooks.export_format.reader import AttemptReader
+from train_hooks.export_format.records import RowLoss
 from train_hooks.export_format.seals import FileSummary, Seal, read_seal, summary_of
 from train_hooks.export_format.summaries import EvidenceShares
-from train_hooks.export_format.verify_file import FileContent, StepContent, check_content
+from train_hooks.export_format.verify_file import FileContent, StepContent, check_content, late_loss_faults
 
 __all__ = ["AttemptCheck"]
 
@@ -93,18 +94,39 @@ class AttemptCheck:
             )
         steps: dict[int, StepContent] = {}
         previous: list[Seal | None] = []
+        late: list[tuple[int, RowLoss]] = []
         expected = 0
         for file in log.files:
             for number in range(expected, file.name.number):
                 missing = SegmentFileName(dp_rank=log.dp_rank, number=number)
                 self._damaged(self._directory / missing.data, f"is missing, and a later one is there; {_RESTORE}")
             expected = file.name.number + 1
-            self._check_file(log, file, previous, steps)
+            late += self._check_file(log, file, previous, steps)
+        self._check_late_losses(log, late)
         return steps
+
+    def _check_late_losses(self, log: WriterLog, late: Sequence[tuple[int, RowLoss]]) -> None:
+        """Each is of a row that is there, and that has no other loss. Reads the steps that they are of once more."""
+        by_step: dict[int, list[RowLoss]] = {}
+        for step, loss in late:
+            by_step.setdefault(step, []).append(loss)
+        for step, losses in sorted(by_step.items()):
+            try:
+                frames = [
+                    frame
+                    for file, acks in log.steps_between(step, step)
+                    for frame in self._reader.frames_of(file, acks)
+                ]
+                rows = [row for frame in frames for row in self._reader.rows(frame)]
+            except DamageError:  # named where it is
+                continue
+            for fault in late_loss_faults(rows, losses):
+                self._damaged(self._directory, f"a loss that came late {fault}; the writer was at fault", step)
 
     def _check_file(
         self, log: WriterLog, file: SegmentFile, previous: list[Seal | None], steps: dict[int, StepContent]
-    ) -> None:
+    ) -> list[tuple[int, RowLoss]]:
+        """What is wrong is named; gives back the losses that came late."""
         self.num_files += 1
         if file.damage is not None:
             self._damaged(file.acks_path, f"{file.damage}; {_RESTORE}")
@@ -124,6 +146,7 @@ class AttemptCheck:
             self._check_open(log, file)
             if file.ended is not None:
                 previous.append(None)
+        return content.late_losses
 
     def _check_seal(self, log: WriterLog, file: SegmentFile, content: FileContent, previous: list[Seal | None]) -> None:
         path = self._directory / file.name.seal

@@ -13,7 +13,7 @@ from train_hooks.export_format.errors import DamageError
 from train_hooks.export_format.leaf import merkle_root
 from train_hooks.export_format.reader import AttemptReader
 from train_hooks.export_format.record_commitment import count_evidence, record_commitment
-from train_hooks.export_format.records import Row, StepRecord, StepStatus
+from train_hooks.export_format.records import Row, RowLoss, StepRecord, StepStatus
 from train_hooks.export_format.removal import leaf_of_row, removal_of
 from train_hooks.export_format.schema import (
     END_OF_STREAM,
@@ -25,7 +25,7 @@ from train_hooks.export_format.schema import (
 )
 from train_hooks.export_format.summaries import EvidenceShares
 
-__all__ = ["FileContent", "StepContent", "check_content"]
+__all__ = ["FileContent", "StepContent", "check_content", "late_loss_faults"]
 
 _BLOCK_BYTES = 8 << 20
 Complain = Callable[[Path, str, int | None], None]
@@ -46,13 +46,14 @@ class StepContent:
 class FileContent:
     """What a segment file holds, counted while it was checked. `data_sha256` is of its acknowledged bytes.
 
-    num_removed: rows that have lost tokens to a takedown.
+    num_removed: rows that have lost tokens to a takedown. late_losses: step and loss of each row that got its loss later.
     """
 
     steps: list[tuple[int, StepContent]] = field(default_factory=list)
     num_rows: int = 0
     num_tokens: int = 0
     num_removed: int = 0
+    late_losses: list[tuple[int, RowLoss]] = field(default_factory=list)
     shares: EvidenceShares = field(default_factory=EvidenceShares)
     data_sha256: str | None = None
 
@@ -161,9 +162,13 @@ def _check_frame(
     records = _step_records(records_json)
     if attempt.info.format_version >= 3:
         _check_commitment(attempt, file, ack, rows, records, records_json, secret)
+    late = [(record.global_step, loss) for record in records for loss in record.rows]
     if ack.kind is AckKind.NOTE:
         _expect(not ack.num_rows, "step records alone hold rows")
+        _expect(all(step <= ack.global_step for step, _ in late), "it has losses of a step that is written later")
+        content.late_losses += late
         return
+    _expect(not late, "losses that came late are with the rows of a step")
     gaps = [record.text or "rows were not exported" for record in records if record.kind == "gap"]
     num_microbatches = rows[-1].address.microbatch + 1 if rows else 0
     step = StepContent(
@@ -180,6 +185,25 @@ def _check_frame(
     found, expected = sum(len(row.tokens) for row in rows), ack.tokens_in(attempt.run.info)
     _expect(found == expected, f"expected {expected} tokens, found {found}")
     _expect(merkle_root([row.leaf for row in rows]) == ack.root, "its leaves do not give the step's root hash")
+
+
+def late_loss_faults(rows: Sequence[Row], losses: Sequence[RowLoss]) -> Iterator[str]:
+    """What is wrong with losses that came after the step of these rows was written."""
+    of_place = {(row.address.microbatch, row.address.slot): row for row in rows}
+    given: set[tuple[int, int]] = set()
+    for loss in losses:
+        place = (loss.microbatch, loss.slot)
+        row, name = of_place.get(place), f"of micro-batch {loss.microbatch}, slot {loss.slot}"
+        if row is None:
+            yield f"{name} has no row"
+            continue
+        own = loss.loss is not None and row.loss is not None
+        of_segments = loss.segments is not None and any(segment.loss is not None for segment in row.segments)
+        if place in given or own or of_segments:
+            yield f"{name} is of a row that has one"
+        if loss.segments is not None and len(loss.segments) != len(row.segments):
+            yield f"{name} is of {len(loss.segments)} segments, the row has {len(row.segments)}"
+        given.add(place)
 
 
 def _step_records(text: str) -> tuple[StepRecord, ...]:
@@ -227,6 +251,13 @@ def _check_row(attempt: AttemptReader, row: Row, secret: bytes | None) -> None:
     info = attempt.run.info
     if not info.may_hold(len(row.tokens)) or int(row.tokens.max(initial=0)) >= info.vocab_size:
         raise DamageError(f"row {row.address} has other tokens than the run can hold")
+    position = 0
+    for segment in row.segments:
+        if segment.start < position or segment.length < 1 or segment.start + segment.length > len(row.tokens):
+            raise DamageError(f"row {row.address} has segments that overlap, are empty or reach beyond it")
+        position = segment.start + segment.length
+    if row.address.slot and any(tensor.whole for tensor in row.tensors):
+        raise DamageError(f"row {row.address} holds a tensor of the whole micro-batch, which belongs to slot 0")
     if secret is not None and leaf_of_row(secret, row) != row.leaf:
         raise DamageError(f"row {row.address} does not match its leaf")
 

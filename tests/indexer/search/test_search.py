@@ -16,6 +16,7 @@ from indexer.index_reader import IndexReader
 from indexer.search import MAX_DEPTH_OF_PAGES, SearchOptions, Sort, search
 from indexer.search_records import SearchHit
 from indexer.selection import Selection
+from indexer.shard import SHARD_FORMAT
 from tests.conftest import LENGTH, TextRun
 from tests.export_maker import MadeStep, all_rows, make_attempt
 from tests.indexer.search.conftest import Searched
@@ -236,7 +237,7 @@ def test_an_index_of_the_format_before_is_built_again(copied: Path, searched: Se
     document = json.loads(generation.read_text())
     for name in shards:
         manifest = copied / "index" / "shards" / name / "shard.json"
-        manifest.write_text(manifest.read_text().replace("kiseki-shard-v3", "kiseki-shard-v2"))
+        manifest.write_text(manifest.read_text().replace(SHARD_FORMAT, "kiseki-shard-v3"))
         document["shards"][name] = hashlib.sha256(manifest.read_bytes()).hexdigest()
     generation.write_text(json.dumps(document))
     digest = hashlib.sha256(generation.read_bytes()).hexdigest()

@@ -330,7 +330,7 @@ def test_an_old_attempt_after_a_new_one_is_refused(tmp_path: Path, version: int)
     attempts = ExportPaths(run_dir).attempts
     shutil.copytree(attempts / "a000002", attempts / "a000004")
     rewrite_json(attempts / "a000004" / "attempt.json", attempt=4)
-    expect_refused(run_dir, f"attempt 4 of run {RUN_ID} is of format {version}, and attempt 3 before it of format 3")
+    expect_refused(run_dir, f"attempt 4 of run {RUN_ID} is of an older format than attempt 3 before it, which is of format 3")
 
 
 def test_an_old_attempt_in_a_run_of_format_3_is_refused(tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ def test_an_old_attempt_in_a_run_of_format_3_is_refused(tmp_path: Path) -> None:
     attempts = ExportPaths(tmp_path / "run").attempts
     shutil.rmtree(attempts)
     shutil.copytree(EXPORTS / "1-sealed" / "export" / "attempts", attempts)
-    expect_refused(tmp_path / "run", "is of format 2, and the run before it of format 3")
+    expect_refused(tmp_path / "run", "is of an older format than the run before it, which is of format 3")
 
 
 def test_an_attempt_of_a_later_format_is_refused(continued: Continued) -> None:

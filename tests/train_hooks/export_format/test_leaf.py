@@ -105,7 +105,7 @@ def second_leaf_v2(
     size = tokens.dtype.itemsize
 
     def salt(i: int) -> bytes:
-        return hashlib.sha512(row_salt + (i // 4).to_bytes(4, "little")).digest()[16 * (i % 4) :][:16]
+        return hashlib.shake_256(row_salt).digest(16 * i + 16)[16 * i :]
 
     def text(value: str) -> bytes:
         return len(value.encode()).to_bytes(4, "little") + value.encode()

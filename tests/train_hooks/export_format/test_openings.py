@@ -39,7 +39,9 @@ def test_every_part_opens_to_the_leaf(row: Row) -> None:
 
 def test_what_is_changed_leads_to_another_leaf(row: Row) -> None:
     opening = open_part(SECRET, row, 1)
-    salt, tokens = opening.chunks[1]
+    second = opening.chunks[1]
+    assert not isinstance(second, bytes)
+    salt, tokens = second
     other = dataclasses.replace(SEGMENTS[1], document_id="another")
     for changed in (
         {"chunks": (opening.chunks[0], (salt, tokens[::-1].copy()))}, {"segment": other}, {"segment": None}, {"start": 4},
@@ -74,7 +76,7 @@ def given(opening: PartOpening) -> tuple[set[bytes], set[bytes]]:
     hashes = {*opening.path, *chunks, own, opening.tensors_commitment, opening.leaf()}
     salts = {opening.part_salt, *(salt for salt, _ in opened)}
     for value in [*hashes, *salts]:
-        salts |= {value[:16], value[-16:], hashlib.sha512(value + bytes(4)).digest()[:16]}
+        salts |= {value[:16], value[-16:], hashlib.shake_256(value).digest(16)}
     return hashes, salts
 
 
