@@ -26,6 +26,7 @@ from train_hooks.export_format.origin import Origin, origin_of
 from train_hooks.export_format.paths import ExportPaths
 from train_hooks.export_format.reader import AttemptReader, RunReader
 from train_hooks.export_format.records import AttemptInfo, EvidenceDefaults, Row, RunInfo, Segment, TensorRecord
+from train_hooks.export_format.removal import removal_of
 from train_hooks.export_format.tensors import as_current_tensor, bits_dtype, decode_tensor, encode_tensor
 from train_hooks.export_format.writer import RankWriter
 
@@ -171,6 +172,12 @@ class _Copy:
 
     def _rows(self, make: FrameMaker, rows: Sequence[Row]) -> tuple[Row, ...]:
         made: list[Row] = []
+        for row in rows:
+            if removal_of(row) is not None:
+                raise InputError(
+                    f"{row.address}: tokens of it were removed from the export (a takedown), so it cannot be copied; "
+                    "resolve a copy of the export from before, and take the tokens out of that"
+                )
         for _, group in groupby(rows, key=lambda row: row.address.microbatch):
             microbatch = list(group)
             unnamed = not all(row.segments for row in microbatch)

@@ -135,3 +135,10 @@ def test_by_a_recorded_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, w
         resolve_export(RunReader(tmp_path / "run"), tmp_path / "copy", Boundaries(eos=1))
     with pytest.raises(InputError, match="expected one of --eos and --cu-seqlens"):
         Boundaries()
+
+
+def test_a_row_that_lost_tokens_cannot_be_copied(tmp_path: Path) -> None:
+    kept = Path(__file__).parents[1] / "exports" / "3-taken-down"
+    with pytest.raises(InputError, match="tokens of it were removed from the export"):
+        resolve_export(RunReader(kept), tmp_path / "copy", Boundaries(eos=256))
+    assert not (tmp_path / "copy").exists()
