@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from indexer.build import IndexOptions, update_index
 from tests.export_maker import MadeStep, make_attempt
+from tests.support.second_reader import assert_readers_agree
 from train_hooks import Segment
 from train_hooks.attempts import RunSpec
 
@@ -18,6 +20,27 @@ CORPUS = Path(__file__).resolve().parents[1] / "examples" / "corpus"
 LENGTH, WRITERS, SLOTS = 64, 2, 2
 PEAK_KIB = "int(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"
 """For programs that tests start: the most memory of a process. `getrusage` would count what pytest held when it began."""
+SECOND_READER = {"adapters", "examples", "faults", "train_hooks"}
+"""Folders whose tests leave exports to the second reader, where these are small enough to be read whole."""
+MAX_RUNS, MAX_BYTES = 10, 4 << 20
+
+
+@pytest.fixture(autouse=True)
+def second_reader(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every run that a test leaves below its `tmp_path` is read by both readers, which must agree.
+
+    Damage that a test has done is no matter: both refuse the run then, or `verify` names it. A test that writes what
+    neither of them can tell is marked `damaged_export`.
+    """
+    yield
+    below = request.path.relative_to(Path(__file__).parent).parts[0]
+    directory = request.node.funcargs.get("tmp_path") if below in SECOND_READER else None
+    if directory is None or request.node.get_closest_marker("damaged_export"):
+        return
+    found = sorted(Path(directory).glob("**/export/run.json"))
+    for path in found[:: 1 + len(found) // MAX_RUNS]:
+        if sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file()) <= MAX_BYTES:
+            assert_readers_agree(path.parents[1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,3 +131,8 @@ def text_run(tmp_path_factory: pytest.TempPathFactory) -> TextRun:
     make_attempt(directory / "run", spec, steps, num_writers=WRITERS)
     update_index(directory / "run", IndexOptions(shard_tokens=LENGTH * len(rows) // 2))
     return TextRun(run_dir=directory / "run", documents=documents, num_steps=len(steps))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Marks of the fixtures above."""
+    config.addinivalue_line("markers", "damaged_export: leaves an export that only one of two readers refuses")

@@ -26,7 +26,6 @@ from pathlib import Path
 
 import numpy as np
 
-from train_hooks.export_format.acknowledgement import AckKind
 from train_hooks.export_format.errors import InputError, RunError
 from train_hooks.export_format.filesystem import FileSystem
 from train_hooks.export_format.json_files import (
@@ -339,14 +338,8 @@ def _scopes_of(attempt: AttemptReader) -> dict[str, TensorScope]:
     found = dict(attempt.info.tensor_scopes)
     if attempt.info.format_version < 3:
         return found
-    for log in attempt.writers(0).values():
-        for file in log.files:
-            records = file.acks.records
-            filled = (records["kind"] == AckKind.STEP) & (records["num_rows"] > 0)
-            for place in np.flatnonzero(filled)[:1]:
-                for row in attempt.rows(attempt.frame(file, file.acks[int(place)])):
-                    for tensor in row.tensors:
-                        scope = TensorScope.MICROBATCH if tensor.whole else TensorScope.ROW
-                        found.setdefault(tensor.name, scope)
-                return found
+    frame = attempt.first_frame(0)
+    for row in [] if frame is None else attempt.rows(frame):
+        for tensor in row.tensors:
+            found.setdefault(tensor.name, TensorScope.MICROBATCH if tensor.whole else TensorScope.ROW)
     return found

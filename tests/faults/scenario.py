@@ -57,7 +57,6 @@ class Scripted(Job):
             for rank in self._alive:
                 rank.writer.abandon()
             self._alive = []
-            self.final.look()
             check(self)
         self.files.before = None
 

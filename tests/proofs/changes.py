@@ -16,7 +16,7 @@ import pyarrow as pa
 from tests.proofs.opened_files import Compacted, OpenedFile
 from train_hooks.export_format.records import AttemptInfo, Evidence, Matched, StepStatus
 from train_hooks.export_format.removal import leaf_of_row
-from train_hooks.export_format.schema import batch_of_rows, rows_of_batch, row_fields
+from train_hooks.export_format.schema import row_fields, rows_of_batch
 
 __all__ = ["CHANGES", "effective"]
 
@@ -40,7 +40,7 @@ def _effective(row: Item, attempt: AttemptInfo) -> Mapping[str, object]:
     default = attempt.default_tensor_evidence
     tensors = []
     for tensor in row["tensors"]:
-        data: object = tensor["data"]
+        data: Any = tensor["data"]
         if tensor["encoding"] == "removed":
             data = json.loads(tensor["data"])
             data["evidence"] = [word or default for word in data["evidence"]]
@@ -285,8 +285,11 @@ def record_field(rng: random.Random, opened: OpenedFile) -> str | None:
     frame, records = rng.choice(found)
     record = rng.choice(records)
     name = rng.choice(["global_step", "kind", "unix_time_s", "text"])
-    values = {"global_step": [1, 2, 3], "kind": ["metrics", "gap", "losses"], "unix_time_s": [0.0, 9.0]}
-    record[name] = _other(rng, record[name], values.get(name, [None, "because", "for no reason"]))
+    values: dict[str, Sequence[object]] = {
+        "global_step": [1, 2, 3], "kind": ["metrics", "gap", "losses"], "unix_time_s": [0.0, 9.0],
+        "text": [None, "because", "for no reason"],
+    }  # fmt: skip
+    record[name] = _other(rng, record[name], values[name])
     _set_records(frame, records)
     return f"the {name} of a step record"
 

@@ -6,6 +6,7 @@ He can rewrite Parquet, manifests and seals with all the hashes in them. Acknowl
 import dataclasses
 import hashlib
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +64,8 @@ class Compacted(OpenedFile):
         )
         groups = [rows.metadata.row_group(index).num_rows for index in range(rows.num_row_groups)]
         return cls(
-            attempt=attempt, dp_rank=manifest.dp_rank, compacted=compacted, groups=groups, schemas=(rows.schema_arrow, frames.schema_arrow),
-            rows=rows.read().to_pylist(), frames=frames.read().to_pylist(),
+            attempt=attempt, dp_rank=manifest.dp_rank, compacted=compacted, groups=groups,
+            schemas=(rows.schema_arrow, frames.schema_arrow), rows=rows.read().to_pylist(), frames=frames.read().to_pylist(),
         )  # fmt: skip
 
     def rows_of(self, frame: Item) -> Sequence[Item]:
@@ -100,7 +101,7 @@ def _parquet(name: str, schema: pa.Schema, items: list[Item], groups: list[int])
         cuts = [0, len(data)]
     pieces = tuple(
         Piece(start=start, end=end, sha256=hashlib.sha256(data[start:end]).hexdigest())
-        for start, end in zip(cuts, cuts[1:], strict=False)
+        for start, end in itertools.pairwise(cuts)
     )
     return CompactedPart(name=name, size_bytes=len(data), pieces=pieces), data
 

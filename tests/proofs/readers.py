@@ -2,7 +2,6 @@
 
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 
 from tests.proofs.outcome import Outcome

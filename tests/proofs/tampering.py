@@ -85,7 +85,9 @@ def prove_tampering(num_compacted: int, num_as_written: int, seed: int, jobs: in
     """So many changes of compacted exports, half of them with tokens taken out, and of segment files."""
     batches = [
         (kind, seed * 1_000_000 + number, min(_A_BATCH, count - at))
-        for kind, count in zip(KINDS, (num_compacted - num_compacted // 2, num_compacted // 2, num_as_written), strict=True)
+        for kind, count in zip(
+            KINDS, (num_compacted - num_compacted // 2, num_compacted // 2, num_as_written), strict=True
+        )
         for number, at in enumerate(range(0, count, _A_BATCH))
     ]
     with ProcessPoolExecutor(jobs) as pool:

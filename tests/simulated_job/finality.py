@@ -4,6 +4,7 @@
 nothing: the job that it looks at has places where it expects errors. What it finds is in `faults`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.simulated_job.memory_files import MemoryFileSystem
@@ -34,18 +35,22 @@ class FinalSteps:
         """Read what is final now, and compare it with what was."""
         if not self._files.exists(self._run_dir / "export" / "run.json"):
             return
-        self.num_looks += 1
         try:
-            attempts = {each.info.attempt: each for each in RunReader(self._run_dir, self._files).attempts()}
-            for number in {number for number, known in self._frames.items() if known} - attempts.keys():
-                self.faults.append(f"attempt {number} had final steps and is lost")
-            for attempt in attempts.values():
-                self._look_at(attempt)
+            self.compare({each: each.writers() for each in RunReader(self._run_dir, self._files).attempts()})
         except KisekiError as error:
             self.faults.append(f"a reader refuses the run: {error}")
 
-    def _look_at(self, attempt: AttemptReader) -> None:
-        number, writers = attempt.info.attempt, attempt.writers()
+    def compare(self, attempts: Mapping[AttemptReader, Mapping[int, WriterLog]]) -> None:
+        """Compare what was read of all attempts with what was final. Raises DamageError where a reader does."""
+        self.num_looks += 1
+        numbers = {attempt.info.attempt for attempt in attempts}
+        for number in {number for number, known in self._frames.items() if known} - numbers:
+            self.faults.append(f"attempt {number} had final steps and is lost")
+        for attempt, writers in attempts.items():
+            self._compare(attempt, dict(writers))
+
+    def _compare(self, attempt: AttemptReader, writers: dict[int, WriterLog]) -> None:
+        number = attempt.info.attempt
         final = attempt.final_step(writers) or attempt.info.resume_step
         if final < self._barriers.get(number, 0):
             self.faults.append(f"attempt {number}: step {self._barriers[number]} has a barrier, {final} is final")

@@ -125,7 +125,9 @@ class Job:
         secret = RunReader(RUN_DIR, self.files).secret()
         ranks = []
         for dp_rank in range(num_writers):
-            rank = self._rank(run, info, dp_rank, secret, roll_size_bytes or self.rng.choice([1, 4000, 1 << 20]))
+            rank = self._rank(
+                run, info, dp_rank, secret, roll_size_bytes or self.rng.choice([1, 4000, 1 << 20, 1 << 20])
+            )
             ranks.append(rank)
             self.ranks.append(rank)
         return ranks

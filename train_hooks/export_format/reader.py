@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from train_hooks.export_format.acknowledgement import Ack, AckKind, AckTable
+from train_hooks.export_format.acknowledgement import Ack, AckKind, AckTable, ack_size
 from train_hooks.export_format.barriers import barrier_steps, read_barrier
 from train_hooks.export_format.chain import SegmentFile, WriterLog, add_file
 from train_hooks.export_format.compacted import CompactedFiles
@@ -36,7 +36,7 @@ from train_hooks.export_format.seals import Seal, read_seal
 __all__ = ["AttemptReader", "RunReader", "SegmentFile", "StepFrame", "WriterLog", "expect_writers"]
 
 _BLOCK_BYTES = 8 << 20
-_MAX_SCHEMAS = 1024
+_MAX_SCHEMAS = _HEAD_RECORDS = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,6 +228,19 @@ class AttemptReader:
             for ack in block:
                 yield self._parsed(file, ack, *compacted.frame(file.name.number, ack, self.info.format_version))
 
+    def first_frame(self, dp_rank: int) -> StepFrame | None:
+        """The first frame of a writer that has rows, if it is among its first 1,024. Reads the head of its first file."""
+        entries = self.run.file_system.names(self.directory)
+        name = SegmentFileName(dp_rank=dp_rank, number=0)
+        path = next((self.directory / each for each in (name.acks, name.acks + IN_PROGRESS) if each in entries), None)
+        if path is None:
+            return None
+        head = self.run.file_system.read(path, 0, _HEAD_RECORDS * ack_size(self.info.format_version))
+        files: list[SegmentFile] = []
+        self._append_file(files, name, set(entries), self._compactions(entries).get(name), None, path, head)
+        filled = [ack for ack in files[0].acks if ack.kind is AckKind.STEP and ack.num_rows]
+        return self.frame(files[0], filled[0]) if filled else None
+
     def frames(self, first_step: int, last_step: int) -> Iterator[StepFrame]:
         """Every writer's frames of steps in [first_step, last_step], writer after writer."""
         for writer in self.writers().values():
@@ -350,18 +363,28 @@ class AttemptReader:
     ) -> None:
         """`there` was listed before the records are read: what was sealed then is whole now."""
         file_system = self.run.file_system
-        acks_path, data_path = (
-            self.directory / (part if part in there else part + IN_PROGRESS) for part in (name.acks, name.data)
-        )
+        acks_path = self.directory / (name.acks if name.acks in there else name.acks + IN_PROGRESS)
         try:
             raw = file_system.read(acks_path)
         except FileNotFoundError:  # renamed meanwhile, or never there
             acks_path = self.directory / name.acks
             raw = file_system.read(acks_path) if file_system.exists(acks_path) else b""
+        self._append_file(files, name, there, compacted, seal, acks_path, raw)
+
+    def _append_file(
+        self,
+        files: list[SegmentFile],
+        name: SegmentFileName,
+        there: Container[str],
+        compacted: CompactedFiles | None,
+        seal: Seal | None,
+        acks_path: Path,
+        raw: bytes,
+    ) -> None:
+        data = name.data if name.data in there else name.data + IN_PROGRESS
         file = SegmentFile(
-            name=name, data_path=data_path, acks_path=acks_path, sealed=name.seal in there,
-            acks=AckTable.empty(self.info.format_version), torn=None,
-            compacted=compacted, seal=seal,
+            name=name, data_path=self.directory / data, acks_path=acks_path, sealed=name.seal in there,
+            acks=AckTable.empty(self.info.format_version), torn=None, compacted=compacted, seal=seal,
         )  # fmt: skip
         add_file(self.info, files, file, raw)
 

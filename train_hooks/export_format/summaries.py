@@ -165,7 +165,8 @@ def _from_seals(attempt: AttemptReader, names: Sequence[SegmentFileName], there:
         seal = attempt.seal(name, there)
         if seal is None:
             break
-        if seal.step_ranges is None or seal.last_record_sha256 is None or seal.attempt != attempt.info.attempt:
+        place = (attempt.info.run_id, attempt.info.attempt, name.dp_rank, name.number)
+        if seal.step_ranges is None or (seal.run_id, seal.attempt, seal.dp_rank, seal.file_number) != place:
             return None
         seals.append(seal)
     spans = [span for seal in seals for span in seal.step_ranges or ()]

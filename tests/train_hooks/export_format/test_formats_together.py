@@ -330,7 +330,9 @@ def test_an_old_attempt_after_a_new_one_is_refused(tmp_path: Path, version: int)
     attempts = ExportPaths(run_dir).attempts
     shutil.copytree(attempts / "a000002", attempts / "a000004")
     rewrite_json(attempts / "a000004" / "attempt.json", attempt=4)
-    expect_refused(run_dir, f"attempt 4 of run {RUN_ID} is of an older format than attempt 3 before it, which is of format 3")
+    expect_refused(
+        run_dir, f"attempt 4 of run {RUN_ID} is of an older format than attempt 3 before it, which is of format 3"
+    )
 
 
 def test_an_old_attempt_in_a_run_of_format_3_is_refused(tmp_path: Path) -> None:

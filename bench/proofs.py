@@ -1,0 +1,128 @@
+"""The long proofs that an export is what training consumed, whole or as a sample.
+
+    python bench/proofs.py                       all of them, whole (`make proofs`); appends to bench/history.jsonl
+    python bench/proofs.py --only damage --jobs 4
+    python bench/proofs.py --sample --seed 7     about a twentieth of each; prints a table and appends nothing
+
+- faults: every operation of a scripted job fails in every way in which a disk, a process or the power can.
+- simulator: 100,000 simulated jobs with crashes, rollbacks, resizes, full disks and writers that outlive their attempt.
+- kills: a real FSDP2 job, killed 25 times with `kill -9`; what is replayed is bit for bit what its forwards got.
+- damage: 10,000 random damages of exports, each found and named by `verify`.
+- tampering: 1,000 changes of compacted exports and 250 of others, by somebody who makes hashes anew, each found.
+- readers: random exports, and those that are kept, read the same by a reader that was written from the document alone.
+
+Exit code 1 where something does not hold; each failure is a line that says how to see it again.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.proofs.damage import prove_damage
+from tests.proofs.jobs import prove_faults, prove_kills, prove_simulator
+from tests.proofs.outcome import Outcome
+from tests.proofs.readers import prove_readers
+from tests.proofs.tampering import prove_tampering
+
+ROOT = Path(__file__).resolve().parents[1]
+HISTORY = ROOT / "bench" / "history.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """whole, sample: take a seed and the number of processes."""
+
+    whole: Callable[[int, int], Outcome]
+    sample: Callable[[int, int], Outcome]
+
+
+PROOFS: Mapping[str, Proof] = {
+    "faults": Proof(
+        whole=lambda seed, jobs: prove_faults(1.0, seed, jobs), sample=lambda seed, jobs: prove_faults(0.05, seed, jobs)
+    ),
+    "simulator": Proof(
+        whole=lambda seed, jobs: prove_simulator(100_000, seed, jobs),
+        sample=lambda seed, jobs: prove_simulator(3_000, seed, jobs),
+    ),
+    "kills": Proof(
+        whole=lambda seed, _: prove_kills(25, 8 * 26, seed), sample=lambda seed, _: prove_kills(1, 12, seed)
+    ),
+    "damage": Proof(
+        whole=lambda seed, jobs: prove_damage(10_000, seed, jobs),
+        sample=lambda seed, jobs: prove_damage(500, seed, jobs),
+    ),
+    "tampering": Proof(
+        whole=lambda seed, jobs: prove_tampering(1_000, 250, seed, jobs),
+        sample=lambda seed, jobs: prove_tampering(50, 25, seed, jobs),
+    ),
+    "readers": Proof(
+        whole=lambda seed, jobs: prove_readers(500, seed, jobs), sample=lambda seed, jobs: prove_readers(25, seed, jobs)
+    ),
+}
+
+
+def main() -> int:
+    """Exit code 1 where a proof failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sample", action="store_true", help="a twentieth of each, and no line in the history")
+    parser.add_argument("--only", choices=[*PROOFS], action="append", help="this one; may be given more than once")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    failed = False
+    for name in options.only or PROOFS:
+        proof, began = PROOFS[name], time.monotonic()
+        outcome = (proof.sample if options.sample else proof.whole)(options.seed, options.jobs)
+        seconds = time.monotonic() - began
+        failed = failed or bool(outcome.failures)
+        print(
+            f"{name:10} {'FAILED' if outcome.failures else 'holds ':6} {seconds:6.0f} s  {_in_words(outcome)}",
+            flush=True,
+        )
+        for failure in outcome.failures[:20]:
+            print(f"  {failure}", flush=True)
+        if not options.sample:
+            _append(name, outcome, options, seconds)
+    return 1 if failed else 0
+
+
+def _in_words(outcome: Outcome) -> str:
+    return ", ".join(f"{name} {number:,}" for name, number in outcome.figure.items() if not name.startswith("of_"))
+
+
+def _append(name: str, outcome: Outcome, options: argparse.Namespace, seconds: float) -> None:
+    """A line of the history: what was counted, and on what."""
+    line = {
+        "proof": name,
+        "figure": dict(outcome.figure),
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seed": options.seed,
+        "seconds": round(seconds),
+        "python": platform.python_version(),
+        "cores": options.jobs,
+    }
+    with HISTORY.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _commit() -> str:
+    """The commit that was proved; with a plus where the working tree has other changes than the history's."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    changed = git("status", "--porcelain", "--", ".", ":(exclude)bench/history.jsonl")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
