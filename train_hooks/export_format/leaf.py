@@ -12,6 +12,7 @@ row may be, for a row that lost no tokens. Whoever has a salt can test guesses a
 SHA-256(0x01 || left || right) (RFC 6962 section 2.1).
 """
 
+import functools
 import hashlib
 import hmac
 import struct
@@ -44,6 +45,8 @@ EMPTY_ROOT = hashlib.sha256(b"").digest()
 NO_CHUNKS: Mapping[int, bytes] = {}
 Tokens: TypeAlias = npt.NDArray[np.unsignedinteger]
 Range: TypeAlias = tuple[int, int]
+_PART, _NO_NAMES = b"\x00kiseki-part-v2", b"\x00"
+_PLACE, _NAMES = struct.Struct("<II"), struct.Struct("<BqI")
 
 
 def _sha256(data: bytes) -> bytes:
@@ -108,15 +111,13 @@ def chunk_hash(salt: bytes, data: bytes) -> bytes:
 
 def part_hash(salt: bytes, start: int, length: int, segment: Segment | None, chunks: Sequence[bytes]) -> bytes:
     """The leaf hash of one part of leaf v2, from the commitments of its chunks."""
-    place = struct.pack("<II", start, length)
-    return _sha256(b"\x00kiseki-part-v2" + salt + place + _names(segment) + b"".join(chunks))
+    names = _NO_NAMES if segment is None else _names(segment)
+    return _sha256(_PART + salt + _PLACE.pack(start, length) + names + b"".join(chunks))
 
 
-def _names(segment: Segment | None) -> bytes:
-    if segment is None:
-        return b"\x00"
+def _names(segment: Segment) -> bytes:
     source, document_id = segment.source.encode("utf-8"), segment.document_id.encode("utf-8")
-    head = struct.pack("<BqI", 1, segment.document_token_offset, len(source))
+    head = _NAMES.pack(1, segment.document_token_offset, len(source))
     return head + source + len(document_id).to_bytes(4, "little") + document_id
 
 
@@ -164,17 +165,21 @@ class RowLeaf:
     format_version: that of the attempt, which decides between leaf v1 and v2.
     """
 
-    __slots__ = ("_data", "_itemsize", "_parts", "_salts", "_version", "address", "num_tokens", "salt", "segments")
-
     def __init__(
         self, salt: bytes, address: str, tokens: Tokens, segments: Sequence[Segment], format_version: int = 3
     ) -> None:
         self.salt, self.address, self.segments, self._version = salt, address, segments, format_version
         self._data = tokens.astype(tokens.dtype.newbyteorder("<"), copy=False).tobytes()
         self._itemsize, self.num_tokens = tokens.dtype.itemsize, len(tokens)
-        self._parts = parts_of(len(tokens), segments) if format_version >= 3 else []
-        num_salts = 1 + len(self._parts) + (self._parts[-1].chunks.stop if self._parts else 0)
-        self._salts = hashlib.shake_256(salt).digest(16 * num_salts) if format_version >= 3 else b""
+
+    @functools.cached_property
+    def parts(self) -> list[Part]:
+        """The parts of leaf v2, in the order of their tokens."""
+        return parts_of(self.num_tokens, self.segments)
+
+    @functools.cached_property
+    def _salts(self) -> bytes:
+        return hashlib.shake_256(self.salt).digest(16 * (1 + len(self.parts) + self.parts[-1].chunks.stop))
 
     def hash(
         self,
@@ -190,7 +195,8 @@ class RowLeaf:
         commitment = tensors if isinstance(tensors, bytes) else self.tensors_commitment(tensors)
         known = (self.address, sample_index, self.num_tokens, self._itemsize)
         if self._version >= 3:
-            return leaf_of_parts(*known, len(self._parts), merkle_root(self.part_hashes(chunks)), commitment)
+            parts = self.part_hashes(chunks)
+            return leaf_of_parts(*known, len(parts), merkle_root(parts), commitment)
         return _leaf(b"kiseki-leaf-v1", *known, self._old_tokens(chunks) + self._old_segments() + commitment)
 
     def tensors_commitment(self, tensors: Sequence[TensorRecord]) -> bytes:
@@ -204,35 +210,17 @@ class RowLeaf:
 
     def chunk_salt(self, index: int) -> bytes:
         """The 16 bytes that open one chunk."""
-        return self._salt(1 + len(self._parts) + index) if self._version >= 3 else _old_salt(self.salt, 0x11, index)
+        return self._salt(1 + len(self.parts) + index) if self._version >= 3 else _old_salt(self.salt, 0x11, index)
 
     def part_salt(self, index: int) -> bytes:
         """The 16 bytes that open one part's place and names. Leaf v2 alone has parts."""
         return self._salt(1 + index)
 
-    @property
-    def parts(self) -> Sequence[Part]:
-        """The parts of leaf v2, in the order of their tokens."""
-        return self._parts
-
     def part_hashes(self, chunks: Mapping[int, bytes] = NO_CHUNKS) -> list[bytes]:
         """The leaf hash of each part."""
         if not chunks:
-            return self._whole_part_hashes()
-        return [self._part(index, part, chunks) for index, part in enumerate(self._parts)]
-
-    def _whole_part_hashes(self) -> list[bytes]:
-        """As `_part` of each part, with all tokens there. Written out, as the writer thread does it for each row."""
-        sha256, size, data, salts = hashlib.sha256, self._itemsize, self._data, self._salts
-        chunk_salt, found = 16 * (1 + len(self._parts)), []
-        for number, (first, end, segment, _) in enumerate(self._parts, 1):
-            commitments = []
-            for start in range(first, end, CHUNK_TOKENS):
-                chunk = data[start * size : min(start + CHUNK_TOKENS, end) * size]
-                commitments.append(sha256(b"\x11" + salts[chunk_salt : chunk_salt + 16] + chunk).digest())
-                chunk_salt += 16
-            found.append(part_hash(salts[16 * number : 16 * number + 16], first, end - first, segment, commitments))
-        return found
+            return _whole_part_hashes(self.salt, self._data, self._itemsize, self.num_tokens, self.segments)
+        return [self._part(index, part, chunks) for index, part in enumerate(self.parts)]
 
     def _old_tokens(self, chunks: Mapping[int, bytes]) -> bytes:
         found = [
@@ -260,6 +248,34 @@ class RowLeaf:
             parts.append(struct.pack("<IIq", segment.start, segment.length, segment.document_token_offset))
             parts.append(_text(segment.source) + _text(segment.document_id))
         return _sha256(b"".join(parts))
+
+
+def _whole_part_hashes(
+    salt: bytes, data: bytes, itemsize: int, num_tokens: int, segments: Sequence[Segment]
+) -> list[bytes]:
+    """As `RowLeaf._part` of each part, with all tokens there. The writer thread does it for each row: written for speed."""
+    places, position, num_chunks = [], 0, 0
+    for segment in (*segments, None):
+        start = num_tokens if segment is None else segment.start
+        if position < start:
+            places.append((position, start, _NO_NAMES))
+            num_chunks -= (position - start) // CHUNK_TOKENS
+        if segment is not None:
+            position = start + segment.length
+            places.append((start, position, _names(segment)))
+            num_chunks -= -segment.length // CHUNK_TOKENS
+    sha256, salts = hashlib.sha256, hashlib.shake_256(salt).digest(16 * (1 + len(places) + num_chunks))
+    own, next_chunk, found = 16, 16 * (1 + len(places)), []
+    for start, end, names in places:
+        commitments = b""
+        for at in range(start, end, CHUNK_TOKENS):
+            chunk = data[at * itemsize : min(at + CHUNK_TOKENS, end) * itemsize]
+            commitments += sha256(b"\x11" + salts[next_chunk : next_chunk + 16] + chunk).digest()
+            next_chunk += 16
+        entry = _PART + salts[own : own + 16] + _PLACE.pack(start, end - start) + names + commitments
+        found.append(sha256(entry).digest())
+        own += 16
+    return found
 
 
 def merkle_root(leaves: Sequence[bytes]) -> bytes:
