@@ -49,7 +49,7 @@ PROOFS: Mapping[str, Proof] = {
     ),
     "simulator": Proof(
         whole=lambda seed, jobs: prove_simulator(100_000, seed, jobs),
-        sample=lambda seed, jobs: prove_simulator(3_000, seed, jobs),
+        sample=lambda seed, jobs: prove_simulator(5_000, seed, jobs),
     ),
     "kills": Proof(
         whole=lambda seed, _: prove_kills(25, 8 * 26, seed), sample=lambda seed, _: prove_kills(1, 12, seed)

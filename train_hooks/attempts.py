@@ -171,6 +171,8 @@ def _create_run(file_system: FileSystem, paths: ExportPaths, spec: RunSpec) -> R
     _make_directories(file_system, paths.run_dir)
     file_system.sync_directory(paths.run_dir.parent)  # whoever made it may have died before it did so
     if file_system.exists(paths.export) and file_system.names(paths.export):
+        if file_system.exists(paths.run_json):  # another process was faster
+            return open_or_create_run(file_system, paths.run_dir, spec)
         raise RunError(
             f"{paths.export} is not empty and has no {paths.run_json.name}; restore it from a copy, or give the training "
             "a run directory of its own"

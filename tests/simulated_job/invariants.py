@@ -36,7 +36,7 @@ def play(seed: int) -> Job:
         rank.writer.abandon()
     if not thorough:
         check(job)
-        if job.rng.random() < 0.25:
+        if job.rng.random() < 0.12:
             mend(job, crash=job.rng.random() < 0.5)
         return job
     if job.rng.random() < 0.3:

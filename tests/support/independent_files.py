@@ -161,6 +161,9 @@ def step_ranges(steps: list[Record]) -> list[list[Any]]:
     return ranges
 
 
+UNKNOWN = object()
+
+
 def check_seal(attempt: Attempt, rank: int, file: SegmentFile, believed: dict[int, list[Record]], before: Any) -> None:
     """Refuse a seal that does not agree with its place, its records, or the seal before it."""
     seal, records, name = file.seal or {}, believed[file.number], f"rows-r{rank:05}-{file.number:05}"
@@ -187,7 +190,7 @@ def check_seal(attempt: Attempt, rank: int, file: SegmentFile, believed: dict[in
     expect(
         name, seal, place | {"dp_rank": rank, "file_number": file.number, "format": f"kiseki-seal-v{attempt.layout}"}
     )
-    expect(name, seal, counts | {"acks": acks, "previous_seal_sha256": before})
+    expect(name, seal, counts | {"acks": acks} | ({} if before is UNKNOWN else {"previous_seal_sha256": before}))
     expect(name, seal["data"], {"name": f"{name}.arrows", "size_bytes": records[-1].end if records else 0})
     need(seal["reason"] in ("rolled", "closed", "repaired"), f"{name}: unknown reason {seal['reason']!r}")
     if records and records[-1].kind == END and seal["reason"] != "repaired":
@@ -201,11 +204,13 @@ def check_seal(attempt: Attempt, rank: int, file: SegmentFile, believed: dict[in
 
 
 def check_seals(attempt: Attempt, rank: int, files: list[SegmentFile], believed: dict[int, list[Record]]) -> None:
-    before = None
+    before: Any = None
     for file in files:
         if file.seal is not None:
             check_seal(attempt, rank, file, believed, before)
             before = before if file.seal["reason"] == "repaired" else file.seal_sha256
+        elif believed[file.number] and believed[file.number][-1].kind == END:
+            before = UNKNOWN  # it ended, and sealing it failed: a later seal may name the seal that a repair will make
 
 
 def open_file(attempt: Attempt, name: str, number: int, found: dict[str, Path]) -> SegmentFile:

@@ -43,9 +43,10 @@ def write_barrier(
     global_step: int,
     clock: Callable[[], float] = time.time,
 ) -> None:
-    """Make the barrier record of a step durable; nothing where the attempt has one. Raises OSError."""
+    """Make the barrier record of a step durable. Raises OSError; the same call may be made again then."""
     path = paths.barrier_json(attempt.attempt, global_step)
-    if file_system.exists(path):
+    if file_system.exists(path):  # maybe a call before this one failed to make its name durable
+        file_system.sync_directory(path.parent)
         return
     unfinished = path.with_name(path.name + IN_PROGRESS)
     if file_system.exists(unfinished):  # a write of this very record failed

@@ -199,8 +199,9 @@ class AttemptReader:
                 f"{committed[-1] if committed else self.info.resume_step}; run `kiseki export verify` and restore "
                 "what is lost"
             )
-        sealed = min(map(_last_sealed_step, writers.values()), default=0) if committed else 0
-        final = max(barrier or 0, min(sealed, committed[-1]) if committed else 0)
+        if not committed:
+            return None
+        final = min(*(_final_step_of(log, barrier or 0) for log in writers.values()), committed[-1])
         return final if final > self.info.resume_step else None
 
     def frame(self, file: SegmentFile, ack: Ack) -> StepFrame:
@@ -411,12 +412,12 @@ def _blocks(acks: Sequence[Ack]) -> Iterator[list[Ack]]:
         yield block
 
 
-def _last_sealed_step(log: WriterLog) -> int:
-    """The newest step in the sealed files with which a writer's files begin."""
-    last = 0
+def _final_step_of(log: WriterLog, barrier: int) -> int:
+    """The newest step up to which all of a writer's steps are covered by a barrier record or in sealed files."""
+    final = barrier
     for file in log.files:
-        if not file.sealed:
-            break
         steps = file.acks.records["global_step"][file.acks.places(AckKind.STEP)]
-        last = int(steps[-1]) if len(steps) else last
-    return last
+        if len(steps) and not file.sealed and steps[-1] > barrier:
+            break
+        final = max(final, int(steps[-1])) if len(steps) else final
+    return final

@@ -150,7 +150,7 @@ class TensorRecord:
 class Row:
     """One packed sequence as training consumed it.
 
-    evidence, matched: None where the attempt's defaults hold (`AttemptReader.evidence_of` applies them). relation:
+    evidence, matched: None where the attempt's defaults hold. relation:
     how what the forward got differs in form from the tokens; None: it does not. format_version: that of its attempt.
     """
 

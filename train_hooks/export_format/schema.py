@@ -203,7 +203,7 @@ def _step_record(record: StepRecord) -> dict[str, object]:
         "values": {name: _encode_number(value) for name, value in record.values.items()},
         "text": record.text,
     }
-    if record.rows:
+    if record.kind == "losses":
         found["rows"] = [
             [
                 row.microbatch,

@@ -150,17 +150,21 @@ def _old_gaps(reader: AttemptReader, committed: range) -> int:
 
 
 def _state(reader: AttemptReader, summary: AttemptSummary) -> str:
-    writers = summary.writers
+    writers, closed = summary.writers, 0
     if len(writers) == reader.info.num_writers and all(writer.closed for writer in writers.values()):
         return "closed"
     try:
         for writer in writers.values():
             if not writer.num_unsealed:
+                closed += writer.closed
                 continue
-            for log in reader.writer_logs(writer.dp_rank).values():
+            for log in reader.writer_logs(writer.dp_rank).values():  # again: it may have ended since
                 with writer_locks(reader, log) as free:
                     if not free:
                         return "live"
+                closed += log.closed
     except OSError:
         return "open"
+    if closed == reader.info.num_writers:
+        return "closed"
     return "crashed" if ran_here(reader) else "open"
