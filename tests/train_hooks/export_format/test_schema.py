@@ -90,6 +90,11 @@ def test_late_losses_are_kept_in_32_bits() -> None:
     assert back.rows[0].segments[1] == math.inf
 
 
+def test_a_record_of_losses_always_has_its_rows() -> None:
+    assert '"rows": []' in encode_step_records([StepRecord(global_step=1, kind="losses", unix_time_s=0.0)])
+    assert '"rows"' not in encode_step_records([StepRecord(global_step=1, kind="metrics", unix_time_s=0.0)])
+
+
 def test_nan_metrics_come_back(schema: pa.Schema) -> None:
     record = StepRecord(global_step=1, kind="metrics", unix_time_s=0.0, values={"loss": math.nan})
     frame = encode_frame(schema, (), encode_step_records([record]))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -9,7 +10,7 @@ from tests.example_exports import begin_attempt, begin_run, committed_step, writ
 from train_hooks.attempts import ResumeToken, claim_attempt
 from train_hooks.export_format.barriers import BarrierRecord, write_barrier
 from train_hooks.export_format.errors import DamageError
-from train_hooks.export_format.filesystem import OsFileSystem
+from train_hooks.export_format.filesystem import AppendFile, OsFileSystem
 from train_hooks.export_format.json_files import info_sha256
 from train_hooks.export_format.paths import ExportPaths
 from train_hooks.export_format.reader import AttemptReader, RunReader
@@ -230,3 +231,69 @@ def test_files_of_a_writer_that_the_attempt_does_not_have_are_refused(tmp_path: 
         with pytest.raises(DamageError, match="has files of dp_rank 1, and 1 writers"):
             read()
     assert verify(tmp_path).exit_code == 1
+
+
+class FailingOnce(OsFileSystem):
+    """The first sync of a directory fails."""
+
+    def __init__(self) -> None:
+        self.syncs: list[str] = []
+
+    def sync_directory(self, path: Path) -> None:
+        self.syncs.append(path.name)
+        if len(self.syncs) == 1:
+            raise OSError(5, "Input/output error", str(path))
+        super().sync_directory(path)
+
+
+def test_a_barrier_record_whose_name_was_not_durable_is_made_so_by_the_next_call(tmp_path: Path) -> None:
+    attempt = begin_attempt(tmp_path, begin_run(tmp_path))
+    files = FailingOnce()
+    with pytest.raises(OSError, match="Input/output error"):
+        write_barrier(files, ExportPaths(tmp_path), attempt, 1)
+    write_barrier(files, ExportPaths(tmp_path), attempt, 1)
+
+    assert files.syncs == ["a000001"] * 2
+
+
+class FirstWriteFails(OsFileSystem):
+    """The first bytes of the first segment file are lost."""
+
+    failed = False
+
+    def create(self, path: Path, mode: int = 0o644) -> AppendFile:
+        made = super().create(path, mode)
+        return cast("AppendFile", _Failing(made, self)) if path.name.endswith("00000.arrows.inprogress") else made
+
+
+class _Failing:
+    def __init__(self, made: AppendFile, owner: FirstWriteFails) -> None:
+        self._made, self._owner = made, owner
+        self.datasync, self.close = made.datasync, made.close
+
+    def write(self, data: bytes) -> None:
+        if not self._owner.failed:
+            self._owner.failed = True
+            raise OSError(28, "No space left on device")
+        self._made.write(data)
+
+
+@pytest.mark.parametrize("end", ["close", "barrier", "repair"])
+def test_a_file_of_which_nothing_is_believed_does_not_hold_finality_back(tmp_path: Path, end: str) -> None:
+    """The first file failed at once and stays open for ever; the second holds the steps."""
+    run = begin_run(tmp_path)
+    attempt = begin_attempt(tmp_path, run)
+    builder = RowBuilder(run, attempt, 0, RunReader(tmp_path).secret())
+    writer = RankWriter(FirstWriteFails(), ExportPaths(tmp_path).attempt_dir(1), run, attempt, 0)
+    writer.append([builder.frame(committed_step(step, 0)) for step in (1, 2)])
+    assert reader_of(tmp_path).final_step() is None
+    if end == "barrier":
+        write_barrier(OsFileSystem(), ExportPaths(tmp_path), attempt, 2)
+    elif end == "close":
+        writer.close()
+    else:
+        writer.abandon()
+        repair(tmp_path)
+
+    assert list(reader_of(tmp_path).committed_steps()) == [1, 2]
+    assert reader_of(tmp_path).final_step() == 2
