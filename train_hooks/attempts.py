@@ -234,8 +234,12 @@ def _plain(config: Mapping[str, object]) -> dict[str, object]:
 
 
 def _default_run_id(run_dir: Path) -> str:
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", run_dir.resolve().name).strip("-._")
-    return name[:100] or "run"
+    """The directory's name. Where letters of it cannot be in a run id, digits of its hash tell it from others."""
+    whole = run_dir.resolve().name
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", whole).strip("-._")
+    if whole.isascii() and name:
+        return name[:100]
+    return f"{(name or 'run')[:87]}-{hashlib.sha256(whole.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
 
 
 def claim_attempt(

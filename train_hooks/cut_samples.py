@@ -23,7 +23,7 @@ def cut_with_places(cut: Callable[[dict[str, Any]], dict[str, Any]], batch: Mapp
     `sample_start`. Raises InputError for rows that are not stretches of samples.
     """
     whole, samples = batch[tokens], torch.as_tensor(batch["sample_index"])
-    all_places = torch.arange(whole.numel()).view_as(whole)
+    all_places = torch.arange(whole.numel(), device=whole.device).view_as(whole)
     places, result = cut({**batch, tokens: all_places})[tokens], cut(dict(batch))
     if torch.equal(places, all_places) and result[tokens] is whole:
         return {**result, "sample_index": samples}
@@ -40,5 +40,5 @@ def _are_stretches(places: Tensor, length: int) -> bool:
     """Whether each row is places of one sample, one after the other."""
     if places.ndim != 2 or not places.numel():
         return False
-    follow = places[:, :1] + torch.arange(places.shape[1])
+    follow = places[:, :1] + torch.arange(places.shape[1], device=places.device)
     return torch.equal(places, follow) and bool((places[:, 0] // length == places[:, -1] // length).all())

@@ -7,16 +7,19 @@ import torch.distributed as dist
 from torch import nn
 
 from train_hooks.collectives import distributed, on_every_rank
-from train_hooks.writer_rank import MODEL_AXES, WriterRank, check_election, place_in_mesh, writer_rank
+from train_hooks.writer_rank import DATA_AXES, WriterRank, check_election, place_in_mesh, writer_rank
 
 __all__ = ["elect", "mesh_of"]
 
 
 def mesh_of(model: nn.Module) -> Any:
-    """The mesh of the model's parameters, where it has an axis whose ranks share data."""
+    """The mesh of the model's parameters, where it has an axis whose ranks share data, or whose name does not tell.
+
+    A mesh without names, or whose axes all have data of their own, is no reason to look further: each rank writes.
+    """
     for parameter in model.parameters():
         mesh = getattr(parameter, "device_mesh", None)
-        if mesh is not None and any(name in MODEL_AXES for name in mesh.mesh_dim_names or ()):
+        if mesh is not None and any(name not in DATA_AXES for name in mesh.mesh_dim_names or ()):
             return mesh
     return None
 

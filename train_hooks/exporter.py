@@ -15,6 +15,7 @@
 import atexit
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -47,7 +48,10 @@ _STEP_BYTES = 1024
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExporterOptions:
-    """Limits of the queue and of group commit. One sync serves at most `group_bytes` of staged memory."""
+    """Limits of the queue and of group commit. One sync serves at most `group_bytes` of staged memory.
+
+    max_step_bytes: what one step may stage before it is committed. A training that never commits stops there.
+    """
 
     max_queue_bytes: int = 64 << 20
     block_timeout_s: float = 120.0
@@ -55,6 +59,7 @@ class ExporterOptions:
     group_bytes: int = 16 << 20
     when_full: Literal["block", "drop"] = "block"
     roll_size_bytes: int = 1 << 30
+    max_step_bytes: int = 2 << 30
 
 
 class Exporter:
@@ -74,6 +79,7 @@ class Exporter:
         self._builder = RowBuilder(run, attempt, dp_rank, secret, documents=documents)
         self._options = options or ExporterOptions()
         self._staged: list[StagedMicrobatch | LateMicrobatch] = []
+        self._staged_bytes = 0
         self._committed_step = self._acknowledged_step = attempt.resume_step
         self._queue: deque[CommitRequest] = deque()
         self._queue_bytes = 0
@@ -81,7 +87,7 @@ class Exporter:
         self._dropped: set[int] = set()
         self._idle = False
         self._wanted = False
-        self._closing = False
+        self._closing = self._closed = False
         self._error: BaseException | None = None
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
@@ -116,10 +122,18 @@ class Exporter:
         if isinstance(microbatch, StagedMicrobatch):
             check_shapes(microbatch, self._run)
         self._staged.append(microbatch)
+        self._staged_bytes += microbatch.size_bytes
+        if self._staged_bytes > self._options.max_step_bytes:
+            raise ExportStopped(
+                f"{len(self._staged)} micro-batches ({self._staged_bytes >> 20} MiB) were consumed after step "
+                f"{self._committed_step} and not committed; call hook.commit(step) after each optimizer.step(), or raise "
+                f"ExporterOptions(max_step_bytes=…), {self._options.max_step_bytes} now, if a step is as large"
+            )
 
     def discard_staged(self) -> None:
         """Forget the step under way: it was cancelled, and nothing of it was consumed."""
         self._staged.clear()
+        self._staged_bytes = 0
 
     def commit(
         self,
@@ -147,6 +161,7 @@ class Exporter:
         status = status if type(status) is StepStatus else StepStatus(status)
         step = CommitRequest(global_step, status, self._staged, values, time.time(), size_bytes)
         self._staged = []
+        self._staged_bytes = 0
         self._committed_step = global_step
         self._put(step)
 
@@ -208,6 +223,13 @@ class Exporter:
             self._thread.join()
         atexit.unregister(self.close)
         self._check()
+        never = self._staged and self._committed_step == self._attempt.resume_step and not self._closed
+        self._closed = True
+        if never and sys.exc_info()[0] is None:  # an error in the first step says itself why there is none
+            raise ExportStopped(
+                f"{len(self._staged)} micro-batches were consumed and no step was ever committed, so the export of dp_rank "
+                f"{self._dp_rank} holds none of them; call hook.commit(step) after each optimizer.step()"
+            )
 
     def _check_open(self) -> None:
         self._check()

@@ -74,7 +74,7 @@ class BufferPool:
                 return free.pop()
             except IndexError:  # another thread was faster
                 pass
-        return torch.empty(shape, dtype=dtype, pin_memory=pinned)
+        return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=pinned)
 
     def take_narrowed(self, shape: torch.Size) -> HostCopy:
         """A copy of int64 values, to be filled."""
@@ -84,7 +84,7 @@ class BufferPool:
                 return free.pop()
             except IndexError:
                 pass
-        buffer = torch.empty(shape, dtype=torch.int32)
+        buffer = torch.empty(shape, dtype=torch.int32, device="cpu")
         return HostCopy(buffer, narrowed=True, address=buffer.data_ptr(), numel=buffer.numel())
 
     def give(self, copy: HostCopy) -> None:

@@ -18,8 +18,9 @@ SIGTERM: see `termination`. It needs an `attach` on the main thread.
 """
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -53,6 +54,7 @@ from train_hooks.row_builder import unfit_shape
 from train_hooks.snapshots import Snapshot
 from train_hooks.tagged_loader import TaggedLoader, tagged
 from train_hooks.termination import watch_sigterm
+from train_hooks.tokenizer_check import check_tokenizer
 from train_hooks.writer_rank import WriterRank
 
 __all__ = ["ExportHook"]
@@ -162,8 +164,8 @@ class ExportHook:
             self._handle.remove()
             self._handle = None
         if model is not None and self._exporter is not None:
-            hidden_from_dynamo = torch.compiler.disable(self._before_forward)  # type: ignore[no-untyped-call]
-            self._handle = model.register_forward_pre_hook(hidden_from_dynamo, with_kwargs=True, prepend=True)
+            listener = _Listener(self._before_forward)
+            self._handle = model.register_forward_pre_hook(listener, with_kwargs=True, prepend=True)
 
     def wrap(self, loader: Any, *, tokens: TokensSelector = "input_ids") -> TaggedLoader:
         """The training loader (or an iterator), watched. Everything but iteration is its own.
@@ -174,7 +176,7 @@ class ExportHook:
         `Segment` for each slot), `sample_index` and, where samples are cut into rows, `sample_start` (an integer for
         each slot) are the hook's own: they are taken out of the dicts that the trainer gets.
         """
-        return tagged(loader, lambda batch: self.tag(batch, tokens))
+        return tagged(loader, functools.partial(self.tag, tokens=tokens))
 
     def commit(
         self,
@@ -195,7 +197,11 @@ class ExportHook:
             try:
                 if type(status) is not StepStatus:
                     status = StepStatus(status)
-                rest = self._consumption.end_step(global_step, trained=status in _TRAINED)
+                try:
+                    rest = self._consumption.end_step(global_step, trained=status in _TRAINED)
+                except ExportStopped:  # the step cannot become whole any more
+                    exporter.discard_staged()
+                    raise
                 if rest is not None:
                     exporter.stage(rest)
                 metrics_here = metrics if self.rank.dp_rank == 0 else None
@@ -320,6 +326,24 @@ class ExportHook:
             self._exporter.stage(consumed)
 
 
+class _Listener:
+    """The forward pre-hook. A copy of the model, or one that was saved and loaded, does not listen: it trains nothing here."""
+
+    def __init__(self, listen: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None] | None) -> None:
+        self._listen = listen
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._listen is not None:
+            self._listen(module, args, kwargs)
+
+    def __deepcopy__(self, _: dict[int, Any]) -> "_Listener":
+        return _Listener(None)
+
+    def __reduce__(self) -> tuple[type["_Listener"], tuple[None]]:
+        return _Listener, (None,)
+
+
 def _claim(
     run_dir: Path,
     spec: RunSpec,
@@ -328,6 +352,8 @@ def _claim(
     microbatch_tensors: Sequence[str],
 ) -> tuple[RunInfo, AttemptInfo]:
     file_system = OsFileSystem()
+    if spec.tokenizer is not None:
+        check_tokenizer(spec.tokenizer, spec.vocab_size)
     run = open_or_create_run(file_system, run_dir, spec)
     token = None if resume is None else ResumeToken.from_state(resume)
     layout = {"num_writers": num_writers, "pid": os.getpid()}

@@ -64,6 +64,12 @@ class _Verification:
         checks = [self._check_attempt(reader, secret) for reader in readers]
         for info in infos.values():
             self._check_parent(info, infos, {check.attempt: check.committed for check in checks})
+        if checks and not any(check.committed for check in checks) and not self._findings:
+            self._add(
+                Severity.INCOMPLETE, self._paths.attempts,
+                "holds no step that every writer has committed: the training has not come so far, or it never calls "
+                "hook.commit(step)",
+            )  # fmt: skip
         shares = EvidenceShares()
         for check in checks:
             shares = shares.and_also(check.shares)

@@ -85,4 +85,7 @@ def test_a_closed_writer_writes_no_more(tmp_path: Path) -> None:
         with pytest.raises(ExportStopped, match="is closed"):
             again()
 
-    assert verify(tmp_path).findings == ()
+    assert [finding.message.partition(":")[0] for finding in verify(tmp_path).findings] == [
+        "holds no step that every writer has committed"
+    ]
+    assert verify(tmp_path).exit_code == 3
