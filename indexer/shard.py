@@ -150,7 +150,10 @@ def build_shard(paths: IndexPaths, run: RunReader, data: RangeData, tokenizer: R
     steps, rows = data.steps, data.rows
     final = paths.shard_dir(shard_name(steps))
     if final.exists():
-        return ShardInfo.read(final)
+        try:
+            return ShardInfo.read(final)
+        except ShardDamage:  # of another format, by a kiseki that died before it published it
+            shutil.rmtree(final)
     building = final.with_name(final.name + BUILDING)
     if building.exists():
         shutil.rmtree(building)

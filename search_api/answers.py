@@ -249,7 +249,7 @@ class Shares(Closed):
     declared: Annotated[int, Field(description="Handed over by the trainer or an importer.")]
     whole: Annotated[int, Field(description="The forward got all tokens.")]
     slice: Annotated[int, Field(description="The forward got a declared part of the tokens.")]
-    count: Annotated[int, Field(description="A forward happened; what it got was not seen.")]
+    count: Annotated[int, Field(description="What a forward got was not seen.")]
 
 
 class Run(Closed):

@@ -48,7 +48,9 @@ from train_hooks.export_format.records import (
     RunInfo,
     TensorScope,
 )
+from train_hooks.export_format.removal import removal_of
 from train_hooks.export_format.summaries import summarize
+from train_hooks.export_format.tensors import as_current_tensor
 
 __all__ = ["DECLARED", "ResumeToken", "RunSpec", "claim_attempt", "open_or_create_run"]
 
@@ -327,7 +329,7 @@ def _check_resume(run: RunReader, resume: ResumeToken) -> None:
 def _check_interval(attempt: AttemptReader, interval: StepInterval, resume: ResumeToken) -> None:
     """A barrier record is enough; where there is none, the summaries of the seals and the records of open files are."""
     last = interval.last_step or 0
-    if (attempt.barrier_step() or 0) >= last:
+    if (attempt.barrier_step() or 0) >= last and attempt.dp_ranks() == set(range(attempt.info.num_writers)):
         return
     committed = summarize(attempt).committed
     if last not in committed:
@@ -342,10 +344,10 @@ def _check_interval(attempt: AttemptReader, interval: StepInterval, resume: Resu
 def _scopes_of(attempt: AttemptReader) -> dict[str, TensorScope]:
     """What an attempt decided of its tensors: what it was told, and what the first rows of its first writer show."""
     found = dict(attempt.info.tensor_scopes)
-    if attempt.info.format_version < 3:
-        return found
     frame = attempt.first_frame(0)
     for row in [] if frame is None else attempt.rows(frame):
-        for tensor in row.tensors:
-            found.setdefault(tensor.name, TensorScope.MICROBATCH if tensor.whole else TensorScope.ROW)
+        if removal_of(row) is None:
+            for record in row.tensors:
+                tensor = as_current_tensor(record, row.format_version)
+                found.setdefault(tensor.name, TensorScope.MICROBATCH if tensor.whole else TensorScope.ROW)
     return found

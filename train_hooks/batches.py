@@ -63,7 +63,7 @@ def _checked(
             f"expected micro-batches with token ids at {tokens!r}, found {type(batch).__name__} with tensors "
             f"{', '.join(tensors) or 'none'}; name the token tensor: hook.wrap(loader, tokens=key, index or function)"
         )
-    if found.ndim != 2 or found.is_floating_point() or found.is_complex():
+    if found.ndim != 2 or found.is_floating_point() or found.is_complex() or found.dtype is torch.bool:
         raise InputError(
             f"expected integers [num_slots, sequence_length] at {name!r}, found {found.dtype} {list(found.shape)}"
         )

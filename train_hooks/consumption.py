@@ -211,6 +211,7 @@ class Consumption:
             for tensor in fed:
                 if snapshot.could_be(tensor) and snapshot.same_tensor(tensor, changed=True):
                     snapshot.copy_again(snapshot.name)
+                    snapshot.fed_as(tensor)
                     return snapshot
         return None
 

@@ -78,7 +78,7 @@ class Snapshot:
         """Whether `fed` has the shape of the tokens, of them flattened, or of all but the last of each sequence."""
         if fed.numel() == self.num_slots * self.sequence_length:
             return True
-        return fed.shape == (self.num_slots, self.sequence_length - 1)
+        return self.sequence_length > 1 and fed.shape == (self.num_slots, self.sequence_length - 1)
 
     def same_tensor(self, fed: Tensor, *, changed: bool = False) -> bool:
         """Whether `fed` is the very tensor that was fetched, unchanged as far as torch knows (or `changed` since)."""
@@ -137,8 +137,10 @@ class Snapshot:
             if source.is_inference() or source._version == version:
                 continue
             given = [value for value in fed if isinstance(value, Tensor) and value.device == source.device]
-            if any(tensor.data_ptr() == pointer for tensor in given):
+            same = [tensor for tensor in given if tensor.data_ptr() == pointer]
+            if same:
                 self.copy_again(name)
+            if any(tensor.shape == source.shape and tensor.stride() == source.stride() for tensor in same):
                 self._refreshed.append(name)
 
     def counted(self) -> None:
@@ -156,7 +158,7 @@ class Snapshot:
             self.matched = Matched.SLICE
             found.append("[:, :-1]")
         elif fed.shape != self._shape:
-            found.append("flatten")
+            found.append("flatten" if fed.ndim == 1 else f"shape {list(fed.shape)}")
         self.relation = "; ".join(found) or None
 
     def copy_again(self, name: str) -> None:

@@ -188,7 +188,7 @@ def removal_of(row: dict[str, Any]) -> Removal | None:
     ranges = [(start, end) for start, end in info["ranges"]]
     flat = [place for pair in ranges for place in pair]
     apart = all(a < b for a, b in pairwise(flat))
-    need(bool(flat) and apart and flat[0] >= 0, f"the removed ranges {ranges} are not ascending and apart")
+    need(not flat or (apart and flat[0] >= 0), f"the removed ranges {ranges} are not ascending and apart")
     chunks = {int(number): bytes.fromhex(digest) for number, digest in info["chunks"].items()}
     return Removal(ranges, chunks, bytes.fromhex(info["tensors"]), info.get("evidence", []))
 

@@ -7,7 +7,7 @@ without checking what only `verify` checks (leaves, record commitments, summarie
 
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,23 +140,25 @@ def _our_attempt(attempt: AttemptReader) -> AttemptContent:
     writers = attempt.writers()
     rows = {str(row.address): row for log in writers.values() for file, acks in log.steps_between(1, 1 << 60)
             for frame in attempt.frames_of(file, acks) for row in attempt.rows(frame)}  # fmt: skip
-    late = {str(address): loss for address, loss in attempt.late_losses(writers)}
+    late: dict[str, list[RowLoss]] = {}
+    for place, loss in attempt.late_losses(writers):
+        late.setdefault(str(place), []).append(loss)
     return AttemptContent(
         committed_steps=tuple(attempt.committed_steps(writers)),
         final_step=attempt.final_step(writers),
-        rows={address: _our_row(attempt.info, row, late.get(address)) for address, row in sorted(rows.items())},
+        rows={address: _our_row(attempt.info, row, late.get(address, ())) for address, row in sorted(rows.items())},
         records=tuple((rank, _our_record(record)) for rank, record in attempt.step_records(writers)),
     )
 
 
-def _our_row(attempt: AttemptInfo, row: Row, late: RowLoss | None) -> Values:
+def _our_row(attempt: AttemptInfo, row: Row, late: Sequence[RowLoss]) -> Values:
     removal = removal_of(row)
     losses = [part.loss for part in row.segments]
     loss = row.loss
-    if late is not None:
-        loss = loss if late.loss is None else late.loss
-        fits = late.segments is not None and len(late.segments) == len(losses)  # else the second reader refuses it
-        losses = list(late.segments or ()) if fits else losses
+    for each in late:
+        loss = loss if each.loss is None else each.loss
+        fits = each.segments is not None and len(each.segments) == len(losses)  # else the second reader refuses it
+        losses = list(each.segments or ()) if fits else losses
     return {
         "tokens": tuple(row.tokens.tolist()),
         "segments": [(*_plain(part), _bits(own)) for part, own in zip(row.segments, losses, strict=True)],

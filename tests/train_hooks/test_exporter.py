@@ -506,3 +506,15 @@ def test_a_late_loss_that_fits_no_row_is_named(tmp_path: Path, make: Make, late:
 
     assert message in finding.message
     assert finding.step == 1
+
+
+def test_losses_of_a_row_and_of_its_segments_may_come_apart(tmp_path: Path, make: Make) -> None:
+    segment = Segment(start=0, length=5, source="web", document_id="d", document_token_offset=0)
+    exporter = make()
+    exporter.stage(microbatch(num_slots=1, segments=[(segment,)]))
+    exporter.commit(1)
+    exporter.record_losses(1, [RowLoss(microbatch=0, slot=0, loss=0.5)])
+    exporter.record_losses(1, [RowLoss(microbatch=0, slot=0, loss=None, segments=(0.25,))])
+    exporter.close()
+
+    assert verify(tmp_path).findings == ()

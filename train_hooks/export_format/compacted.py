@@ -28,6 +28,7 @@ __all__ = [
     "CompactedFiles",
     "CompactedPart",
     "CompactionManifest",
+    "MissingParquet",
     "Piece",
     "Replaced",
     "is_superfluous",
@@ -103,6 +104,13 @@ def is_superfluous(name: CompactionName, there: Collection[str]) -> bool:
     """Whether all that a compaction without a manifest would replace is still, or again, held by other files."""
     others = [parsed[0] for entry in there if (parsed := CompactionName.parse(entry)) and entry == parsed[0].manifest]
     return all(file.data in there or any(other.covers(file) for other in others) for file in name.files())
+
+
+class MissingParquet(DamageError):
+    """A compaction without its Parquet: it is lost, or a takedown has replaced it since the manifest was read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} is missing; restore it from a copy of the export")
 
 
 class _CheckedFile(io.RawIOBase):
@@ -230,6 +238,8 @@ class CompactedFiles:
             table = self._rows.read_row_group(group, columns=names, use_threads=False)
             table = table.select(names).replace_schema_metadata(None)
             table.validate(full=True)
+        except FileNotFoundError as error:
+            raise MissingParquet(self.path.with_name(self.manifest.rows.name)) from error
         except (pa.ArrowException, OSError, KeyError, IndexError) as error:
             raise DamageError(f"{self.manifest.rows.name} matches its hash and is no such Parquet: {error}") from error
         if not table.schema.equals(pa.schema(fields)):
@@ -248,6 +258,8 @@ class CompactedFiles:
                     table[name].to_pylist()
                     for name in ("file_number", "frame_number", "row_group", "first_row", "num_rows", "step_records")
                 ]
+            except FileNotFoundError as error:
+                raise MissingParquet(self.path.with_name(self.manifest.frames.name)) from error
             except (pa.ArrowException, OSError, KeyError) as error:
                 raise DamageError(f"{self.manifest.frames.name} matches its hash and is no Parquet: {error}") from error
             self._frames = {(row[0], row[1]): (row[2], row[3], row[4], row[5]) for row in zip(*columns, strict=True)}

@@ -109,7 +109,7 @@ def _encode(info: RunInfo | AttemptInfo) -> bytes:
     """The file of `info`, in its own version: that of an older one comes out as it was written."""
     document = {"format": _format_of(info), **dataclasses.asdict(info)}
     if isinstance(info, AttemptInfo):
-        del document["format_version"]  # `format` says it
+        del document["format_version"], document["file_sha256"]  # `format` says the one, the file's bytes the other
     if info.format_version < 3:
         for name in _SINCE_3[type(info)]:
             del document[name]
@@ -123,12 +123,14 @@ def _format_of(info: RunInfo | AttemptInfo) -> str:
 
 
 def info_sha256(info: RunInfo | AttemptInfo) -> str:
-    """SHA-256 of the file that `info` is written to: what an attempt names of its run, and a seal of its attempt."""
+    """SHA-256 of the file of `info`: what an attempt names of its run, and a seal of its attempt."""
+    if isinstance(info, AttemptInfo) and info.file_sha256 is not None:  # it may have keys that we do not know
+        return info.file_sha256
     return hashlib.sha256(_encode(info)).hexdigest()
 
 
 def _fields(kind: type[Info], path: Path, document: Mapping[str, object], version: int) -> dict[str, object]:
-    names = {field.name for field in dataclasses.fields(kind)} - {"format_version"}
+    names = {field.name for field in dataclasses.fields(kind)} - {"format_version", "file_sha256"}
     if version < 3:
         names -= set(_SINCE_3[kind])
     missing = names - document.keys()
@@ -188,12 +190,13 @@ def read_attempt_info(file_system: FileSystem, paths: ExportPaths, attempt: int,
                 f"{path} is missing, and rows of the attempt are there; restore it from a copy of the export"
             )
         return None
-    document = decode_document(path, file_system.read(path))
+    data = file_system.read(path)
+    document = decode_document(path, data)
     version = _attempt_version(path, document.get("format"), run)
     found = _fields(AttemptInfo, path, document, version)
     if version >= 3:
         found.update(_evidence_of(path, found))
-    return AttemptInfo(**found)  # type: ignore[arg-type]
+    return AttemptInfo(**found, file_sha256=hashlib.sha256(data).hexdigest())  # type: ignore[arg-type]
 
 
 def _attempt_version(path: Path, found: object, run: RunInfo) -> int:

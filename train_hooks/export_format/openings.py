@@ -3,8 +3,8 @@
 A `PartOpening` holds what leaf v2 needs to be computed again: the part's own place, names, tokens and salts, and
 hashes of all else. Nothing in it depends on another part's tokens or names, except through salted hashes whose salts
 are not given. So a document's owner can check that the document was in a row of the run, and learns nothing of the
-documents beside it but where its own part begins and ends, and how many parts and tokens the row has. Somebody who
-can guess what stands in a closed part cannot test the guess.
+documents beside it but where its own part begins and ends, how many parts and tokens the row has, and its sample
+index. Somebody who can guess what stands in a closed part cannot test the guess.
 """
 
 from dataclasses import dataclass
@@ -51,13 +51,16 @@ class PartOpening:
     tensors_commitment: bytes
 
     def leaf(self) -> bytes:
-        """The leaf that this part is of. Equal to the row's leaf if and only if all that is opened was in the row."""
+        """The leaf that this part is of. Equal to the row's leaf if and only if all that is opened was in the row.
+
+        Raises InputError for an opening of other lengths than the format has: bytes must not move from a salt to what
+        it salts.
+        """
+        self._check()
         chunks = [
             chunk if isinstance(chunk, bytes) else chunk_hash(chunk[0], _little_endian(chunk[1]))
             for chunk in self.chunks
         ]
-        if len(chunks) != -(-self.length // CHUNK_TOKENS):
-            raise InputError(f"expected a chunk for each 256 of {self.length} tokens, found {len(chunks)}")
         own = part_hash(self.part_salt, self.start, self.length, self.segment, chunks)
         root = root_of_path(own, self.part, self.num_parts, self.path)
         return leaf_of_parts(
@@ -65,9 +68,33 @@ class PartOpening:
             self.tensors_commitment,
         )  # fmt: skip
 
+    def _check(self) -> None:
+        sizes = [min(CHUNK_TOKENS, self.length - start) for start in range(0, self.length, CHUNK_TOKENS)]
+        segment = (self.start, self.length) if self.segment is None else (self.segment.start, self.segment.length)
+        if len(sizes) != len(self.chunks) or self.length < 1 or not 0 <= self.start <= self.num_tokens - self.length:
+            raise InputError(
+                f"expected a chunk for each {CHUNK_TOKENS} of {self.length} tokens inside a row of {self.num_tokens}, found "
+                f"{len(self.chunks)} chunks from token {self.start} on"
+            )
+        if segment != (self.start, self.length):
+            raise InputError(f"expected a segment of the part's own place, found tokens {segment}")
+        if len(self.part_salt) != 16 or len(self.tensors_commitment) != 32 or self.token_size_bytes not in (2, 4):
+            raise InputError("expected a salt of 16 bytes, a commitment of 32, and tokens of 2 or 4 bytes")
+        for size, chunk in zip(sizes, self.chunks, strict=True):
+            if isinstance(chunk, bytes):
+                fits = len(chunk) == 32
+            else:
+                salt, tokens = chunk
+                fits = len(salt) == 16 and tokens.shape == (size,) and tokens.dtype.itemsize == self.token_size_bytes
+            if not fits:
+                raise InputError(
+                    f"expected chunks of {sizes} tokens of {self.token_size_bytes} bytes with salts of 16 bytes, or "
+                    "commitments of 32"
+                )
+
 
 def open_part(secret: bytes, row: Row, part: int) -> PartOpening:
-    """Open one part of a row of format 3. Chunks that lost tokens stay closed. Raises InputError where there is none such."""
+    """Open one part of a row of format 3. Chunks that lost tokens stay closed. Raises InputError for no such part."""
     if row.format_version < 3:
         raise InputError(
             f"{row.address} is of format {row.format_version}, whose leaves open all segments or none; format 3 is needed"

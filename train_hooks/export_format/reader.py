@@ -16,7 +16,7 @@ import pyarrow as pa
 from train_hooks.export_format.acknowledgement import Ack, AckKind, AckTable, ack_size
 from train_hooks.export_format.barriers import barrier_steps, read_barrier
 from train_hooks.export_format.chain import SegmentFile, WriterLog, add_file
-from train_hooks.export_format.compacted import CompactedFiles
+from train_hooks.export_format.compacted import CompactedFiles, MissingParquet
 from train_hooks.export_format.errors import DamageError, RunError
 from train_hooks.export_format.filesystem import FileSystem, OsFileSystem
 from train_hooks.export_format.json_files import expect_attempts_in_order, read_attempt_info, read_run_info
@@ -130,10 +130,13 @@ class AttemptReader:
         """The chain of each dp_rank that has written, or of one. Raises DamageError where a chain does not hold together."""
         logs = self.writer_logs(dp_rank)
         expect_writers(self.info, logs)
+        there = set(self.run.file_system.names(self.directory))
         for log in logs.values():
             for number, file in enumerate(log.files):
                 if file.name.number != number:
                     raise DamageError(f"{self.directory}: segment file {number} of dp_rank {log.dp_rank} is missing")
+                if not file.sealed:
+                    self.expect_seal(file.name, there)
                 fault = file.damage or file.contradiction(self.run.info)
                 if fault is not None:
                     raise DamageError(
@@ -166,6 +169,21 @@ class AttemptReader:
         except (DamageError, FileNotFoundError):  # the records are followed one by one instead
             return None
 
+    def dp_ranks(self) -> set[int]:
+        """The ranks that have files here. No file is read."""
+        parsed = map(SegmentFileName.parse, self.run.file_system.names(self.directory))
+        return {each[0].dp_rank for each in parsed if each is not None}
+
+    def expect_seal(self, name: SegmentFileName, there: Container[str]) -> None:
+        """Raises DamageError where data or records have their final name, and no seal is there under either name."""
+        seals = (name.seal, name.seal + IN_PROGRESS)
+        if not any(part in there for part in (name.data, name.acks)) or any(seal in there for seal in seals):
+            return
+        if not any(
+            self.run.file_system.exists(self.directory / seal) for seal in seals
+        ):  # it was not renamed meanwhile
+            raise DamageError(f"{self.directory / name.seal} is missing; restore it from a copy of the export")
+
     def committed_steps(self, writers: dict[int, WriterLog] | None = None) -> Sequence[int]:
         """Steps that every writer of the attempt has acknowledged, ascending."""
         writers = self.writers() if writers is None else writers
@@ -191,9 +209,12 @@ class AttemptReader:
         it. Of other steps a growing export can still show another frame later. Raises DamageError where records are
         lost that a barrier record covers.
         """
-        writers = self.writers() if writers is None else writers
-        committed, barrier = self.committed_steps(writers), self.barrier_step()
+        barrier = self.barrier_step()  # before the records, which by then hold all that it covers
+        given, writers = writers is not None, self.writers() if writers is None else writers
+        committed = self.committed_steps(writers)
         if barrier is not None and (not committed or committed[-1] < barrier) and barrier > self.info.resume_step:
+            if given:  # they may be older than the barrier record
+                return self.final_step()
             raise DamageError(
                 f"{self.directory}: a barrier record covers step {barrier}, and not every writer has its steps up to "
                 f"{committed[-1] if committed else self.info.resume_step}; run `kiseki export verify` and restore "
@@ -227,16 +248,23 @@ class AttemptReader:
                         yield self._parsed(file, ack, *decode_frame(schema, frame, self.info.format_version))
                     continue
             for ack in block:
-                yield self._parsed(file, ack, *compacted.frame(file.name.number, ack, self.info.format_version))
+                try:
+                    found = compacted.frame(file.name.number, ack, self.info.format_version)
+                except MissingParquet:
+                    newer = self._compactions(self.run.file_system.names(self.directory)).get(file.name)
+                    if newer is None or newer is compacted:
+                        raise
+                    compacted = newer
+                    found = compacted.frame(file.name.number, ack, self.info.format_version)
+                yield self._parsed(file, ack, *found)
 
     def first_frame(self, dp_rank: int) -> StepFrame | None:
-        """The first frame of a writer that has rows, if it is among its first 1,024. Reads the head of its first file."""
+        """The first frame with rows, if it is among the writer's first 1,024 records. Reads the head of its first file."""
         entries = self.run.file_system.names(self.directory)
         name = SegmentFileName(dp_rank=dp_rank, number=0)
-        path = next((self.directory / each for each in (name.acks, name.acks + IN_PROGRESS) if each in entries), None)
-        if path is None:
+        path, head = self.read_acks(name, entries, _HEAD_RECORDS * ack_size(self.info.format_version))
+        if not head:
             return None
-        head = self.run.file_system.read(path, 0, _HEAD_RECORDS * ack_size(self.info.format_version))
         files: list[SegmentFile] = []
         self._append_file(files, name, set(entries), self._compactions(entries).get(name), None, path, head)
         filled = [ack for ack in files[0].acks if ack.kind is AckKind.STEP and ack.num_rows]
@@ -347,7 +375,10 @@ class AttemptReader:
             if CompactionName.parse(entry) is not None and entry.endswith(".json"):
                 path = self.directory / entry
                 if path not in self._opened:
-                    self._opened[path] = CompactedFiles(self.run.file_system, path)
+                    try:
+                        self._opened[path] = CompactedFiles(self.run.file_system, path)
+                    except FileNotFoundError:  # a takedown replaced it since it was listed
+                        return self._compactions(self.run.file_system.names(self.directory))
                 for name in self._opened[path].names():
                     before = found.get(name)
                     if before is None or before.name.version < self._opened[path].name.version:
@@ -363,14 +394,21 @@ class AttemptReader:
         seal: Seal | None,
     ) -> None:
         """`there` was listed before the records are read: what was sealed then is whole now."""
-        file_system = self.run.file_system
-        acks_path = self.directory / (name.acks if name.acks in there else name.acks + IN_PROGRESS)
-        try:
-            raw = file_system.read(acks_path)
-        except FileNotFoundError:  # renamed meanwhile, or never there
-            acks_path = self.directory / name.acks
-            raw = file_system.read(acks_path) if file_system.exists(acks_path) else b""
+        acks_path, raw = self.read_acks(name, there)
         self._append_file(files, name, there, compacted, seal, acks_path, raw)
+
+    def read_acks(
+        self, name: SegmentFileName, there: Container[str], size_bytes: int | None = None
+    ) -> tuple[Path, bytes]:
+        """The records of a file, or their head; b'' where there are none. It may be sealed or repaired meanwhile."""
+        first = name.acks if name.acks in there else name.acks + IN_PROGRESS
+        paths = [self.directory / each for each in (first, name.acks, name.acks + IN_PROGRESS, name.acks)]
+        for path in paths:
+            try:
+                return path, self.run.file_system.read(path, 0, size_bytes)
+            except FileNotFoundError:
+                continue
+        return paths[-1], b""
 
     def _append_file(
         self,

@@ -222,8 +222,9 @@ class AttemptInfo:
     """`attempt.json`: one process-group lifetime. It contributes the steps after `resume_step`.
 
     run_sha256, parent_sha256: SHA-256 of `run.json` and of the parent's `attempt.json` as this attempt found them.
-    format_version: the version that its files are written in. default_…: see `EvidenceDefaults`. tensor_scopes: of
-    the tensors that were declared, or that the parent attempt decided on.
+    format_version: the version that its files are written in. file_sha256: of the file that it was read from.
+    default_…: see `EvidenceDefaults`. tensor_scopes: of the tensors that were declared, or that the parent attempt
+    decided on.
     """
 
     run_id: str
@@ -243,6 +244,7 @@ class AttemptInfo:
     default_matched: Matched | None = None
     tensor_scopes: Mapping[str, TensorScope] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+    file_sha256: str | None = field(default=None, compare=False)
 
 
 def in_32_bits(value: float | None) -> float | None:

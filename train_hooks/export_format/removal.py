@@ -1,7 +1,8 @@
 """Tokens that were taken out of a row for good, and what keeps the row provable without them.
 
 1. Taken out are token ranges [start, end) of a row: they read as zeros. With them go all further tensors of the row
-   (labels repeat tokens), in whose place stands one record, encoding `removed`, that says what is gone.
+   (labels repeat tokens), in whose place is one record, encoding `removed`, that says what is gone. Slot 0 of the
+   micro-batch loses its tensors too, though no tokens, where it holds tensors of the whole micro-batch.
 2. The record keeps the commitments of the row's leaf that cannot be computed any more: of each chunk that a range
    touches, and of the tensors. So the leaf, the step's root and the chain hold, and all other chunks stay provable.
    It also keeps how each tensor was known, which the record commitment covers.
@@ -64,11 +65,10 @@ def removal_of(row: Row) -> Removal | None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamageError(f"row {row.address}: its record of removed tokens cannot be read: {error}") from error
     if (
-        not ranges
-        or joined(ranges) != ranges
+        joined(ranges) != ranges
         or set(chunks) != _touched(row, ranges)
         or any(len(digest) != 32 for digest in (*chunks.values(), removal.tensors))
-        or not 0 <= ranges[0][0] <= ranges[-1][1] <= len(row.tokens)
+        or (ranges and not 0 <= ranges[0][0] <= ranges[-1][1] <= len(row.tokens))
         or any(row.tokens[start:end].any() for start, end in ranges)
     ):
         raise DamageError(f"row {row.address}: its record of removed tokens does not fit its tokens")
@@ -76,7 +76,10 @@ def removal_of(row: Row) -> Removal | None:
 
 
 def without_tokens(secret: bytes, row: Row, ranges: Iterable[tuple[int, int]]) -> Row:
-    """The row without the tokens of `ranges`, on top of what it has lost before; itself where it has lost them all."""
+    """The row without the tokens of `ranges`, on top of what it has lost before; itself where it has lost them all.
+
+    Without ranges it loses its further tensors alone.
+    """
     before = removal_of(row)
     all_ranges = joined([*ranges, *(before.ranges if before else ())])
     if before is not None and all_ranges == before.ranges:

@@ -186,8 +186,8 @@ class SealedPart:
 class Seal:
     """One seal. `last`: no file of this writer follows. `reason`: rolled, closed, or repaired.
 
-    Rolled and closed files end with an end record, and anybody who seals them makes the same seal; repaired ones have
-    none. `previous_seal_sha256`: the newest seal before it that is not of a repaired file, since writers know no
+    Rolled and closed files end with an end record, and anybody who seals them makes the same seal; repaired ones may
+    have none. `previous_seal_sha256`: the newest seal before it that is not of a repaired file, since writers know no
     others. Seals of formats 1 and 2 do not have the last five keys.
     """
 

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 
 from train_hooks.export_format.acknowledgement import AckKind
+from train_hooks.export_format.errors import DamageError
 from train_hooks.export_format.lineage import StepInterval, canonical_attempt, lineage
 from train_hooks.export_format.origin import Origin, origin_of
 from train_hooks.export_format.reader import AttemptReader, RunReader
@@ -67,12 +68,14 @@ def status(run: RunReader, *, now_unix_s: float | None = None) -> RunStatus:
     """What is there now. Raises DamageError where the records of an attempt do not hold together."""
     now = time.time() if now_unix_s is None else now_unix_s
     readers = run.attempts()
+    barriers = [reader.barrier_step() for reader in readers]  # before the records, which by then hold what they cover
     summaries = [summarize(reader) for reader in readers]
     last_steps = {of.attempt.attempt: of.committed[-1] if of.committed else None for of in summaries}
     canonical = canonical_attempt(last_steps)
     intervals = [] if canonical is None else lineage([reader.info for reader in readers], canonical)
     found = tuple(
-        _attempt_status(reader, summary, intervals) for reader, summary in zip(readers, summaries, strict=True)
+        _attempt_status(reader, summary, barrier, intervals)
+        for reader, summary, barrier in zip(readers, summaries, barriers, strict=True)
     )
     newest = [item.newest_unix_s for item in found if item.state in ("live", "open") and item.newest_unix_s is not None]
     shares = EvidenceShares()
@@ -93,8 +96,16 @@ def status(run: RunReader, *, now_unix_s: float | None = None) -> RunStatus:
     )
 
 
-def _attempt_status(reader: AttemptReader, summary: AttemptSummary, intervals: list[StepInterval]) -> AttemptStatus:
+def _attempt_status(
+    reader: AttemptReader, summary: AttemptSummary, barrier: int | None, intervals: list[StepInterval]
+) -> AttemptStatus:
     info, committed, writers = reader.info, summary.committed, summary.writers.values()
+    newest = committed[-1] if committed else info.resume_step
+    if barrier is not None and barrier > max(newest, info.resume_step):
+        raise DamageError(
+            f"{reader.directory}: a barrier record covers step {barrier}, and not every writer has its steps up to {newest}; "
+            "run `kiseki export verify` and restore what is lost"
+        )
     shares, num_tokens, num_gaps = EvidenceShares(), 0, 0
     for span in summary.committed_spans():
         shares = shares.plus(span.num_rows, span.evidence, span.matched, span.num_steps)
@@ -121,7 +132,7 @@ def _attempt_status(reader: AttemptReader, summary: AttemptSummary, intervals: l
         num_unsealed=sum(writer.num_unsealed for writer in writers),
         lag_steps=max(0, summary.newest_step - (committed[-1] if committed else info.resume_step)),
         newest_unix_s=max(times, default=None),
-        barrier_step=reader.barrier_step(),
+        barrier_step=barrier,
         shares=shares,
     )
 

@@ -7,12 +7,11 @@ Open files, and those of older formats, have no summary: their acknowledgement r
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from train_hooks.export_format.acknowledgement import AckTable, Counts, decode_acks, file_identity
 from train_hooks.export_format.chain import WriterLog
 from train_hooks.export_format.errors import DamageError
-from train_hooks.export_format.paths import IN_PROGRESS, SegmentFileName
+from train_hooks.export_format.paths import CompactionName, SegmentFileName
 from train_hooks.export_format.reader import AttemptReader, expect_writers
 from train_hooks.export_format.records import AttemptInfo
 from train_hooks.export_format.seals import Seal, StepSpan, summary_of
@@ -48,7 +47,7 @@ class EvidenceShares:
         )
 
     def sentence(self) -> str:
-        """In words: `tokens seen in the forward 100%; whole 98%, counted 2%`."""
+        """In words: `evidence: forward 100%; matched: whole 98.0%, count 2.0%`."""
         if not self.num_rows:
             return "no rows"
         known = self._words({"forward": self.forward, "loader": self.loader, "declared": self.declared})
@@ -161,22 +160,35 @@ def _from_log(attempt: AttemptReader, log: WriterLog) -> WriterSummary:
 def _from_seals(attempt: AttemptReader, names: Sequence[SegmentFileName], there: set[str]) -> WriterSummary | None:
     """Sealed files by their summaries, the one open file behind them by its records. None where that is not enough."""
     seals: list[Seal] = []
+    compactions = [
+        parsed[0] for entry in there if (parsed := CompactionName.parse(entry)) and entry == parsed[0].manifest
+    ]
     for name in names:
         seal = attempt.seal(name, there)
         if seal is None:
             break
         place = (attempt.info.run_id, attempt.info.attempt, name.dp_rank, name.number)
+        if name.acks not in there or not (name.data in there or any(other.covers(name) for other in compactions)):
+            raise DamageError(
+                f"{attempt.directory / name.seal} is there, and {name.acks} or {name.data} is not; restore it from a copy"
+            )
         if seal.step_ranges is None or (seal.run_id, seal.attempt, seal.dp_rank, seal.file_number) != place:
             return None
         seals.append(seal)
     spans = [span for seal in seals for span in seal.step_ranges or ()]
     times = [seal.last_unix_time_us or 0 for seal in seals]
     rest = names[len(seals) :]
+    if rest and seals and seals[-1].last:
+        raise DamageError(
+            f"{attempt.directory / names[len(seals) - 1].seal} says that no file follows, and {rest[0].acks} does; run "
+            "`kiseki export verify`"
+        )
     if len(rest) > 1:
         return None
     closed = bool(seals) and seals[-1].reason == "closed" and not rest
     if rest:
-        acks = _open_records(attempt, rest[0], seals[-1].last_record_sha256 if seals else None)
+        attempt.expect_seal(rest[0], there)
+        acks = _open_records(attempt, rest[0], there, seals[-1].last_record_sha256 if seals else None)
         if acks is None:
             return None
         spans += summary_of(acks, attempt.run.info).step_ranges
@@ -194,15 +206,11 @@ def _from_seals(attempt: AttemptReader, names: Sequence[SegmentFileName], there:
     )
 
 
-def _open_records(attempt: AttemptReader, name: SegmentFileName, previous_hex: str | None) -> AckTable | None:
+def _open_records(
+    attempt: AttemptReader, name: SegmentFileName, there: set[str], previous_hex: str | None
+) -> AckTable | None:
     """The records of an open file that follow a writer's sealed ones; None where they follow something else."""
-    data = b""
-    for path in (attempt.directory / (name.acks + IN_PROGRESS), attempt.directory / name.acks):
-        try:
-            data = attempt.run.file_system.read(Path(path))
-            break
-        except FileNotFoundError:  # sealed meanwhile, or made just now
-            continue
+    _, data = attempt.read_acks(name, there)
     info = attempt.info
     previous = None if previous_hex is None else bytes.fromhex(previous_hex)
     identity = file_identity(info.run_id, info.attempt, info.claim, name.dp_rank, name.number, previous)

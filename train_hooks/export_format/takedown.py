@@ -21,6 +21,7 @@ from train_hooks.export_format.errors import IncompleteError
 from train_hooks.export_format.reader import AttemptReader, RunReader, StepFrame
 from train_hooks.export_format.records import Row, SequenceAddress
 from train_hooks.export_format.removal import removal_of, without_tokens
+from train_hooks.export_format.tensors import as_current_tensor
 
 __all__ = ["Takedown", "TakenOut", "take_out"]
 
@@ -68,10 +69,10 @@ def _take_out(run: RunReader, what: Takedown, *, dry_run: bool, progress: Progre
             if not found:
                 continue
             rows = attempt.rows(frame)
-            named |= {rows[index].address: ranges for index, ranges in found.items()}
-            lost = sum(_tokens_to_lose(run, rows[index], ranges) for index, ranges in found.items())
-            num_tokens += lost
-            if lost and (attempt, file) not in touched:
+            named |= {rows[index].address: ranges for index, ranges in found.items() if ranges}
+            num_tokens += sum(_tokens_to_lose(run, rows[index], ranges) for index, ranges in found.items())
+            changes = any(without_tokens(run.secret(), rows[index], found[index]) is not rows[index] for index in found)
+            if changes and (attempt, file) not in touched:
                 touched.append((attempt, file))
         if progress is not None:
             progress(done, len(files))
@@ -107,8 +108,16 @@ class _Finder:
         place = (attempt.info.attempt, frame.ack.global_step, frame.dp_rank)
         if not frame.batch.num_rows or not (place in self._places or self._has_document(frame.batch)):
             return {}
-        found = {index: self._of_row(row) for index, row in enumerate(attempt.rows(frame))}
-        return {index: ranges for index, ranges in found.items() if ranges}
+        rows = attempt.rows(frame)
+        of_rows = {index: self._of_row(row) for index, row in enumerate(rows)}
+        found = {index: ranges for index, ranges in of_rows.items() if ranges}
+        touched = {rows[index].address.microbatch for index in found}
+        for index, row in enumerate(rows):  # a tensor of the whole micro-batch repeats the tokens of every slot
+            if row.address.microbatch in touched and any(
+                as_current_tensor(tensor, row.format_version).whole for tensor in row.tensors
+            ):
+                found.setdefault(index, [])
+        return found
 
     def _has_document(self, batch: pa.RecordBatch) -> bool:
         if not len(self._ids):

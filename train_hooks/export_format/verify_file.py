@@ -190,20 +190,22 @@ def _check_frame(
 def late_loss_faults(rows: Sequence[Row], losses: Sequence[RowLoss]) -> Iterator[str]:
     """What is wrong with losses that came after the step of these rows was written."""
     of_place = {(row.address.microbatch, row.address.slot): row for row in rows}
-    given: set[tuple[int, int]] = set()
+    given: set[tuple[str, int, int]] = set()
     for loss in losses:
         place = (loss.microbatch, loss.slot)
         row, name = of_place.get(place), f"of micro-batch {loss.microbatch}, slot {loss.slot}"
         if row is None:
             yield f"{name} has no row"
             continue
-        own = loss.loss is not None and row.loss is not None
-        of_segments = loss.segments is not None and any(segment.loss is not None for segment in row.segments)
-        if place in given or own or of_segments:
-            yield f"{name} is of a row that has one"
+        for kind, late, own in (
+            ("row", loss.loss is not None, row.loss is not None),
+            ("segments", loss.segments is not None, any(segment.loss is not None for segment in row.segments)),
+        ):
+            if late and (own or (kind, *place) in given):
+                yield f"{name} is of a row that has one"
+            given |= {(kind, *place)} if late else set()
         if loss.segments is not None and len(loss.segments) != len(row.segments):
             yield f"{name} is of {len(loss.segments)} segments, the row has {len(row.segments)}"
-        given.add(place)
 
 
 def _step_records(text: str) -> tuple[StepRecord, ...]:
@@ -251,6 +253,8 @@ def _check_row(attempt: AttemptReader, row: Row, secret: bytes | None) -> None:
     info = attempt.run.info
     if not info.may_hold(len(row.tokens)) or int(row.tokens.max(initial=0)) >= info.vocab_size:
         raise DamageError(f"row {row.address} has other tokens than the run can hold")
+    if row.relation == "" or (row.sample_index is not None and row.sample_index < 0):
+        raise DamageError(f"row {row.address} has an empty relation or a negative sample index")
     position = 0
     for segment in row.segments:
         if segment.start < position or segment.length < 1 or segment.start + segment.length > len(row.tokens):

@@ -125,7 +125,7 @@ def matched_words(say: Say, matched: str | None, relation: str | None) -> str:
     words = {
         "whole": say("whole: the forward got all of the tokens"),
         "slice": say("slice: the forward got a part of the tokens"),
-        "count": say("count: a forward happened, and what it got was not seen"),
+        "count": say("count: what a forward got was not seen"),
     }
     found = words.get(matched, matched)
     return found if relation is None else f"{found} ({relation})"

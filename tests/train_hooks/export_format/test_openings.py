@@ -44,13 +44,33 @@ def test_what_is_changed_leads_to_another_leaf(row: Row) -> None:
     salt, tokens = second
     other = dataclasses.replace(SEGMENTS[1], document_id="another")
     for changed in (
-        {"chunks": (opening.chunks[0], (salt, tokens[::-1].copy()))}, {"segment": other}, {"segment": None}, {"start": 4},
+        {"chunks": (opening.chunks[0], (salt, tokens[::-1].copy()))}, {"segment": other}, {"segment": None},
         {"part": 2}, {"num_parts": 7}, {"sample_index": None}, {"num_tokens": 421}, {"part_salt": b"x" * 16},
         {"address": "example/a1/s1/r0/m0/q1"}, {"tensors_commitment": b"x" * 32},
     ):  # fmt: skip
         assert dataclasses.replace(opening, **changed).leaf() != row.leaf, changed
     with pytest.raises(InputError, match="a chunk for each 256"):
         dataclasses.replace(opening, chunks=opening.chunks[:1]).leaf()
+
+
+def test_bytes_cannot_move_from_a_salt_to_what_it_salts(row: Row) -> None:
+    """Salt and content are hashed side by side, so their lengths are a part of what is checked."""
+    opening = open_part(SECRET, row, 1)
+    first, second = opening.chunks
+    assert not isinstance(first, bytes)
+    salt, tokens = first
+    for changed in (
+        {"chunks": ((salt + tokens[:2].tobytes(), tokens[2:]), second)},
+        {"chunks": ((salt[:12], np.concatenate([np.frombuffer(salt[12:], "<u2"), tokens])), second)},
+        {"chunks": ((salt, tokens.view("<u4")), second)},
+        {"chunks": (b"x" * 31, second)},
+        {"segment": dataclasses.replace(SEGMENTS[1], start=50)},
+        {"segment": dataclasses.replace(SEGMENTS[1], length=77)},
+        {"start": 4}, {"length": 299}, {"start": 400, "segment": None}, {"part_salt": opening.part_salt + b"x"},
+        {"tensors_commitment": b""}, {"token_size_bytes": 3},
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="expected"):
+            dataclasses.replace(opening, **changed).leaf()
 
 
 def test_a_part_that_lost_tokens_still_opens(row: Row) -> None:

@@ -1,6 +1,8 @@
 """Summaries in seals: enough to count, to plan and to resume without the records; and refused where they contradict them."""
 
 import dataclasses
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -9,16 +11,19 @@ import pytest
 from tests.example_exports import begin_attempt, begin_run, committed_step, write_export, write_steps
 from train_hooks.attempts import ResumeToken, claim_attempt
 from train_hooks.export_format.barriers import BarrierRecord, write_barrier
-from train_hooks.export_format.errors import DamageError
+from train_hooks.export_format.compact import compact
+from train_hooks.export_format.errors import DamageError, InputError
 from train_hooks.export_format.filesystem import AppendFile, OsFileSystem
-from train_hooks.export_format.json_files import info_sha256
+from train_hooks.export_format.json_files import decode_document, encode_document, info_sha256
 from train_hooks.export_format.paths import ExportPaths
 from train_hooks.export_format.reader import AttemptReader, RunReader
-from train_hooks.export_format.records import AttemptInfo, RunInfo, StepStatus
+from train_hooks.export_format.records import AttemptInfo, RunInfo, SequenceAddress, StepStatus, TensorScope
+from train_hooks.export_format.removal import removal_of
 from train_hooks.export_format.repair import repair
 from train_hooks.export_format.seals import StepSpan, read_seal
 from train_hooks.export_format.status import status
 from train_hooks.export_format.summaries import _from_log, summarize
+from train_hooks.export_format.takedown import Takedown, take_out
 from train_hooks.export_format.verify import verify
 from train_hooks.export_format.writer import RankWriter
 from train_hooks.row_builder import RowBuilder, gap_of
@@ -297,3 +302,122 @@ def test_a_file_of_which_nothing_is_believed_does_not_hold_finality_back(tmp_pat
 
     assert list(reader_of(tmp_path).committed_steps()) == [1, 2]
     assert reader_of(tmp_path).final_step() == 2
+
+
+@pytest.mark.parametrize("lost", ["acks", "arrows", "all"])
+def test_a_resume_and_a_status_need_the_files_that_seals_and_barriers_speak_of(tmp_path: Path, lost: str) -> None:
+    run = begin_run(tmp_path)
+    attempt = begin_attempt(tmp_path, run, num_writers=2)
+    write_steps(tmp_path, run, attempt, [1, 2, 3])
+    write_barrier(OsFileSystem(), ExportPaths(tmp_path), attempt, 3)
+    for path in (tmp_path / "export").rglob("rows-r00001*" if lost == "all" else f"rows-r00001*.{lost}"):
+        path.unlink()
+
+    if lost == "all":
+        with pytest.raises(InputError, match="every writer has acknowledged none"):
+            begin_attempt(tmp_path, run, resume=ResumeToken(run_id="example", attempt=1, global_step=3))
+    with pytest.raises(
+        DamageError, match="a barrier record covers step 3" if lost == "all" else "is there, and .* is not"
+    ):
+        status(RunReader(tmp_path))
+    assert verify(tmp_path).exit_code == 1
+
+
+class LaterBarrier(OsFileSystem):
+    """A training that acknowledges steps and writes their barrier record just before somebody reads records."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self.then: Callable[[], None] | None = then
+
+    def read(self, path: Path, start: int = 0, end: int | None = None) -> bytes:
+        data = super().read(path, start, end)
+        then = self.then
+        if then is not None and ".acks" in path.name:
+            self.then = None
+            then()
+        return data
+
+
+def test_a_barrier_record_that_comes_while_records_are_read_is_no_damage(tmp_path: Path) -> None:
+    run = begin_run(tmp_path)
+    attempt = begin_attempt(tmp_path, run)
+    builder = RowBuilder(run, attempt, 0, RunReader(tmp_path).secret())
+    writer = RankWriter(OsFileSystem(), ExportPaths(tmp_path).attempt_dir(1), run, attempt, 0)
+    writer.append([builder.frame(committed_step(1, 0))])
+
+    def go_on() -> None:
+        writer.append([builder.frame(committed_step(2, 0))])
+        write_barrier(OsFileSystem(), ExportPaths(tmp_path), attempt, 2)
+
+    reader = RunReader(tmp_path, LaterBarrier(go_on)).attempt(1)
+    assert reader.final_step() is None
+    assert reader.final_step() == 2
+    old = RunReader(tmp_path).attempt(1)
+    logs = old.writers()
+    writer.append([builder.frame(committed_step(3, 0))])
+    write_barrier(OsFileSystem(), ExportPaths(tmp_path), attempt, 3)
+    assert old.final_step(logs) == 3
+    writer.close()
+
+
+def test_an_attempt_json_with_more_keys_is_still_the_one_that_others_name(tmp_path: Path) -> None:
+    run = begin_run(tmp_path)
+    attempt = begin_attempt(tmp_path, run)
+    path = ExportPaths(tmp_path).attempt_json(1)
+    document = decode_document(path, path.read_bytes())
+    del document["sha256"]
+    path.write_bytes(encode_document({**document, "of_a_later_kiseki": [1]}))
+    again = RunReader(tmp_path).attempt(1).info
+    assert again == attempt
+    write_steps(tmp_path, run, again, [1, 2], close=False)
+    write_barrier(OsFileSystem(), ExportPaths(tmp_path), again, 2)
+    repair(tmp_path)
+    compact(RunReader(tmp_path))
+
+    assert reader_of(tmp_path).barrier_step() == 2
+    assert verify(tmp_path).findings == ()
+
+
+def test_a_file_with_its_final_name_and_no_seal_is_refused(tmp_path: Path) -> None:
+    run = begin_run(tmp_path)
+    write_steps(tmp_path, run, begin_attempt(tmp_path, run), [1, 2])
+    (path,) = seal_paths(tmp_path)
+    path.unlink()
+    for read in (reader_of(tmp_path).writers, lambda: status(RunReader(tmp_path))):
+        with pytest.raises(DamageError, match=r"seal\.json is missing"):
+            read()
+
+
+def test_a_reader_goes_on_beside_a_takedown(tmp_path: Path) -> None:
+    """It opened a compaction of which the next version then came, and the old one went."""
+    run = begin_run(tmp_path)
+    write_steps(tmp_path, run, begin_attempt(tmp_path, run), [1, 2])
+    compact(RunReader(tmp_path))
+    reader = reader_of(tmp_path)
+    logs = reader.writers()
+    address = SequenceAddress.parse("example/a1/s2/r0/m0/q0")
+    take_out(RunReader(tmp_path), Takedown(rows=frozenset({address})))
+    file = logs[0].files[0]
+    rows = [
+        row
+        for frame in reader.frames_of(file, [ack for ack in file.acks if ack.num_rows])
+        for row in reader.rows(frame)
+    ]
+
+    assert [str(row.address) for row in rows if removal_of(row) is not None] == [str(address)]
+    assert list(reader.writers()[0].step_numbers) == [1, 2]
+
+
+def test_a_tensors_scope_is_that_of_the_parent_whatever_its_format(tmp_path: Path) -> None:
+    for name in ("1-sealed", "2-sealed", "3-sealed", "3-taken-down"):
+        shutil.copytree(Path(__file__).parents[2] / "exports" / name, tmp_path / name)
+        run_dir = tmp_path / name
+        reader = RunReader(run_dir)
+        number = reader.attempt_numbers()[-1]
+        step = max(reader.attempt(number).committed_steps())
+        resume = ResumeToken(run_id=reader.info.run_id, attempt=number, global_step=step)
+        scopes = begin_attempt_through(OsFileSystem(), run_dir, reader.info, resume).tensor_scopes
+        assert "removed" not in scopes
+        if "sealed" in name:
+            assert set(scopes.values()) == {TensorScope.ROW, TensorScope.MICROBATCH}
+            assert not any("/" in each or ":" in each for each in scopes)

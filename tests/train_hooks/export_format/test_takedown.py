@@ -21,7 +21,9 @@ from train_hooks.export_format.records import Evidence, Row, Segment, SequenceAd
 from train_hooks.export_format.removal import joined, leaf_of_row, removal_of, without_tokens
 from train_hooks.export_format.takedown import Takedown, take_out
 from train_hooks.export_format.verify import verify
+from train_hooks.export_format.writer import RankWriter
 from train_hooks.replay import ReplayDataset
+from train_hooks.row_builder import CommittedStep, RowBuilder, StagedMicrobatch
 
 Prepare = Callable[[RunReader], object]
 
@@ -279,3 +281,42 @@ def test_joined_ranges() -> None:
         found = joined(ranges)
         assert {position for start, end in found for position in range(start, end)} == covered
         assert all(a[1] < b[0] for a, b in itertools.pairwise(found))
+
+
+def test_a_tensor_of_the_whole_micro_batch_goes_with_the_tokens_of_any_of_its_rows(tmp_path: Path) -> None:
+    """Labels that a trainer flattens are kept in slot 0, and repeat the tokens of every slot."""
+    tokens = np.arange(100, 100 + 2 * LENGTH).reshape(2, LENGTH)
+    run = begin_run(tmp_path)
+    attempt = begin_attempt(tmp_path, run)
+    writer = RankWriter(OsFileSystem(), RunReader(tmp_path).paths.attempt_dir(1), run, attempt, 0)
+    builder = RowBuilder(run, attempt, 0, RunReader(tmp_path).secret())
+    staged = StagedMicrobatch(tokens=tokens, batch_tensors={"labels": tokens.reshape(-1)}, tokens_key="input_ids")
+    untouched = StagedMicrobatch(tokens=tokens + 1, batch_tensors={"labels": tokens.reshape(-1) + 1})
+    writer.append(
+        [
+            builder.frame(
+                CommittedStep(
+                    kind=AckKind.STEP, global_step=1, status=StepStatus.APPLIED, microbatches=(staged, untouched),
+                    records=(), size_bytes=0,
+                )
+            )
+        ]
+    )  # fmt: skip
+    writer.close()
+    second = SequenceAddress.parse("example/a1/s1/r0/m0/q1")
+    what = Takedown(spans=frozenset({(second, 2, 5)}))
+    done = take_out(RunReader(tmp_path), what)
+    rows = rows_of(RunReader(tmp_path))
+    removals = {str(address): removal_of(row) for address, row in rows.items()}
+
+    assert (done.num_tokens, done.num_files, dict(done.rows)) == (3, 1, {second: [(2, 5)]})
+    first = removals["example/a1/s1/r0/m0/q0"]
+    assert first is not None
+    assert (first.ranges, dict(first.chunks)) == ((), {})
+    assert rows[SequenceAddress.parse("example/a1/s1/r0/m0/q0")].tokens.tolist() == tokens[0].tolist()
+    assert [name for name, removal in removals.items() if removal is None] == [
+        "example/a1/s1/r0/m1/q0", "example/a1/s1/r0/m1/q1",
+    ]  # fmt: skip
+    assert verify(tmp_path).exit_code == 0
+    assert take_out(RunReader(tmp_path), what).num_tokens == 0
+    assert verify(tmp_path).exit_code == 0

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.train_hooks.torch_fsdp.toy import LENGTH, SLOTS, Toy, attach, exported, microbatch, rows, train_step
 from train_hooks.export_format.barriers import barrier_steps
-from train_hooks.export_format.errors import ExportStopped
+from train_hooks.export_format.errors import ExportStopped, InputError
 from train_hooks.export_format.filesystem import OsFileSystem
 from train_hooks.export_format.reader import RunReader
 from train_hooks.export_format.records import Evidence, Matched, Row, TensorScope
@@ -86,6 +86,55 @@ def test_what_the_forward_got_in_another_form_is_named(
             hook.commit(1)
 
     assert [known(row) for row in rows(tmp_path)] == [(None, matched, relation)] * SLOTS
+
+
+def test_a_part_of_tokens_that_were_changed_in_place_is_a_slice(tmp_path: Path) -> None:
+    model = Anything()
+    with attach(model, tmp_path) as hook:
+        for batch in hook.wrap([microbatch(1)]):
+            batch["input_ids"][0, 0] = 5
+            model(batch["input_ids"][:, :-1])
+            hook.commit(1)
+
+    assert [known(row) for row in rows(tmp_path)] == [(None, Matched.SLICE, "[:, :-1]")] * SLOTS
+    assert rows(tmp_path)[0].tokens[0] == 5
+
+
+def test_labels_of_which_the_forward_got_a_part_are_the_loaders(tmp_path: Path) -> None:
+    model = Anything()
+    with attach(model, tmp_path) as hook:
+        for batch in hook.wrap([microbatch(1)]):
+            batch["labels"].fill_(-100)
+            model(batch["input_ids"], batch["labels"][0, :1])
+            hook.commit(1)
+
+    assert {tensor.name: tensor.evidence for tensor in rows(tmp_path)[0].tensors} == {"input_ids": None, "labels": None}
+
+
+def test_an_empty_tensor_is_no_slice_of_rows_of_one_token(tmp_path: Path) -> None:
+    model = Anything()
+    with attach(model, tmp_path, shorter_rows=True) as hook:
+        for batch in hook.wrap([{"input_ids": torch.tensor([[3], [4]])}]):
+            model(torch.empty(2, 0, dtype=torch.int64))
+            model(batch["input_ids"])
+            hook.commit(1)
+
+    assert [known(row) for row in rows(tmp_path)] == [(None, None, None)] * SLOTS
+
+
+def test_tokens_of_another_shape_are_not_called_flat(tmp_path: Path) -> None:
+    model = Anything()
+    with attach(model, tmp_path) as hook:
+        for batch in hook.wrap([microbatch(1)]):
+            model(batch["input_ids"].reshape(4, 8).clone())
+            hook.commit(1)
+
+    assert rows(tmp_path)[0].relation == "shape [4, 8]"
+
+
+def test_booleans_are_no_token_ids(tmp_path: Path) -> None:
+    with attach(Anything(), tmp_path) as hook, pytest.raises(InputError, match=r"found torch\.bool"):
+        next(iter(hook.wrap([{"input_ids": torch.ones(2, LENGTH, dtype=torch.bool)}])))
 
 
 def test_a_tensor_that_the_forward_got_changed_is_known_from_the_forward(tmp_path: Path) -> None:

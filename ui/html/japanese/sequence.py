@@ -34,9 +34,7 @@ WORDS: Mapping[str, str] = {
     ),
     "whole: the forward got all of the tokens": "whole：forward はすべてのトークンを受け取った",
     "slice: the forward got a part of the tokens": "slice：forward はトークンの一部を受け取った",
-    "count: a forward happened, and what it got was not seen": (
-        "count：forward は実行されたが、受け取ったものは確認されていない"
-    ),
+    "count: what a forward got was not seen": ("count：forward が受け取ったものは確認されていない"),
     "loss of the sequence": "シーケンスの損失",
     "position in the data order": "データ順での位置",
     "loss mask": "損失マスク",
