@@ -3,6 +3,7 @@
 He can rewrite Parquet, manifests and seals with all the hashes in them. Acknowledgement records he leaves as they are.
 """
 
+import abc
 import dataclasses
 import hashlib
 import io
@@ -29,7 +30,7 @@ Item = dict[str, Any]
 
 
 @dataclass(kw_only=True, slots=True)
-class OpenedFile:
+class OpenedFile(abc.ABC):
     """rows: every row, in the order of the frames. frames: what each holds, and its step records as JSON or None."""
 
     attempt: AttemptReader
@@ -37,13 +38,13 @@ class OpenedFile:
     rows: list[Item]
     frames: list[Item]
 
+    @abc.abstractmethod
     def save(self, files: MemoryFileSystem) -> dict[Path, bytes]:
         """Write it back with hashes that hold. Gives what the files held before."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def rows_of(self, frame: Item) -> Sequence[Item]:
         """The rows of a frame."""
-        raise NotImplementedError
 
 
 @dataclass(kw_only=True, slots=True)

@@ -8,8 +8,8 @@
 Formats 1 and 2 were made by kiseki 0.1.0, commit a230f23. Today's code cannot write them. Do not make them again,
 unless the fixtures themselves are at fault. To do so, run this file in a clone of that commit:
 
-    git clone . /tmp/base && git -C /tmp/base checkout a230f23 && cd /tmp/base
-    PYTHONPATH=/tmp/base /work/main/.venv/bin/python /work/main/tests/support/make_kept_exports.py 1 2
+    HERE=$PWD; git clone . ../kiseki-0.1.0 && cd ../kiseki-0.1.0 && git checkout a230f23
+    PYTHONPATH=$PWD $HERE/.venv/bin/python $HERE/tests/support/make_kept_exports.py 1 2
 
 Format 3 is made by today's code, until it is released. From then on it is kept as well:
 
