@@ -184,3 +184,20 @@ def test_the_export_holds(mixed: Path) -> None:
     report = verify(mixed)
     assert report.exit_code != 1, report.findings
     assert report.shares.num_rows >= len(all_rows(mixed))
+
+
+def test_a_shard_of_an_older_kiseki_that_no_generation_names_is_built_again(tmp_path: Path) -> None:
+    """It died before it published its first generation: the directory is whole, and of another format."""
+    shutil.copytree(EXPORTS / "3-sealed", tmp_path / "run")
+    update_index(tmp_path / "run")
+    index = tmp_path / "run" / "index"
+    for path in index.iterdir():
+        if path.name != "shards":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in index.glob("shards/*/shard.json"):
+        path.write_text(
+            path.read_text(encoding="utf-8").replace("kiseki-shard-v4", "kiseki-shard-v3"), encoding="utf-8"
+        )
+
+    assert update_index(tmp_path / "run").published
+    assert len(IndexReader.open(tmp_path / "run").shards) == len(list(index.glob("shards/a*")))
