@@ -14,7 +14,7 @@ from indexer.documents import document_history
 from indexer.index_reader import IndexReader
 from indexer.search import search
 from indexer.selection import Selection
-from indexer.shard import ShardDamage
+from indexer.shard import SHARD_FORMAT, ShardDamage
 from indexer.trace import TraceOptions, trace
 from indexer.visibility import EVERYTHING, Visibility
 from search_api import Settings, create_app
@@ -195,9 +195,7 @@ def test_a_shard_of_an_older_kiseki_that_no_generation_names_is_built_again(tmp_
         if path.name != "shards":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in index.glob("shards/*/shard.json"):
-        path.write_text(
-            path.read_text(encoding="utf-8").replace("kiseki-shard-v4", "kiseki-shard-v3"), encoding="utf-8"
-        )
+        path.write_text(path.read_text(encoding="utf-8").replace(SHARD_FORMAT, "kiseki-shard-v3"), encoding="utf-8")
 
     assert update_index(tmp_path / "run").published
     assert len(IndexReader.open(tmp_path / "run").shards) == len(list(index.glob("shards/a*")))
