@@ -106,7 +106,7 @@ def writer_thread(run_dir: Path, num: int = 100) -> Figures:
     model = Nothing()
     hook = attach(run_dir, model, max_queue_bytes=256 << 20, group_interval_s=0.0)
     fetched = list(hook.wrap([batch() for _ in range(20)]))
-    hook._consumption._pending.clear()
+    hook.forget_fetched()
     cpu: list[float] = []
     begin, process = time.perf_counter(), time.process_time()
     main = time.thread_time()

@@ -1,114 +1,165 @@
-"""Which fetched micro-batch did the model get? From the forward's tensors to the rows of a step.
+"""Which fetched micro-batches were consumed? From the forward's tensors to the rows of a step.
 
-- A forward counts when the model is in training mode and gradients are on. (Around a reentrant activation checkpoint
-  the first forward has them off; its repetition in the backward counts instead.)
-- It consumes the fetched micro-batch that it was given: the very tensor (and a few tokens of each sequence, lest it was
-  changed behind torch's back), else equal tokens, else the very tensor though changed in place; then what the forward
-  got is what is exported. Fetched micro-batches that no forward gets are not exported.
-- A second forward of the same micro-batch in one step (activation checkpointing, SAM) consumes nothing more.
-- A forward that got none of them is a dry run as long as nothing has been consumed; later it makes the step fail, since
-  something between loader and model edits the tokens, and going on would lose rows.
-- Tokens that exist on a device alone are sent to pinned memory, and the writer thread does all this when they are
-  there.
+- A forward counts when gradients are on and the model is in training mode. (Around a reentrant activation checkpoint the
+  first forward has them off; its repetition in the backward counts instead.) In evaluation mode it counts only if it gets
+  a fetched micro-batch.
+- Each is accounted for: its tokens are a fetched micro-batch, or whole rows of some (`matching` has the forms), every byte
+  compared, or what a forward of this step got already (activation checkpointing, SAM), which consumes nothing more.
+- Whatever else it gets makes the step fail, since the record would lack it. Only before the first fetch it is a dry run.
+- What the trainer changed in place since the fetch is copied again: recorded is what the forward got. So it is with other
+  tensors that the forward gets under the loader's name for them.
+- Tensors that exist on a device alone are sent to pinned memory, and the writer thread does all this when they are there.
+- Fetched micro-batches that no forward gets are not recorded.
 """
 
+import itertools
+import math
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from train_hooks.batches import plain_tensors
-from train_hooks.export_format.errors import ExportStopped
-from train_hooks.export_format.records import TensorScope
+from train_hooks.batches import named_tensors
+from train_hooks.consumed import Consumed, Recorded, in_other_form
+from train_hooks.export_format.errors import ExportStopped, InputError, Mismatch
+from train_hooks.export_format.records import Matched, TensorScope
 from train_hooks.exporter import LateMicrobatch, StagedMicrobatch
 from train_hooks.host_copies import BufferPool, HostCopy, copy_tensor
-from train_hooks.snapshots import Snapshot, tokens_digest
+from train_hooks.matching import Found, all_of, rows_of
+from train_hooks.snapshots import Array, Seen, Snapshot, as_array, equal_bits
 from train_hooks.tensor_scopes import TensorScopes
 
 __all__ = ["Consumption"]
 
-_MAX_PENDING_BYTES = 64 << 20
+_SCALARS = (type(None), bool, int, float, str)
+_MAX_CANDIDATES = 64  # fetched micro-batches that a recorded forward is compared with, the newest
+_HASHED = 64  # tokens of a row that was set aside
+_ADVICE = (
+    "wrap the loader after whatever edits or cuts its micro-batches, or record what the forward gets: "
+    'hook.wrap(loader, record="forward"); put forwards that train nothing into `with hook.paused():`'
+)
+
+
+class Fed(NamedTuple):
+    """A tensor that a forward got, on the CPU. key: which tensor it is, for as long as somebody keeps it."""
+
+    name: str | None
+    tensor: Tensor
+    key: "Key"
+
+    @property
+    def is_tokens(self) -> bool:
+        """Whether it could hold tokens."""
+        return _could_be_tokens(self.tensor)
+
+
+Key = tuple[int, int, torch.Size]
+_serials = itertools.count(1)
 
 
 @dataclass(slots=True)
 class _Step:
-    """What happened since the last commit."""
+    """What happened since the last commit. fed: the tensors of its forwards, kept lest others get their addresses.
 
+    consumed: micro-batches of which no row is free any more. copies: of the tokens of recorded forwards.
+    """
+
+    serial: int = field(default_factory=lambda: next(_serials))
     num_fetched: int = 0
     num_forwards: int = 0
-    num_unmatched: int = 0
     num_late: int = 0
+    mismatches: list[str] = field(default_factory=list)
+    consumed: list[Snapshot] = field(default_factory=list)
+    touched: list[Snapshot] = field(default_factory=list)
+    staged: list[Any] = field(default_factory=list)
+    fed: dict[Key, Tensor] = field(default_factory=dict)
+    copies: dict[Key, HostCopy] = field(default_factory=dict)
 
 
 class Consumption:
-    """The fetched micro-batches of one process, and what became of them."""
+    """The fetched micro-batches of one process, and what became of them.
 
-    def __init__(self, scopes: Mapping[str, TensorScope] | None = None) -> None:
+    parameters: names of the positional parameters of the model's forward. counting: forwards consume nothing, `oldest`
+    does, and they are only compared. wanted: which tensors of a forward are recorded. may_hold: whether rows of a length
+    can be recorded.
+    """
+
+    def __init__(
+        self,
+        scopes: Mapping[str, TensorScope] | None = None,
+        *,
+        max_fetched_bytes: int = 256 << 20,
+        may_hold: Callable[[int], bool] = lambda length: False,  # noqa: ARG005
+    ) -> None:
         self.pool = BufferPool()
         self.scopes = TensorScopes(scopes or {})
-        self._pending: list[Snapshot] = []
-        self._consumed: list[Snapshot] = []
+        self.parameters: Sequence[str] = ()
+        self.counting = False
+        self.wanted: Callable[[str], bool] = lambda name: True  # noqa: ARG005
+        self._max_fetched_bytes, self._may_hold = max_fetched_bytes, may_hold
+        self._pending: dict[int, Snapshot] = {}
         self._pending_bytes = 0
+        self._by_address: dict[int, int] = {}
+        self._set_aside: set[int] = set()
         self._step = _Step()
-        self._begun = False
         self._num_fetched = 0
         self._num_late = 0
-        self._sent: list[tuple[list[tuple[int, int]], Sequence[Tensor]]] = []
-        self._late_consumed: dict[bytes, int] = {}
         self._lock = threading.RLock()
 
     @property
     def num_pending(self) -> int:
-        """Micro-batches that were fetched and not consumed."""
+        """Fetched micro-batches of which some row was not consumed."""
         return len(self._pending)
 
     def fetched(self, snapshot: Snapshot) -> None:
-        """Remember a fetched micro-batch. Beyond 64 MiB the oldest are forgotten, as never to be used."""
+        """Remember a fetched micro-batch. Beyond `max_fetched_bytes` the oldest are set aside, as never to be used."""
         with self._lock:
             self._step.num_fetched += 1
             self._num_fetched += 1
             snapshot.number = self._num_fetched
-            self._pending.append(snapshot)
+            self._pending[snapshot.number] = snapshot
+            self._by_address[snapshot.address] = snapshot.number
             self._pending_bytes += snapshot.size_bytes
-            while self._pending_bytes > _MAX_PENDING_BYTES and len(self._pending) > 1 and not self._num_late:
-                self._remove(self._pending[0])
+            if self._pending_bytes > self._max_fetched_bytes and not self._num_late:
+                self._set_oldest_aside()
 
-    def forward(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, strict: bool) -> LateMicrobatch | None:
-        """A counting forward: what is to be staged for it, if anything. strict: compare every byte, raise if in doubt."""
+    def forward(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: bool = True
+    ) -> Sequence[LateMicrobatch]:
+        """A forward with gradients: what is to be staged for it. training: whether it counts whatever it gets."""
         with self._lock:
-            self._step.num_forwards += 1
-            if self._pending and not strict:  # the usual case, told fast
-                oldest = self._pending[0]
-                tokens = oldest.sources[oldest.name]
-                for value in (*args, *kwargs.values()):
-                    if value is tokens and oldest.is_untouched():
-                        self._take(oldest)
-                        return oldest
-            fed = plain_tensors((args, kwargs))
-            integers = [tensor for tensor in fed if not tensor.is_floating_point() and tensor.ndim]
-            on_cpu = [tensor for tensor in integers if tensor.is_cpu]
-            found = self._same_tensor(integers, strict=strict)
-            if found is None and self._again(integers):
-                return None
-            found = found or self._equal(self._pending, on_cpu)
-            if found is not None:
-                if strict:
-                    _check_named(found, kwargs)
-                return self._consume(found, fed)
-            found = self._changed_in_place(on_cpu if strict else integers)
-            if found is not None:
-                return self._consume(found, fed)
-            if self._equal(self._consumed, on_cpu) is not None:
-                return None
-            late = [tensor for tensor in integers if not tensor.is_cpu and self._plausible(tensor)]
-            if late and self._pending:
-                return self._send(late)
-            self._unmatched(any(self._plausible(tensor) for tensor in integers), strict=strict)
-            return None
+            if self._pending and not self.counting:
+                consumed = self._oldest_as_it_is(args, kwargs)
+                if consumed is not None:
+                    return (consumed,)
+            return self._any_forward(args, kwargs, training=training)
 
-    def oldest(self, num_microbatches: int) -> list[Snapshot]:
+    def _any_forward(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: bool
+    ) -> Sequence[LateMicrobatch]:
+        fed = named_tensors(args, kwargs, self.parameters)
+        if self.counting:
+            self._look_at(fed)
+            return ()
+        self._step.num_forwards += training
+        if not self._num_fetched:  # a dry run
+            return ()
+        oldest = next(iter(self._pending.values()), None)
+        if oldest is not None and oldest.documents_only:
+            return self._record(fed, oldest)
+        if any(not tensor.is_cpu and _could_be_tokens(tensor) for _, tensor in fed):
+            return self._send(fed, training=training)
+        consumed, mismatch = self._account([Fed(name, tensor, _key(tensor)) for name, tensor in fed], self._step)
+        if mismatch is not None and training:
+            self._step.mismatches.append(mismatch)
+        self._step.staged.extend(consumed)
+        return consumed
+
+    def oldest(self, num_microbatches: int) -> Sequence[LateMicrobatch]:
         """Consume the oldest ones, whatever a forward got."""
         with self._lock:
             if num_microbatches > len(self._pending):
@@ -116,188 +167,444 @@ class Consumption:
                     f"expected {num_microbatches} fetched micro-batches, found {len(self._pending)}; fetch them from "
                     "the wrapped loader first"
                 )
-            chosen = self._pending[:num_microbatches]
-            for snapshot in chosen:
-                snapshot.counted()
-                self._take(snapshot)
+            chosen = []
+            for snapshot in list(self._pending.values())[:num_microbatches]:
+                chosen.append(_Counted(self._take(Found(snapshot), self._step), self.pool, self.scopes, self._lock))
+            self._step.staged.extend(chosen)
             return chosen
 
     def forget_pending(self) -> None:
         """Fetched micro-batches that are not consumed yet never will be."""
         with self._lock:
-            self._pending.clear()
-            self._pending_bytes = 0
+            self._forget(list(self._pending.values()))
+
+    def discard(self) -> None:
+        """The forwards since the last commit trained nothing: their micro-batches may be fed again."""
+        with self._lock:
+            step, self._step = self._step, _Step()
+            self._step.num_fetched = step.num_fetched
+            self._num_late -= step.num_late
+            for snapshot in step.touched:
+                if snapshot.uses is not None:
+                    snapshot.uses[snapshot.uses == step.serial] = 0
+                    if not snapshot.uses.any():
+                        snapshot.uses = None
+            for snapshot in step.consumed:
+                snapshot.holders += 1
+                self._pending[snapshot.number] = snapshot
+                self._pending_bytes += snapshot.size_bytes
+                self._by_address[snapshot.address] = snapshot.number
+            if step.consumed:
+                self._pending = {number: self._pending[number] for number in sorted(self._pending)}
+        for staged in step.staged:
+            staged.release()
+
+    def declare(self, tensors: Mapping[str, Tensor]) -> None:
+        """The last forward's loss was computed from these. Raises InputError where there is none of as many rows."""
+        with self._lock:
+            if not self._step.staged:
+                raise InputError(
+                    "trained_on: expected a forward of a fetched micro-batch since the last commit, found none; call it "
+                    "after the forward"
+                )
+            last = self._step.staged[-1]
+            for name, tensor in tensors.items():
+                if last.num_slots and (tensor.ndim < 1 or tensor.shape[0] != last.num_slots):
+                    raise InputError(
+                        f"trained_on: expected {name!r} with an item for each of {last.num_slots} rows of the last forward, "
+                        f"found shape {list(tensor.shape)}"
+                    )
+            last.declared.update({name: copy_tensor(tensor, self.pool) for name, tensor in tensors.items()})
 
     def end_step(self, global_step: int, *, trained: bool) -> LateMicrobatch | None:
-        """The step is over: raises ExportStopped where its rows cannot be all. Gives back what else is to be staged."""
+        """The step is over: raises Mismatch where its rows cannot be all. Gives back what else is to be staged."""
         with self._lock:
-            step, self._step, self._sent = self._step, _Step(), []
-            consumed = []
-            for snapshot in self._consumed:
+            step, self._step = self._step, _Step()
+            for snapshot in step.consumed:
                 snapshot.forget_sources()
-                consumed.append(snapshot.number)
-            self._consumed = []
-            self._check(global_step, step, len(consumed) + step.num_late, trained=trained)
+            step.fed, step.copies = {}, {}
             if step.num_late:
-                return _EndOfLateStep(self, global_step, consumed, trained)
-            if self._pending:
-                self._forget_skipped(consumed)
+                return _EndOfLateStep(self, step, global_step, trained)
+            self._end(step, global_step, trained=trained)
             return None
 
-    @staticmethod
-    def _check(global_step: int, step: _Step, num_consumed: int, *, trained: bool) -> None:
-        if step.num_unmatched:
-            raise ExportStopped(
-                f"step {global_step}: {step.num_unmatched} of {step.num_forwards} forwards got tokens that the wrapped "
-                "loader did not yield, so the export would lack them; wrap the loader after whatever edits the tokens, "
-                "fetch a micro-batch anew for each step that uses it, and put forwards that train nothing into "
-                "`with hook.paused():`"
-            )
-        if trained and not num_consumed and (step.num_forwards or step.num_fetched):
-            raise ExportStopped(
-                f"step {global_step}: expected forwards of fetched micro-batches, found {step.num_forwards} forwards in "
-                f"training mode and {step.num_fetched} fetched; attach to the outermost callable in training mode, "
-                "feed it what hook.wrap(loader) yields, or call hook.consume(n) where no forward sees whole sequences"
-            )
+    def _end(self, step: _Step, global_step: int, *, trained: bool) -> None:
+        _check(global_step, step, trained=trained)
+        if self._pending and step.touched:
+            self._forget_before(min(snapshot.number for snapshot in step.touched))
+
+    def _forget_before(self, number: int) -> None:
+        """What was fetched before, and is still there, was left out."""
+        with self._lock:
+            self._forget([snapshot for other, snapshot in self._pending.items() if other < number])
 
     def _remove(self, snapshot: Snapshot) -> None:
-        self._pending.remove(snapshot)
+        del self._pending[snapshot.number]
         self._pending_bytes -= snapshot.size_bytes
+        if self._by_address.get(snapshot.address) == snapshot.number:
+            del self._by_address[snapshot.address]
 
-    def _take(self, snapshot: Snapshot) -> None:
-        self._remove(snapshot)
-        self._consumed.append(snapshot)
-        self._begun = True
+    def _forget(self, snapshots: Iterable[Snapshot]) -> None:
+        for snapshot in snapshots:
+            self._remove(snapshot)
+            snapshot.drop()
 
-    def _consume(self, found: Snapshot, fed: Sequence[Any]) -> Snapshot:
-        found.refresh(fed)
-        self._take(found)
+    def _set_oldest_aside(self) -> None:
+        while self._pending_bytes > self._max_fetched_bytes and len(self._pending) > 1:
+            oldest = next(iter(self._pending.values()))
+            if not oldest.documents_only and oldest.on_cpu:
+                self._set_aside.update(_row_hashes(oldest.given_tokens()))
+            self._forget([oldest])
+
+    def _oldest_as_it_is(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Consumed | None:
+        """The usual case, told fast: the forward gets tensors of the oldest micro-batch, unchanged, and no others."""
+        oldest = next(iter(self._pending.values()))
+        sources, by_id = oldest.sources, oldest.by_id
+        if oldest.columns is not None or oldest.uses is not None or oldest.documents_only:
+            return None
+        seen: list[str] = []
+        for value in args:
+            name = by_id.get(id(value))
+            if name is not None:
+                seen.append(name)
+            elif not isinstance(value, _SCALARS):
+                return None
+        for key, value in kwargs.items():
+            if isinstance(value, _SCALARS):
+                continue
+            name = by_id.get(id(value))
+            if name is None or (name != key and key in sources):
+                return None
+            seen.append(name)
+        if oldest.name not in seen:
+            return None
+        for name in seen:
+            if not sources[name].is_cpu:
+                return None
+        if not oldest.holds(seen):
+            return None
+        consumed = Consumed(Found(oldest), self.pool, self.scopes, self._lock)
+        if len(seen) < len(sources):
+            consumed.unseen = [name for name in sources if name not in seen]
+        step = self._step
+        step.num_forwards += 1
+        step.staged.append(consumed)
+        self._take(consumed.found, step)
+        return consumed
+
+    def _take(self, found: Found, step: _Step) -> Found:
+        """Its rows are consumed; a micro-batch without free rows is not pending any more."""
+        snapshot = found.snapshot
+        if snapshot is not None:
+            self._remove(snapshot)
+            step.consumed.append(snapshot)
+            step.touched.append(snapshot)
+            return found
+        for each in found.snapshots:
+            each.holders += 1
+            step.touched.append(each)
+        for each, row in found.places:
+            if each.uses is None:
+                each.uses = np.zeros(each.num_slots, np.int64)
+            each.uses[row] = step.serial
+        for each in found.snapshots:
+            if each.number in self._pending and each.uses is not None and each.uses.all():
+                self._remove(each)
+                each.drop()
+                step.consumed.append(each)
         return found
 
-    def _same_tensor(self, fed: Sequence[Tensor], *, strict: bool) -> Snapshot | None:
-        for snapshot in self._pending:
-            for tensor in fed:
-                if snapshot.could_be(tensor) and snapshot.same_tensor(tensor):
-                    if not tensor.is_cpu:
-                        if strict:
-                            return None
-                    elif not (snapshot.equals(tensor) if strict else snapshot.looks_like(tensor)):
-                        continue
-                    snapshot.fed_as(tensor)
-                    return snapshot
+    def _account(self, fed: Sequence[Fed], step: _Step) -> tuple[list[Consumed], str | None]:
+        """What a forward consumed, which is nothing for a repetition; and why its tokens are not known, if they are not."""
+        integers = [each for each in fed if each.is_tokens]
+        if not integers:
+            return [], "a forward got no tensor of integers, so that its tokens cannot be seen"
+        names = {_last_part(each.name) for each in (*self._pending.values(), *step.consumed)}
+        named = [each for each in integers if each.name is not None and _last_part(each.name) in names]
+        consumed: list[Consumed] = []
+        strange = self._account_all(named, step, consumed) if named else self._account_first(integers, step, consumed)
+        for part in consumed:
+            _compare_others(part, fed, self.pool, alone=len(consumed) == 1)
+        for each in named or integers:
+            step.fed[each.key] = each.tensor
+        return consumed, strange
+
+    def _account_all(self, named: Sequence[Fed], step: _Step, consumed: list[Consumed]) -> str | None:
+        """Each of these is tokens, by its name."""
+        for each in named:
+            found = self._find(each, step)
+            if isinstance(found, str):
+                return found
+            self._consume(found, each, step, consumed)
         return None
 
-    def _equal(self, among: Sequence[Snapshot], fed: Sequence[Tensor]) -> Snapshot | None:
-        for snapshot in among:
-            for tensor in fed:
-                if not (snapshot.on_cpu and snapshot.could_be(tensor) and snapshot.looks_like(tensor)):
-                    continue
-                if snapshot.equals(tensor):
-                    if among is not self._consumed:
-                        snapshot.fed_as(tensor)
-                    return snapshot
+    def _account_first(self, integers: Sequence[Fed], step: _Step, consumed: list[Consumed]) -> str | None:
+        """The first that is no other tensor of the same micro-batch is tokens; more of them may be, of other micro-batches."""
+        finds = []
+        for each in integers:
+            finds.append(self._find(each, step))
+            if not isinstance(finds[-1], str):
+                break
+        *before, first = finds
+        if isinstance(first, str):
+            return finds[0] if isinstance(finds[0], str) else first
+        at = len(before)
+        part = Consumed(first.found, self.pool, self.scopes, self._lock)
+        for each, why in zip(integers, before, strict=False):
+            if isinstance(why, str) and not _is_tensor_of(part, each):
+                return why
+        self._consume(first, integers[at], step, consumed)
+        for each in integers[at + 1 :]:
+            if not any(_is_tensor_of(known, each) for known in (part, *consumed)):
+                further = self._find(each, step)
+                if not isinstance(further, str) and not further.again:
+                    self._consume(further, each, step, consumed)
         return None
 
-    def _again(self, fed: Sequence[Tensor]) -> bool:
-        """Whether it is the very tensor of a forward of this step: an equal micro-batch that is to come is another."""
-        for snapshot in self._consumed:
-            for tensor in fed:
-                if snapshot.could_be(tensor) and snapshot.same_tensor(tensor):
-                    return not tensor.is_cpu or snapshot.looks_like(tensor)
+    def _consume(self, find: "_Find", fed: Fed, step: _Step, consumed: list[Consumed]) -> None:
+        if not find.again:
+            part = Consumed(self._take(find.found, step), self.pool, self.scopes, self._lock)
+            part.tied(fed.tensor)
+            consumed.append(part)
+
+    def _find(self, fed: Fed, step: _Step) -> "_Find | str":
+        """What a tensor of tokens is, or why it is nothing that can be recorded."""
+        array = as_array(fed.tensor)
+        find = self._find_unchanged(fed, array, step)
+        if find is None and self._copied_again(fed.tensor):
+            find = self._find_unchanged(fed, array, step)
+        if find is None:
+            return self._described(fed, array)
+        width = find.found.width
+        if find.found.cut and width is not None and not find.again and not self._may_hold(width):
+            first = find.found.snapshots[0]
+            return (
+                f"a forward got the first {width} of {first.sequence_length} tokens of its rows; with shorter_rows=True they "
+                "are recorded as they were"
+            )
+        return find
+
+    def _find_unchanged(self, fed: Fed, array: Array, step: _Step) -> "_Find | None":
+        if fed.key in step.fed and (found := _used_in(step, array)) is not None:
+            return _Find(found, again=True)
+        pending = [snapshot for snapshot in self._pending.values() if snapshot.on_cpu]
+        same = self._pending.get(self._by_address.get(fed.tensor.data_ptr(), 0))
+        for snapshot in pending if same is None or not same.on_cpu else (same, *pending):
+            if snapshot.uses is None and (found := all_of(snapshot, array)) is not None:
+                return _Find(found, again=False)
+        found = rows_of(pending, array, free=True)
+        if found is not None:
+            return _Find(found, again=False)
+        found = _used_in(step, array)
+        if found is not None:
+            return _Find(found, again=True)
+        found = rows_of(list(dict.fromkeys((*pending, *step.consumed))), array, free=False)
+        if found is None or any(_use(place) not in (0, step.serial) for place in found.places):
+            return None
+        return _Find(found, again=False)
+
+    def _copied_again(self, fed: Tensor) -> bool:
+        """Whether it lies in the memory of a fetched micro-batch that was changed since; then its copies are renewed."""
+        begin = fed.data_ptr()
+        for snapshot in reversed(self._pending.values()):
+            source = snapshot.sources[snapshot.name]
+            if not source.is_cpu or source.dtype != fed.dtype or snapshot.uses is not None or not source.numel():
+                continue
+            last = sum((size - 1) * stride for size, stride in zip(source.shape, source.stride(), strict=True))
+            address = source.data_ptr()
+            if address <= begin <= address + last * source.element_size():
+                if snapshot.holds([snapshot.name]):
+                    return False
+                snapshot.copy_again()
+                return True
         return False
 
-    def _changed_in_place(self, fed: Sequence[Tensor]) -> Snapshot | None:
-        for snapshot in reversed(self._pending):
-            for tensor in fed:
-                if snapshot.could_be(tensor) and snapshot.same_tensor(tensor, changed=True):
-                    snapshot.copy_again(snapshot.name)
-                    snapshot.fed_as(tensor)
-                    return snapshot
+    def _described(self, fed: Fed, array: Array) -> str:
+        """Why a tensor of tokens is unknown, as exactly as can be told."""
+        name = "tokens" if fed.name is None else repr(fed.name)
+        if (
+            self._set_aside
+            and array.ndim
+            and self._set_aside.intersection(_row_hashes(array.reshape(-1, array.shape[-1])))
+        ):
+            return (
+                f"a forward got {name} of a micro-batch that was fetched too long before; more than "
+                f"{self._max_fetched_bytes} bytes were fetched after it: fetch fewer ahead, or raise "
+                "ExporterOptions(max_fetched_bytes=…)"
+            )
+        nearest = self._nearest(array)
+        where = "" if nearest is None else f"; {nearest}"
+        return f"a forward got {name} {list(array.shape)} that the wrapped loader did not yield{where}"
+
+    def _nearest(self, array: Array) -> str | None:
+        for snapshot in self._pending.values():
+            if not snapshot.on_cpu or snapshot.given_tokens().shape != array.shape or not array.size:
+                continue
+            ours = snapshot.given_tokens()
+            different = np.argwhere(ours != array)
+            if 0 < len(different) <= array.size // 2:
+                row, column = (int(place) for place in different[0])
+                return (
+                    f"it is nearest to fetched micro-batch {snapshot.number}, where row {row} has {int(ours[row, column])} "
+                    f"at token {column}, the forward got {int(array[row, column])} ({len(different)} tokens differ)"
+                )
         return None
 
-    def _plausible(self, fed: Tensor) -> bool:
-        return any(snapshot.could_be(fed) for snapshot in (*self._pending, *self._consumed))
-
-    def _unmatched(self, plausible: bool, *, strict: bool) -> None:
-        if not (plausible and self._begun):
+    def _look_at(self, fed: Sequence[tuple[str | None, Tensor]]) -> None:
+        """Where micro-batches are counted: whether the forward got the oldest that no forward was seen to get."""
+        counted = [staged.snapshot for staged in self._step.staged]
+        waiting = [snapshot for snapshot in (*counted, *self._pending.values()) if snapshot.seen is None][:8]
+        late = [(name, tensor) for name, tensor in fed if not tensor.is_cpu]
+        if late and waiting:
+            waiting[0].seen = _LateSeen([(name, copy_tensor(tensor, self.pool)) for name, tensor in fed])
             return
-        self._step.num_unmatched += 1
-        if strict:
-            raise ExportStopped(
-                "the forward got other tokens than the loader yielded; something between loader and model edits them: "
-                "wrap the loader after it"
+        on_cpu = [Fed(name, tensor, _key(tensor)) for name, tensor in fed if tensor.is_cpu]
+        for snapshot in waiting:
+            if snapshot.on_cpu and (seen := _seen_in(snapshot, on_cpu)) is not None:
+                snapshot.seen = seen
+                return
+
+    def _record(self, fed: Sequence[tuple[str | None, Tensor]], oldest: Snapshot) -> Sequence[LateMicrobatch]:
+        """The forward's own tensors are recorded."""
+        step = self._step
+        names = [str(position) if name is None else name for position, (name, _) in enumerate(fed)]
+        integers = [at for at, (_, tensor) in enumerate(fed) if _could_be_tokens(tensor)]
+        last = _last_part(oldest.name)
+        chosen = [at for at in integers if _last_part(names[at]) == last]
+        chosen = chosen or [at for at in integers if fed[at][1].ndim <= 2 and self._may_hold(fed[at][1].shape[-1])]
+        if not chosen:
+            shapes = ", ".join(str(list(fed[at][1].shape)) for at in integers)
+            step.mismatches.append(
+                f"a forward got no integers [num_slots, length] of a length that the run holds, found {shapes or 'none'}"
             )
+            return ()
+        tokens = fed[chosen[0]][1]
+        key = _key(tokens)
+        known = step.copies.get(key)
+        if known is not None and (not tokens.is_cpu or equal_bits(known.tensor(), tokens)):
+            return ()
+        copies = {
+            name: copy_tensor(tensor, self.pool)
+            for at, (name, (_, tensor)) in enumerate(zip(names, fed, strict=True))
+            if at != chosen[0] and self.wanted(name)
+        }
+        copies[oldest.name] = step.copies[key] = copy_tensor(tokens, self.pool)
+        step.fed[key] = tokens
+        fetched = list(self._pending.values())[-_MAX_CANDIDATES:]
+        for snapshot in fetched:
+            snapshot.holders += 1
+        recorded = Recorded(oldest.name, copies, fetched, self.pool, self.scopes, self._lock, self._forget_before)
+        step.touched.extend(fetched[:1])
+        step.staged.append(recorded)
+        return (recorded,)
 
-    def _forget_skipped(self, consumed: Sequence[int]) -> None:
-        """What was fetched before the oldest micro-batch of this step, and is still there, was left out."""
-        if consumed:
-            oldest = min(consumed)
-            for snapshot in [snapshot for snapshot in self._pending if snapshot.number < oldest]:
-                self._remove(snapshot)
-
-    def _send(self, fed: Sequence[Tensor]) -> "_LateForward | None":
-        """Send a forward's tokens to the writer thread; None where the very tensors were sent in this step already."""
-        identities = [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in fed]
-        if identities in [known for known, _ in self._sent]:
-            return None
-        self._sent.append((identities, fed))  # kept, lest another tensor gets the same address
-        self._step.num_late += 1
+    def _send(self, fed: Sequence[tuple[str | None, Tensor]], *, training: bool) -> Sequence[LateMicrobatch]:
+        """Send what a forward got to the writer thread."""
+        if not self._pending and not self._step.staged:
+            if training:
+                self._step.mismatches.append("a forward got tokens that the wrapped loader did not yield")
+            return ()
+        like = next(iter(self._pending.values())) if self._pending else None
+        names = {_last_part(name) for name in (like.copies if like else ())}
+        sizes = {math.prod(copy.shape) for copy in like.copies.values()} if like else set()
+        copies = [
+            (name, copy_tensor(tensor, self.pool), _key(tensor))
+            for name, tensor in fed
+            if _could_be_tokens(tensor) or (name and _last_part(name) in names) or tensor.numel() in sizes
+        ]
+        step = self._step
+        step.fed.update({_key(tensor): tensor for _, tensor in fed})
+        step.num_late += 1
         self._num_late += 1
-        like = next((known for known in self._pending if known.could_be(fed[0])), self._pending[0])
-        return _LateForward(self, like, [copy_tensor(tensor, self.pool) for tensor in fed])
+        late = _LateForward(self, step, copies, training=training)
+        step.staged.append(late)
+        return (late,)
 
-    def resolve_late(self, copies: Sequence[HostCopy]) -> Snapshot | None:
-        """On the writer thread: what the forward behind these copies consumed; None for a dry run or a repetition."""
-        fed = [copy.tensor() for copy in copies]
+    def resolve_late(
+        self, step: _Step, copies: Sequence[tuple[str | None, HostCopy, Key]], *, training: bool
+    ) -> list[Consumed]:
+        """On the writer thread: what the forward behind these copies consumed."""
+        fed = [Fed(name, copy.tensor(), key) for name, copy, key in copies]
         with self._lock:
-            self._num_late -= 1
-            pending = list(self._pending)
+            pending = list(self._pending.values())
         for snapshot in pending:
             snapshot.wait()  # without the lock: training must not wait for a device
-            if self._equal([snapshot], fed) is not None:
-                with self._lock:
-                    self._remove(snapshot)
-                    self._begun = True
-                self._late_consumed[snapshot.digest()] = snapshot.number
-                return snapshot
-        if self._begun and not any(tokens_digest(tensor) in self._late_consumed for tensor in fed):
-            raise ExportStopped(
-                "a forward got tokens that the wrapped loader did not yield, so the export would lack them; wrap the "
-                "loader after whatever edits the tokens, or put forwards that train nothing into `with hook.paused():`"
-            )
-        return None
-
-    def end_late_step(self, global_step: int, consumed: Sequence[int], *, trained: bool) -> None:
-        """On the writer thread: all forwards of the step are resolved."""
-        late, self._late_consumed = list(self._late_consumed.values()), {}
-        self._check(global_step, _Step(num_forwards=1), len(consumed) + len(late), trained=trained)
         with self._lock:
-            self._forget_skipped([*consumed, *late])
+            self._num_late -= 1
+            consumed, mismatch = self._account(fed, step)
+            if mismatch is not None and training:
+                step.mismatches.append(mismatch)
+            return consumed
+
+    def end_late_step(self, step: _Step, global_step: int, *, trained: bool) -> None:
+        """On the writer thread: all forwards of the step are resolved."""
+        with self._lock:
+            self._end(step, global_step, trained=trained)
 
 
-def _check_named(snapshot: Snapshot, kwargs: Mapping[str, Any]) -> None:
-    """Cross-check of what the forward got under the loader's name for it."""
-    named = {name: value for name, value in kwargs.items() if isinstance(value, Tensor)}
-    different = snapshot.differing(named)
-    if different is not None:
-        raise ExportStopped(
-            f"the forward got another {different!r} than the loader yielded; wrap the loader after whatever edits it"
-        )
+class _Find(NamedTuple):
+    """again: a forward of this step got it already."""
+
+    found: Found
+    again: bool
+
+
+class _Counted(Consumed):
+    """A micro-batch that was counted for a forward, whatever that got."""
+
+    def __init__(self, found: Found, pool: BufferPool, scopes: TensorScopes, lock: threading.RLock) -> None:
+        super().__init__(found, pool, scopes, lock)
+        self.snapshot = found.snapshots[0]
+
+    def resolve(self) -> list[StagedMicrobatch]:
+        seen = self.snapshot.seen
+        self.counted(seen.resolve(self.snapshot) if isinstance(seen, _LateSeen) else seen)
+        return super().resolve()
+
+
+class _LateSeen:
+    """What a forward got on a device, where micro-batches are counted."""
+
+    def __init__(self, copies: Sequence[tuple[str | None, HostCopy]]) -> None:
+        self._copies = copies
+
+    def resolve(self, snapshot: Snapshot) -> Seen | None:
+        fed = [copy.tensor() for _, copy in self._copies]
+        names = [name for name, _ in self._copies]
+        return _seen_in(snapshot, [Fed(name, tensor, _key(tensor)) for name, tensor in zip(names, fed, strict=True)])
 
 
 class _LateForward:
-    """A forward whose tokens are on their way from a device."""
+    """A forward whose tensors are on their way from a device."""
 
-    def __init__(self, consumption: Consumption, like: Snapshot, copies: Sequence[HostCopy]) -> None:
-        self._consumption, self._copies = consumption, copies
-        self.num_slots = like.num_slots
-        self.size_bytes = like.size_bytes + sum(copy.buffer.nbytes for copy in copies)
+    num_slots = 0
 
-    def resolve(self) -> StagedMicrobatch | None:
-        found = self._consumption.resolve_late(self._copies)
-        for copy in self._copies:
-            self._consumption.pool.give(copy)
-        return None if found is None else found.resolve()
+    def __init__(
+        self,
+        consumption: Consumption,
+        step: _Step,
+        copies: Sequence[tuple[str | None, HostCopy, Key]],
+        *,
+        training: bool,
+    ) -> None:
+        self._consumption, self._step, self._copies, self._training = consumption, step, copies, training
+        self.declared: dict[str, HostCopy] = {}
+        self.size_bytes = sum(copy.buffer.nbytes for _, copy, _ in copies)
+
+    def resolve(self) -> list[StagedMicrobatch]:
+        """What it consumed, as arrays."""
+        consumed = self._consumption.resolve_late(self._step, self._copies, training=self._training)
+        self.release()
+        if consumed:
+            consumed[-1].declared.update(self.declared)
+        return [microbatch for part in consumed for microbatch in part.resolve()]
+
+    def release(self) -> None:
+        """Its copies are not needed any more."""
+        for _, copy, _ in self._copies:
+            if not copy.late:
+                self._consumption.pool.give(copy)
+        self._copies = ()
 
 
 class _EndOfLateStep:
@@ -306,11 +613,114 @@ class _EndOfLateStep:
     num_slots = 0
     size_bytes = 0
 
-    def __init__(self, consumption: Consumption, global_step: int, consumed: Sequence[int], trained: bool) -> None:
-        self._consumption, self._global_step, self._consumed, self._trained = (
-            consumption, global_step, consumed, trained,
-        )  # fmt: skip
+    def __init__(self, consumption: Consumption, step: _Step, global_step: int, trained: bool) -> None:
+        self._consumption, self._step, self._global_step, self._trained = consumption, step, global_step, trained
 
-    def resolve(self) -> StagedMicrobatch | None:
-        self._consumption.end_late_step(self._global_step, self._consumed, trained=self._trained)
+    def resolve(self) -> list[StagedMicrobatch]:
+        self._consumption.end_late_step(self._step, self._global_step, trained=self._trained)
+        return []
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+
+def _check(global_step: int, step: _Step, *, trained: bool) -> None:
+    if step.mismatches:
+        raise Mismatch(
+            f"step {global_step}: {len(step.mismatches)} of {step.num_forwards} forwards got something else than fetched "
+            f"micro-batches, so the record would lack it: {step.mismatches[0]}. {_ADVICE}"
+        )
+    if trained and not step.touched and (step.num_forwards or step.num_fetched):
+        raise Mismatch(
+            f"step {global_step}: expected forwards of fetched micro-batches, found {step.num_forwards} forwards in "
+            f"training mode and {step.num_fetched} fetched; attach to the outermost callable in training mode, "
+            "feed it what hook.wrap(loader) yields, or call hook.consume(n) where no forward sees whole sequences"
+        )
+
+
+def _used_in(step: _Step, array: Array) -> Found | None:
+    """`array` as what forwards of this step got already."""
+    for snapshot in step.consumed:
+        if (found := all_of(snapshot, array)) is not None:
+            return found
+    found = rows_of(list(dict.fromkeys(step.touched)), array, free=False)
+    taken = {id(snapshot) for snapshot in step.consumed}
+    if found is None or any(_use(place) != step.serial and id(place[0]) not in taken for place in found.places):
         return None
+    return found
+
+
+def _use(place: tuple[Snapshot, int]) -> int:
+    snapshot, row = place
+    return 0 if snapshot.uses is None else int(snapshot.uses[row])
+
+
+def _seen_in(snapshot: Snapshot, fed: Sequence[Fed]) -> Seen | None:
+    """How a forward got this micro-batch, if it did."""
+    for each in fed:
+        if not each.is_tokens or (found := all_of(snapshot, as_array(each.tensor))) is None:
+            continue
+        part = Consumed(found, BufferPool(), TensorScopes({}), threading.RLock())
+        part.tied(each.tensor)
+        names = [name for name in snapshot.copies if name != snapshot.name]
+        arrays = [as_array(other.tensor) for other in fed]
+        seen = [name for name in names if any(in_other_form(part.value(name), array) for array in arrays)]
+        return Seen(part.matched or Matched.WHOLE, part.relation, seen)
+    return None
+
+
+def _is_tensor_of(part: Consumed, fed: Fed) -> bool:
+    """Whether it is another tensor of the same rows, by its name or by what it holds, or their tokens in another form."""
+    names = list(part.found.snapshots[0].copies)
+    if fed.name is not None and _last_part(fed.name) in {_last_part(name) for name in names}:
+        return True
+    array = as_array(fed.tensor)
+    return any(in_other_form(part.value(name), array) for name in names if part.is_of_rows(name))
+
+
+def _compare_others(part: Consumed, fed: Sequence[Fed], pool: BufferPool, *, alone: bool) -> None:
+    """Labels, masks, positions: what of them the forward got, and what it got under their names instead."""
+    first = part.found.snapshots[0]
+    unseen = []
+    known = {_last_part(name) for name in first.copies}
+    for name in first.copies:
+        if name == first.name:
+            continue
+        source = first.sources.get(name)
+        own = [each for each in fed if _is_named(each, name) or each.tensor is source]
+        own = own or [each for each in fed if each.name is None or _last_part(each.name) not in known]
+        by_name = any(_is_named(each, name) or each.tensor is source for each in own)
+        if part.is_of_rows(name) and any(in_other_form(part.value(name), as_array(each.tensor)) for each in own):
+            continue
+        if by_name and alone and part.may_replace(name, own[0].tensor):
+            part.replaced[name] = copy_tensor(own[0].tensor, pool)
+        else:
+            unseen.append(name)
+    part.unseen = unseen
+
+
+def _is_named(fed: Fed, name: str) -> bool:
+    return fed.name is not None and _last_part(fed.name) == _last_part(name)
+
+
+def _could_be_tokens(tensor: Tensor) -> bool:
+    return (
+        tensor.ndim > 0
+        and tensor.numel() > 0
+        and not tensor.is_floating_point()
+        and not tensor.is_complex()
+        and tensor.dtype is not torch.bool
+    )
+
+
+def _key(tensor: Tensor) -> Key:
+    return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version, tensor.shape
+
+
+def _last_part(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _row_hashes(rows: Array) -> set[int]:
+    """Of the first tokens of each row, to say later that it was one of these."""
+    return {hash(row.tobytes()) for row in np.ascontiguousarray(rows[:, :_HASHED], np.int64)}

@@ -44,6 +44,7 @@ from train_hooks.row_builder import (
 __all__ = ["Exporter", "ExporterOptions", "LateMicrobatch", "StagedMicrobatch"]
 
 _STEP_BYTES = 1024
+_DROPPED = "the queue was full and the exporter was told to drop"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +52,8 @@ class ExporterOptions:
     """Limits of the queue and of group commit. One sync serves at most `group_bytes` of staged memory.
 
     max_step_bytes: what one step may stage before it is committed. A training that never commits stops there.
+    max_fetched_bytes: copies of micro-batches that were fetched ahead of their forwards. Beyond it the oldest are set aside
+    as skipped, and a forward that gets one of these is an error.
     """
 
     max_queue_bytes: int = 64 << 20
@@ -60,6 +63,7 @@ class ExporterOptions:
     when_full: Literal["block", "drop"] = "block"
     roll_size_bytes: int = 1 << 30
     max_step_bytes: int = 2 << 30
+    max_fetched_bytes: int = 256 << 20
 
 
 class Exporter:
@@ -74,9 +78,12 @@ class Exporter:
         secret: bytes,
         options: ExporterOptions | None = None,
         documents: DocumentResolver | None = None,
+        *,
+        gaps: bool = False,
     ) -> None:
+        """gaps: whether a step that mismatches is written without its rows, and is no error."""
         self._writer, self._run, self._attempt, self._dp_rank = writer, run, attempt, dp_rank
-        self._builder = RowBuilder(run, attempt, dp_rank, secret, documents=documents)
+        self._builder = RowBuilder(run, attempt, dp_rank, secret, documents=documents, gaps=gaps)
         self._options = options or ExporterOptions()
         self._staged: list[StagedMicrobatch | LateMicrobatch] = []
         self._staged_bytes = 0
@@ -141,8 +148,11 @@ class Exporter:
         *,
         status: StepStatus = StepStatus.APPLIED,
         metrics: Mapping[str, float] | None = None,
+        gap: str | None = None,
     ) -> None:
         """End a step. Steps follow one another by 1 from the resume step. Raises InputError, ExportStopped.
+
+        gap: why it is to be written without its rows.
 
         After an InputError nothing has happened: what was staged is still staged.
         """
@@ -159,7 +169,9 @@ class Exporter:
         for microbatch in self._staged:
             size_bytes += microbatch.size_bytes
         status = status if type(status) is StepStatus else StepStatus(status)
-        step = CommitRequest(global_step, status, self._staged, values, time.time(), size_bytes)
+        if gap is not None:
+            self._dropped.add(global_step)
+        step = CommitRequest(global_step, status, self._staged, values, time.time(), size_bytes, gap)
         self._staged = []
         self._staged_bytes = 0
         self._committed_step = global_step
@@ -254,7 +266,7 @@ class Exporter:
                 return
             if options.when_full == "drop":
                 self._dropped.add(step.global_step)
-                self._enqueue(step._replace(dropped=True, size_bytes=_STEP_BYTES))
+                self._enqueue(step._replace(gap=_DROPPED, size_bytes=_STEP_BYTES))
                 return
             self._wanted = True
             self._changed.notify_all()

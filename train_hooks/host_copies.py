@@ -41,6 +41,21 @@ class HostCopy:
     address: int = 0
     numel: int = 0
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the tensor."""
+        return torch.int64 if self.narrowed else self.buffer.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the tensor."""
+        return tuple(self.buffer.shape) if self.view is None else self.view[0]
+
+    @property
+    def late(self) -> bool:
+        """Whether a device may still write to it."""
+        return self.wait is not None
+
     def tensor(self) -> Tensor:
         """The copied tensor; waits for a device's copy."""
         values = self.values()

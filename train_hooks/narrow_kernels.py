@@ -20,12 +20,11 @@ class Kernels(NamedTuple):
     """The compiled passes.
 
     narrow: (address of i64 [n], address of i32 [n], n) → 0 if the target holds the values, else the target is worthless.
-    alike: (address of i64 [rows, columns], address of i32 [rows, columns], rows, columns, step ≥ 1) → whether columns 0,
-    step, 2·step … hold the same values.
+    same: (address of i64 [n], address of i32 [n], n) → whether both hold the same values.
     """
 
     narrow: Callable[[int, int, int], int]
-    alike: Callable[[int, int, int, int, int], bool]
+    same: Callable[[int, int, int], bool]
 
 
 @functools.cache
@@ -46,17 +45,15 @@ def kernels() -> Kernels:
             small[i] = np.int32(value)
         return bits >> 31
 
-    @njit(types.boolean(number, number, number, number, number))
-    def alike(source: int, target: int, rows: int, columns: int, step: int) -> bool:
-        size = rows * columns
+    @njit(types.boolean(number, number, number))
+    def same(source: int, target: int, size: int) -> Any:
         wide, small = carray(i64(source), size, np.int64), carray(i32(target), size, np.int32)
-        for row in range(rows):
-            for i in range(row * columns, (row + 1) * columns, step):
-                if wide[i] != small[i]:
-                    return False
-        return True
+        bits = np.int64(0)
+        for i in range(size):
+            bits |= wide[i] ^ np.int64(small[i])
+        return bits == 0
 
-    return Kernels(narrow, alike)
+    return Kernels(narrow, same)
 
 
 def _pointer_to(element: Any) -> Any:

@@ -5,6 +5,7 @@ The exporter's writer thread drives it; so does the simulated job of the tests, 
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from train_hooks.documents import DocumentResolver, PartResolver
 from train_hooks.export_format.acknowledgement import AckKind
-from train_hooks.export_format.errors import InputError, RowError
+from train_hooks.export_format.errors import InputError, Mismatch, RowError
 from train_hooks.export_format.frames import Frame, FrameMaker
 from train_hooks.export_format.records import (
     AttemptInfo,
@@ -99,8 +100,11 @@ class LateMicrobatch(Protocol):
     num_slots: int
     size_bytes: int
 
-    def resolve(self) -> StagedMicrobatch | None:
-        """On the writer thread, once, in the order of staging: the micro-batch; None where there was none after all."""
+    def resolve(self) -> list[StagedMicrobatch]:
+        """On the writer thread, once, in the order of staging: the micro-batches, as often none or one as several.
+
+        Raises Mismatch where they are not what the forward got.
+        """
 
 
 Staged = StagedMicrobatch | LateMicrobatch
@@ -178,9 +182,10 @@ def note_of(global_step: int, records: tuple[StepRecord, ...]) -> CommittedStep:
     )
 
 
-def gap_of(step: CommittedStep, reason: str) -> CommittedStep:
-    """The same step without its rows, and the record that says so."""
-    num_rows = sum(microbatch.num_slots for microbatch in step.microbatches)
+def gap_of(step: CommittedStep, reason: str, num_rows: int | None = None) -> CommittedStep:
+    """The same step without its rows, and the record that says so. num_rows: how many, where it is known better."""
+    if num_rows is None:
+        num_rows = sum(microbatch.num_slots for microbatch in step.microbatches)
     gap = StepRecord(
         global_step=step.global_step, kind="gap", unix_time_s=time.time(), values={"num_rows": num_rows}, text=reason
     )
@@ -199,7 +204,7 @@ class CommitRequest(NamedTuple):
     metrics: dict[str, float] | None
     unix_time_s: float
     size_bytes: int
-    dropped: bool = False
+    gap: str | None = None
 
     def step(self) -> CommittedStep:
         """What the row builder takes."""
@@ -208,11 +213,11 @@ class CommitRequest(NamedTuple):
             kind=AckKind.STEP, global_step=self.global_step, status=self.status,
             microbatches=tuple(self.microbatches), records=records, size_bytes=self.size_bytes,
         )  # fmt: skip
-        return gap_of(step, "the queue was full and the exporter was told to drop") if self.dropped else step
+        return step if self.gap is None else gap_of(step, self.gap)
 
 
 class RowBuilder:
-    """Makes the frames of one dp_rank of one attempt."""
+    """Makes the frames of one dp_rank of one attempt. gaps: whether a step that mismatches becomes a gap."""
 
     def __init__(
         self,
@@ -222,17 +227,25 @@ class RowBuilder:
         secret: bytes,
         *,
         documents: DocumentResolver | None = None,
+        gaps: bool = False,
         pause_s: float = _PAUSE_S,
     ) -> None:
         self._run, self._make = run, FrameMaker(attempt, dp_rank, secret)
-        self._documents, self._pause_s = documents, pause_s
+        self._documents, self._gaps, self._pause_s = documents, gaps, pause_s
         self._dtype = np.dtype(run.token_dtype)
 
     def frame(self, step: CommittedStep) -> Frame:
-        """The frame of a step. Raises RowError for a token or segment that the run cannot hold."""
-        for dropped in step.dropped:
-            _release(_resolved(dropped))
-        microbatches = [found for staged in step.microbatches if (found := _resolved(staged)) is not None]
+        """The frame of a step. Raises RowError for a token or segment that the run cannot hold, Mismatch."""
+        microbatches, mismatch = _resolved(step.dropped or step.microbatches)
+        if mismatch is not None and not (self._gaps or step.dropped):
+            raise mismatch
+        if mismatch is not None and not step.dropped:
+            step = gap_of(step, str(mismatch), sum(microbatch.num_slots for microbatch in microbatches))
+            warnings.warn(f"written as a gap, without its rows: {mismatch}", stacklevel=2)
+        if step.dropped:
+            for microbatch in microbatches:
+                _release(microbatch)
+            microbatches = []
         filled = [microbatch for microbatch in microbatches if microbatch.num_slots]
         rows = tuple(row for index, microbatch in enumerate(filled) for row in self._rows(step, index, microbatch))
         for microbatch in microbatches:
@@ -340,12 +353,20 @@ def _tensors_of(
         )  # fmt: skip
 
 
-def _resolved(staged: Staged) -> StagedMicrobatch | None:
-    return staged if isinstance(staged, StagedMicrobatch) else staged.resolve()
+def _resolved(all_staged: Sequence[Staged]) -> tuple[list[StagedMicrobatch], Mismatch | None]:
+    """The micro-batches of a step, and why they are not all."""
+    found: list[StagedMicrobatch] = []
+    mismatch = None
+    for staged in all_staged:
+        try:
+            found += [staged] if isinstance(staged, StagedMicrobatch) else staged.resolve()
+        except Mismatch as error:
+            mismatch = mismatch or error
+    return found, mismatch
 
 
-def _release(microbatch: StagedMicrobatch | None) -> None:
-    if microbatch is not None and microbatch.release is not None:
+def _release(microbatch: StagedMicrobatch) -> None:
+    if microbatch.release is not None:
         microbatch.release()
 
 

@@ -1,11 +1,12 @@
 """The hook's own copy of a micro-batch, taken as it is fetched: loaders reuse buffers, trainers edit batches in place.
 
-It also remembers which tensors it was taken from, so that a forward's tensors can be recognised without comparing them.
+It also remembers which tensors it was taken from, so that a forward's tensors can be recognised and compared where they
+live.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,229 +14,187 @@ import torch
 from torch import Tensor
 
 from train_hooks.batches import NamedTensors
-from train_hooks.export_format.records import Evidence, Matched, Segment
+from train_hooks.export_format.records import Matched, Segment
 from train_hooks.export_format.tensors import bits_dtype
-from train_hooks.exporter import StagedMicrobatch
 from train_hooks.host_copies import BufferPool, HostCopy, copy_narrowed, copy_tensor
-from train_hooks.tensor_scopes import TensorScopes
 
-__all__ = ["Snapshot", "tokens_digest"]
+__all__ = ["Columns", "Snapshot", "as_array", "equal_bits", "torch_dtype"]
 
 Array = npt.NDArray[np.generic]
-_SAMPLES = 2  # of each sequence
-_UNCOUNTED = -1  # the version of a tensor of inference mode
+Columns = slice | Sequence[int] | None
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _identity(tensor: Tensor) -> tuple[int, int]:
-    """Which tensor this is and how often it was changed. Holds for as long as somebody keeps the tensor."""
-    return tensor.data_ptr(), _UNCOUNTED if tensor.is_inference() else tensor._version
 
 
 class Snapshot:
     """One fetched micro-batch: the trainer's tensors, to know them again, and our copies of them.
 
-    Implements `LateMicrobatch`: the arrays are made on the writer thread.
+    address: where the trainer's tokens were. columns: what the forward gets of each row; None: all of it.
+    documents_only: its tensors are not recorded, since the forward's are. uses: for each row 0 while it is free, else a
+    number of the step that consumed it; None while all are free. seen: how a forward got it, where micro-batches are
+    counted. holders: how many still need the copies.
     """
 
     __slots__ = (
-        "_array", "_copies", "_identities", "_pool", "_refreshed", "_sample_index", "_sample_start", "_scopes",
-        "_segments", "_shape", "evidence", "matched", "name",
-        "num_slots", "number", "relation", "sequence_length", "size_bytes", "sources",
+        "_array", "_pool", "_sample_index", "_sample_start", "_segments", "_shapes", "address", "by_id",
+        "columns", "copies", "documents_only", "holders", "name", "num_slots", "number", "seen", "sequence_length",
+        "size_bytes", "sources", "uses",
     )  # fmt: skip
 
-    def __init__(self, batch: NamedTensors, pool: BufferPool, scopes: TensorScopes | None = None) -> None:
+    def __init__(
+        self, batch: NamedTensors, pool: BufferPool, columns: Columns = None, *, documents_only: bool = False
+    ) -> None:
         self.number = 0
-        self.evidence: Evidence | None = None  # None: as the attempt's defaults say
-        self.matched: Matched | None = None
-        self.relation: str | None = None
-        self._refreshed: list[str] = []
-        self._scopes = scopes or TensorScopes({})
         self.name, tensors, segments, index, start = batch
+        if documents_only:
+            tensors = {self.name: tensors[self.name]}
         self.sources: Mapping[str, Tensor] = tensors
-        self._shape = tensors[self.name].shape
-        self.num_slots, self.sequence_length = self._shape
+        self.columns, self.documents_only = columns, documents_only
+        self.num_slots, self.sequence_length = tensors[self.name].shape
         self._pool = pool
         self._array: Array | None = None
+        self.address = tensors[self.name].data_ptr()
+        self.uses: npt.NDArray[np.int64] | None = None
+        self.seen: Any = None
+        self.holders = 1
         self._segments: tuple[tuple[Segment, ...], ...] = ()
         if segments is not None:
             self._segments = tuple(tuple(of_slot) for of_slot in segments)
         self._sample_index = copy_tensor(index, pool) if isinstance(index, Tensor) else index
         self._sample_start = start if start is None or not isinstance(start, Tensor) else copy_tensor(start, pool)
-        self._identities = {name: _identity(tensor) for name, tensor in tensors.items()}
-        self._copies = _copy_all(tensors, pool)
+        self.copies = _copy_all(tensors, pool)
         size_bytes = 256 * self.num_slots
-        for copy in self._copies.values():
-            size_bytes += copy.buffer.nbytes
+        self._shapes, self.by_id = {}, {}
+        for name, tensor in tensors.items():
+            self._shapes[name] = tensor.shape
+            self.by_id[id(tensor)] = name
+            size_bytes += self.copies[name].buffer.nbytes
         self.size_bytes = size_bytes
 
     @property
     def on_cpu(self) -> bool:
         """Whether the tokens can be looked at without waiting for a device."""
-        return self._copies[self.name].wait is None
+        return self.copies[self.name].wait is None
 
-    def could_be(self, fed: Tensor) -> bool:
-        """Whether `fed` has the shape of the tokens, of them flattened, or of all but the last of each sequence."""
-        if fed.numel() == self.num_slots * self.sequence_length:
-            return True
-        return self.sequence_length > 1 and fed.shape == (self.num_slots, self.sequence_length - 1)
+    def holds(self, names: Sequence[str]) -> bool:
+        """Whether the trainer's tensors of these names, on the CPU, still are what was copied: all bytes compared."""
+        compared: Tensor | None = None
+        for name in names:
+            source, copy = self.sources[name], self.copies[name]
+            if source.shape != self._shapes[name]:
+                return False  # given other memory by `set_` or `data`
+            if not copy.narrowed:
+                if not equal_bits(copy.tensor(), source):
+                    return False
+            elif copy.view is None:
+                if not self._pool.kernels.same(source.data_ptr(), copy.address, copy.numel):
+                    return False
+            elif copy.buffer is not compared:  # one storage of several views, compared at once
+                storage = source.untyped_storage()
+                fits = storage.nbytes() == copy.numel * 8 and source.stride() == copy.view[1]
+                if fits and self._pool.kernels.same(storage.data_ptr(), copy.address, copy.numel):
+                    compared = copy.buffer
+                elif not equal_bits(copy.tensor(), source):
+                    return False
+        return True
 
-    def same_tensor(self, fed: Tensor, *, changed: bool = False) -> bool:
-        """Whether `fed` is the very tensor that was fetched, unchanged as far as torch knows (or `changed` since)."""
-        pointer, version = self._identities[self.name]
-        if fed.data_ptr() != pointer:
-            return False
-        source = self.sources[self.name]
-        if fed.dtype != source.dtype or fed.device != source.device:
-            return False
-        return changed or fed.is_inference() or fed._version == version
-
-    def is_untouched(self) -> bool:
-        """Fast and sure only if True: nothing of the micro-batch was changed since it was fetched."""
-        name, identities = self.name, self._identities
-        source = self.sources[name]
-        address = source.data_ptr()
-        if address != identities[name][0] or source.shape != self._shape:
-            return False  # given other memory by `set_` or `data`
-        for other_name, other in self.sources.items():
-            version = identities[other_name][1]
-            if version == _UNCOUNTED or other._version != version:
-                return False
-        copy = self._copies[name]
-        if copy.narrowed and copy.view is None:
-            step = self.sequence_length // _SAMPLES or 1
-            return self._pool.kernels.alike(address, copy.address, self.num_slots, self.sequence_length, step)
-        return type(source) is Tensor and source.is_cpu and source.layout is torch.strided and self.looks_like(source)
-
-    def looks_like(self, fed: Tensor) -> bool:
-        """Whether a few tokens of each sequence are those of `fed`, which `could_be` it, on the CPU."""
-        ours, theirs = self._arrays(fed)
-        step = ours.shape[1] // _SAMPLES or 1
-        if ours.dtype == theirs.dtype:
-            return ours[:, ::step].tobytes() == theirs[:, ::step].tobytes()
-        return bool((ours[:, ::step] == theirs[:, ::step]).all())
-
-    def equals(self, fed: Tensor) -> bool:
-        """Whether all tokens are those of `fed`, which `could_be` it, on the CPU."""
-        ours, theirs = self._arrays(fed)
-        return bool(np.array_equal(ours, theirs))
-
-    def _arrays(self, fed: Tensor) -> tuple[Array, Array]:
-        if self._array is None:
-            self._array = self._copies[self.name].values().numpy()
-        ours, theirs = self._array, fed.numpy()
-        if theirs.shape == ours.shape:
-            return ours, theirs
-        if theirs.size == ours.size:
-            return ours, theirs.reshape(ours.shape)
-        return ours[:, : theirs.shape[1]], theirs
-
-    def refresh(self, fed: Sequence[object]) -> None:
-        """Copy again what the trainer changed in place between fetch and forward, where the forward got it."""
-        for name, (pointer, version) in self._identities.items():
-            source = self.sources[name]
-            if source.is_inference() or source._version == version:
-                continue
-            given = [value for value in fed if isinstance(value, Tensor) and value.device == source.device]
-            same = [tensor for tensor in given if tensor.data_ptr() == pointer]
-            if same:
-                self.copy_again(name)
-            if any(tensor.shape == source.shape and tensor.stride() == source.stride() for tensor in same):
-                self._refreshed.append(name)
-
-    def counted(self) -> None:
-        """A forward was counted for it, and what it got was not seen."""
-        self.evidence, self.matched, self.relation = Evidence.LOADER, Matched.COUNT, None
-
-    def fed_as(self, fed: Tensor) -> None:
-        """The forward got its tokens as `fed`, which is equal to them: keep in what the two differ."""
-        if fed is self.sources.get(self.name):
-            return
-        source = self._copies[self.name]
-        dtype = torch.int64 if source.narrowed else source.buffer.dtype
-        found = [f"dtype {str(fed.dtype).removeprefix('torch.')}"] if fed.dtype != dtype else []
-        if fed.shape == (self.num_slots, self.sequence_length - 1):
-            self.matched = Matched.SLICE
-            found.append("[:, :-1]")
-        elif fed.shape != self._shape:
-            found.append("flatten" if fed.ndim == 1 else f"shape {list(fed.shape)}")
-        self.relation = "; ".join(found) or None
-
-    def copy_again(self, name: str) -> None:
-        """Replace our copy of a tensor, and of those that share its memory, by one of what the trainer's holds now."""
-        old = self._copies[name]
-        sharing = {other: self.sources[other] for other, copy in self._copies.items() if copy.buffer is old.buffer}
+    def copy_again(self) -> None:
+        """Replace our copies of what the trainer changed since by copies of what its tensors hold now."""
+        changed = {name: source for name, source in self.sources.items() if source.is_cpu and not self.holds([name])}
+        buffers = [self.copies[name].buffer for name in changed]
+        sharing = {
+            name: self.sources[name]
+            for name, copy in self.copies.items()
+            if any(copy.buffer is buffer for buffer in buffers)
+        }
+        old = [copy for copy in _distinct(self.copies) if any(copy.buffer is buffer for buffer in buffers)]
+        self.copies.update(_copy_all(sharing, self._pool))
+        for copy in old:
+            if copy.wait is None:  # else a device may still write to it
+                self._pool.give(copy)
+        tokens = self.sources[self.name]
         self._array = None
-        self._copies.update(_copy_all(sharing, self._pool))
-        if old.wait is None:  # else a device may still write to it
-            self._pool.give(old)
-        self._identities[name] = _identity(self.sources[name])
+        self.num_slots, self.sequence_length = tokens.shape
+        self._shapes = {name: source.shape for name, source in self.sources.items()}
 
-    def differing(self, named: Mapping[str, Tensor]) -> str | None:
-        """Name of the first of `named` (CPU) that is one of ours by name and shape, and differs in its bytes."""
-        for name, fed in named.items():
-            copy = self._copies.get(name)
-            source = self.sources.get(name)
-            if copy is None or source is None or not fed.is_cpu or fed.shape != source.shape:
-                continue
-            if not np.array_equal(_bits(copy.tensor()), _bits(fed.detach().to(source.dtype))):
-                return name
-        return None
+    def tokens(self) -> Array:
+        """Integers [num_slots, sequence_length]; waits for a device's copy. Whoever keeps them keeps a holder."""
+        if self._array is None:
+            self._array = self.copies[self.name].values().numpy()
+        return self._array
+
+    def given_tokens(self) -> Array:
+        """Of the tokens the columns that the forward gets."""
+        return self.tokens() if self.columns is None else self.tokens()[:, self.columns]
+
+    def tensor(self, name: str) -> Tensor:
+        """Our copy of one of its tensors, in the dtype that it had; waits for a device's copy."""
+        return self.copies[name].tensor()
 
     def wait(self) -> None:
         """Until the tokens are in CPU memory. For the writer thread."""
-        self._copies[self.name].tensor()
+        if self.copies:
+            self.tokens()
 
-    def digest(self) -> bytes:
-        """Of the tokens as int64, to know them again when our copy is gone."""
-        return tokens_digest(self._copies[self.name].tensor())
+    def free_rows(self) -> npt.NDArray[np.bool_]:
+        """Which rows no forward has got yet."""
+        return np.ones(self.num_slots, bool) if self.uses is None else self.uses == 0
+
+    def segments(self, rows: Sequence[int] | None, length: int) -> tuple[tuple[Segment, ...], ...] | None:
+        """The documents of these rows (None: of all), cut to `length` tokens; None where they are unknown."""
+        if not self._segments:
+            return None
+        chosen = self._segments if rows is None else tuple(self._segments[row] for row in rows)
+        return chosen if length >= self.sequence_length else tuple(_cut(of_slot, length) for of_slot in chosen)
+
+    def sample_index(self, rows: Sequence[int] | None) -> list[int] | None:
+        """The sample of each of these rows (None: of all), where the loader said it."""
+        return _integers(self._sample_index, rows)
+
+    def sample_start(self, rows: Sequence[int] | None) -> list[int] | None:
+        """Where each of these rows (None: all) begins in its sample."""
+        return _integers(self._sample_start, rows)
 
     def forget_sources(self) -> None:
         """Let go of the trainer's tensors."""
-        self.sources = {}
+        self.sources, self.by_id = {}, {}
 
-    def resolve(self) -> StagedMicrobatch:
-        """The micro-batch as arrays. Called once, on the writer thread."""
-        tensors: dict[str, Array] = {}
-        batch_tensors: dict[str, Array] = {}
-        dtypes: dict[str, str] = {}
-        for name, copy in self._copies.items():
-            if name == self.name:
-                continue
-            tensor = copy.tensor()
-            if _has_numpy(tensor.dtype):
-                value = tensor.numpy()
-            else:
-                value, dtypes[name] = _bits(tensor), str(tensor.dtype).removeprefix("torch.")
-            whole = self._scopes.is_whole(name, value, self.num_slots, self.sequence_length)
-            (batch_tensors if whole else tensors)[name] = value
-        return StagedMicrobatch(
-            tokens=self._copies[self.name].tensor().numpy(),
-            tensors=tensors,
-            batch_tensors=batch_tensors,
-            segments=self._segments,
-            sample_index=_integers(self._sample_index),
-            sample_start=_integers(self._sample_start),
-            dtypes=dtypes,
-            evidence=self.evidence,
-            matched=self.matched,
-            relation=self.relation,
-            tensor_evidence=dict.fromkeys(self._refreshed, Evidence.FORWARD),
-            tokens_key=self.name,
-            release=self._release,
-        )
-
-    def _release(self) -> None:
-        copies = {id(copy.buffer): copy for copy in self._copies.values()}
-        self._copies = {}
-        for copy in copies.values():
-            self._pool.give(copy)
+    def drop(self) -> None:
+        """One holder less; without any, the memory of the copies goes back to the pool. Under the lock of the consumption."""
+        self.holders -= 1
+        if self.holders:
+            return
+        copies, self.copies, self._array = self.copies, {}, None
+        for copy in _distinct(copies):
+            if copy.wait is None:
+                self._pool.give(copy)
 
 
-def _integers(of_slots: HostCopy | Sequence[int] | None) -> list[int] | None:
+class Seen:
+    """How a forward got a micro-batch that is counted. tensors: names of those that it was seen to get."""
+
+    __slots__ = ("matched", "relation", "tensors")
+
+    def __init__(self, matched: Matched, relation: str | None, tensors: Sequence[str]) -> None:
+        self.matched, self.relation, self.tensors = matched, relation, tensors
+
+
+def _distinct(copies: Mapping[str, HostCopy]) -> list[HostCopy]:
+    return list({id(copy.buffer): copy for copy in copies.values()}.values())
+
+
+def _cut(of_slot: tuple[Segment, ...], length: int) -> tuple[Segment, ...]:
+    return tuple(
+        segment if segment.start + segment.length <= length else replace(segment, length=length - segment.start)
+        for segment in of_slot
+        if segment.start < length
+    )
+
+
+def _integers(of_slots: HostCopy | Sequence[int] | None, rows: Sequence[int] | None) -> list[int] | None:
     if of_slots is None:
         return None
-    return [int(value) for value in (of_slots.tensor().tolist() if isinstance(of_slots, HostCopy) else of_slots)]
+    values = of_slots.tensor().tolist() if isinstance(of_slots, HostCopy) else of_slots
+    return [int(values[row]) for row in (range(len(values)) if rows is None else rows)]
 
 
 def _copy_all(tensors: Mapping[str, Tensor], pool: BufferPool) -> dict[str, HostCopy]:
@@ -276,15 +235,29 @@ def _copy_storage(views: Mapping[str, Tensor], pool: BufferPool) -> dict[str, Ho
     }
 
 
-def tokens_digest(tokens: Tensor) -> bytes:
-    """32 bytes for tokens on the CPU, whatever their integer dtype."""
-    return hashlib.sha256(np.ascontiguousarray(tokens.numpy().astype(np.int64, copy=False)).data).digest()
+def torch_dtype(tensor: Tensor) -> str | None:
+    """The name of a dtype that numpy lacks, else None."""
+    name = str(tensor.dtype).removeprefix("torch.")
+    return None if bits_dtype(name) is None else name
 
 
-def _has_numpy(dtype: torch.dtype) -> bool:
-    return bits_dtype(str(dtype).removeprefix("torch.")) is None
+def as_array(tensor: Tensor) -> Array:
+    """A tensor on the CPU as numpy has it; of a dtype that numpy lacks, its bits."""
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    return tensor.numpy() if torch_dtype(tensor) is None else _bits(tensor)
+
+
+def equal_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors on the CPU have one dtype, one shape and the same bits."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    if other.layout is not torch.strided:
+        other = other.to_dense()
+    return bool(np.array_equal(_bits(one), _bits(other)))
 
 
 def _bits(tensor: Tensor) -> Array:
-    bits = tensor.contiguous()
+    bits = tensor.detach().resolve_conj().resolve_neg().contiguous()
+    if bits.is_complex():
+        bits = torch.view_as_real(bits) if bits.dtype is not torch.complex32 else bits
     return bits.view(_BITS.get(bits.element_size(), torch.uint8)).numpy()

@@ -18,24 +18,27 @@ SIGTERM: see `termination`. It needs an `attach` on the main thread.
 """
 
 import contextlib
+import fnmatch
 import functools
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from train_hooks.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
-from train_hooks.batches import TokensSelector, name_tensors, without_metadata
+from train_hooks.batches import TokensSelector, name_tensors, parameter_names, without_metadata
 from train_hooks.collectives import on_every_rank, on_first_rank, ranks_agree
 from train_hooks.consumption import Consumption
 from train_hooks.documents import DocumentResolver
 from train_hooks.election import elect, mesh_of
 from train_hooks.export_format.barriers import write_barrier
-from train_hooks.export_format.errors import ExportStopped, InputError, KisekiError
+from train_hooks.export_format.errors import ExportStopped, InputError, KisekiError, Mismatch
 from train_hooks.export_format.filesystem import OsFileSystem
 from train_hooks.export_format.paths import ExportPaths
 from train_hooks.export_format.reader import RunReader
@@ -50,8 +53,9 @@ from train_hooks.export_format.records import (
 from train_hooks.export_format.writer import RankWriter
 from train_hooks.exporter import Exporter, ExporterOptions
 from train_hooks.narrow_kernels import kernels
+from train_hooks.optimizer_steps import OptimizerSteps
 from train_hooks.row_builder import unfit_shape
-from train_hooks.snapshots import Snapshot
+from train_hooks.snapshots import Columns, Snapshot
 from train_hooks.tagged_loader import TaggedLoader, tagged
 from train_hooks.termination import watch_sigterm
 from train_hooks.tokenizer_check import check_tokenizer
@@ -59,8 +63,8 @@ from train_hooks.writer_rank import WriterRank
 
 __all__ = ["ExportHook"]
 
-_SEEN = EvidenceDefaults(evidence=Evidence.FORWARD, tensor_evidence=Evidence.LOADER, matched=Matched.WHOLE)
-"""Of rows that a forward was seen to get. Their other tensors are the loader's, unless the forward got them changed."""
+_SEEN = EvidenceDefaults(evidence=Evidence.FORWARD, tensor_evidence=Evidence.FORWARD, matched=Matched.WHOLE)
+"""Of rows and tensors that a forward was seen to get; of others it is said where they stand."""
 _TRAINED = (StepStatus.APPLIED, StepStatus.SKIPPED_UPDATE)
 
 
@@ -73,14 +77,24 @@ class ExportHook:
         attempt: AttemptInfo,
         rank: WriterRank,
         exporter: Exporter | None,
-        cross_check_every: int,
         run_dir: Path,
+        *,
+        options: ExporterOptions,
+        gaps: bool = False,
     ) -> None:
         self.run, self.attempt, self.rank = run, attempt, rank
         self._paths = ExportPaths(run_dir)
         self._exporter = exporter
-        self._cross_check_every = cross_check_every
-        self._consumption = Consumption(attempt.tensor_scopes)
+        self._gaps = gaps
+        self._consumption = Consumption(
+            attempt.tensor_scopes, max_fetched_bytes=options.max_fetched_bytes, may_hold=run.may_hold
+        )
+        self._on_cuda = torch.cuda.is_available()
+        self._optimizers: OptimizerSteps | None = None
+        self._told_of_skips = False
+        self._by_hand = False
+        self._records: set[str] = set()
+        self._mismatch: Mismatch | None = None
         self._handle: Any = None
         self._paused = False
         self._committed_step = attempt.resume_step
@@ -104,7 +118,7 @@ class ExportHook:
         mesh: Any = None,
         data_axes: Sequence[str] | None = None,
         options: ExporterOptions | None = None,
-        cross_check_every: int = 0,
+        on_mismatch: Literal["stop", "gap"] = "stop",
         documents: DocumentResolver | None = None,
         shorter_rows: bool = False,
         microbatch_tensors: Sequence[str] = (),
@@ -115,14 +129,17 @@ class ExportHook:
         when the model checkpoint was written, None for a start from step 0. mesh: DeviceMesh with named axes over all
         processes, where ranks share data (tp, cp, pp); by default the mesh of the model's parameters if it has such
         axes, else every rank has its own data. data_axes: axes of the mesh whose ranks have their own data, if the
-        names do not tell. cross_check_every: every so many steps, compare every byte of what the forward gets
-        (tokens, and tensors given by the loader's name) with what the loader yielded, and stop on a difference.
+        names do not tell. on_mismatch: what becomes of a step whose forwards got something else than fetched
+        micro-batches: `stop` raises Mismatch, `gap` writes it without its rows, says so in the record, and warns.
         documents: finds, on the writer thread, the documents of sequences for which the loader gives a sample_index
         alone. shorter_rows: micro-batches may be shorter than sequence_length, for trainers whose sequences grow;
         otherwise a micro-batch of another length is an error. microbatch_tensors: names of tensors that belong to the
         micro-batch as a whole and not to its rows, such as `cu_seqlens`; of others the first micro-batch decides, and
         all later ones must fit. Raises InputError or ExportStopped on every rank when one of them cannot start.
         """
+        if on_mismatch not in ("stop", "gap"):
+            raise InputError(f"on_mismatch: expected 'stop' or 'gap', found {on_mismatch!r}")
+        options = options or ExporterOptions()
         spec = RunSpec(
             sequence_length=sequence_length,
             vocab_size=vocab_size,
@@ -136,9 +153,12 @@ class ExportHook:
         )
         rank = elect(mesh_of(model) if mesh is None else mesh, data_axes)
         run, attempt = on_first_rank(lambda: _claim(Path(run_dir), spec, rank.num_writers, resume, microbatch_tensors))
-        exporter = on_every_rank(lambda: _exporter(Path(run_dir), run, attempt, rank, options, documents))
-        hook = cls(run, attempt, rank, exporter, cross_check_every, Path(run_dir))
+        gaps = on_mismatch == "gap"
+        exporter = on_every_rank(lambda: _exporter(Path(run_dir), run, attempt, rank, options, documents, gaps=gaps))
+        hook = cls(run, attempt, rank, exporter, Path(run_dir), options=options, gaps=gaps)
         hook.listen(model)
+        if exporter is not None:
+            hook._optimizers = OptimizerSteps(model)
         return hook
 
     def __enter__(self) -> Self:
@@ -158,67 +178,153 @@ class ExportHook:
         """The newest step that is over; the resume step before the first."""
         return self._committed_step
 
-    def listen(self, model: nn.Module | None) -> None:
-        """Listen to another outermost callable from now on, or to none."""
+    def listen(self, model: nn.Module | None, *, counting: bool = False) -> None:
+        """Listen to another outermost callable from now on, or to none.
+
+        counting: its forwards consume nothing, `consume` does; what they get is compared with what that takes.
+        """
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+        self._consumption.counting = counting
+        self._consumption.parameters = () if model is None else parameter_names(model)
         if model is not None and self._exporter is not None:
             listener = _Listener(self._before_forward)
             self._handle = model.register_forward_pre_hook(listener, with_kwargs=True, prepend=True)
 
-    def wrap(self, loader: Any, *, tokens: TokensSelector = "input_ids") -> TaggedLoader:
+    def wrap(
+        self,
+        loader: Any,
+        *,
+        tokens: TokensSelector = "input_ids",
+        record: Literal["loader", "forward"] = "loader",
+        columns: Columns = None,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+    ) -> TaggedLoader:
         """The training loader (or an iterator), watched. Everything but iteration is its own.
 
         tokens: where a micro-batch has its token ids, integers [num_slots, sequence_length], or shorter with
         `shorter_rows`: a key, an index, or a function of the micro-batch. All other tensors are exported as well
-        (labels, masks, positions), by row where their first dimension is num_slots. The keys `segments` (a list of
+        (labels, masks, positions), by row where their first dimension is num_slots; include, exclude: patterns
+        (`fnmatch`) of the names that are alone exported, or are not. record: `loader` exports what the loader yields, and
+        holds the forward to it; `forward` exports what the forward gets, and has documents and sample_index alone from the
+        loader, for loops that edit tokens in between. columns: which tokens of each row the forward gets (a slice, or
+        their indices), where that is a part, as with context parallelism. The keys `segments` (a list of
         `Segment` for each slot), `sample_index` and, where samples are cut into rows, `sample_start` (an integer for
         each slot) are the hook's own: they are taken out of the dicts that the trainer gets.
         """
-        return tagged(loader, functools.partial(self.tag, tokens=tokens))
+        self._expect_one_record(record)
+        self._consumption.wanted = functools.partial(_wanted, include, tuple(exclude))
+        return tagged(
+            loader,
+            functools.partial(
+                self.tag, tokens=tokens, record=record, columns=columns, include=include, exclude=tuple(exclude)
+            ),
+        )
+
+    def _expect_one_record(self, record: str) -> None:
+        if record not in ("loader", "forward"):
+            raise InputError(f"record: expected 'loader' or 'forward', found {record!r}")
+        self._records.add(record)
+        if len(self._records) > 1:
+            raise InputError(
+                "record: expected one way for all loaders of a hook, found 'loader' and 'forward'; give each the same"
+            )
 
     def commit(
         self,
         global_step: int,
         *,
         metrics: Mapping[str, float] | None = None,
-        status: StepStatus | str = StepStatus.APPLIED,
+        status: StepStatus | str | None = None,
     ) -> None:
         """End a step, after `optimizer.step()`. Returns at once; the rows become durable on the writer thread.
 
-        metrics: numbers that the trainer has; a tensor on a device would be waited for.
+        metrics: numbers that the trainer has; a tensor on a device would be waited for. status: by default `applied`, or
+        `skipped_update` where an optimizer of the model is known and made no step since the last commit.
 
-        Raises ExportStopped where forwards of this step got something else than fetched micro-batches.
+        Raises Mismatch where forwards of this step got something else than fetched micro-batches.
         """
         exporter = self._exporter
         if exporter is not None:
             self._begin_work()
             try:
-                if type(status) is not StepStatus:
-                    status = StepStatus(status)
-                try:
-                    rest = self._consumption.end_step(global_step, trained=status in _TRAINED)
-                except ExportStopped:  # the step cannot become whole any more
-                    exporter.discard_staged()
-                    raise
-                if rest is not None:
-                    exporter.stage(rest)
+                if self._mismatch is not None:
+                    raise Mismatch(str(self._mismatch)) from self._mismatch
+                known = self._status(global_step, status)
                 metrics_here = metrics if self.rank.dp_rank == 0 else None
-                exporter.commit(global_step, status=status, metrics=metrics_here)
+                gap = None
+                try:
+                    rest = self._consumption.end_step(global_step, trained=known in _TRAINED)
+                    if rest is not None:
+                        exporter.stage(rest)
+                except Mismatch as error:
+                    if not self._gaps:
+                        self._mismatch = error  # the step cannot become whole any more
+                        exporter.discard_staged()
+                        raise
+                    gap = str(error)
+                    warnings.warn(f"written as a gap, without its rows: {error}", stacklevel=2)
+                exporter.commit(global_step, status=known, metrics=metrics_here, gap=gap)
             finally:
                 self._busy = False
         self._committed_step = global_step
+
+    def _status(self, global_step: int, status: StepStatus | str | None) -> StepStatus:
+        left_out = self._optimizers is not None and self._optimizers.left_out() and not self._by_hand
+        self._by_hand = False
+        if status is not None:
+            return status if type(status) is StepStatus else StepStatus(status)
+        if not left_out:
+            return StepStatus.APPLIED
+        if not self._told_of_skips:
+            self._told_of_skips = True
+            warnings.warn(
+                f"step {global_step} is recorded as skipped_update: the optimizer made no step since the commit before. "
+                "Call commit after optimizer.step(), or say commit(…, status=…). This is said once",
+                stacklevel=3,
+            )
+        return StepStatus.SKIPPED_UPDATE
 
     def consume(self, num_microbatches: int = 1) -> None:
         """The oldest fetched micro-batches belong to the step under way, whatever its forwards get.
 
         For steps whose data is skipped without training (then commit with status `skipped_data`), and where no forward
-        of the writer rank sees whole sequences (context and pipeline parallelism); call it once for each forward.
+        of the writer rank sees whole sequences (context and pipeline parallelism); call it once for each forward. Where
+        the hook listens to a module with `counting`, what its forwards get is compared, before or after.
         """
         if self._exporter is not None:
-            for snapshot in self._consumption.oldest(num_microbatches):
-                self._exporter.stage(snapshot)
+            for consumed in self._consumption.oldest(num_microbatches):
+                self._exporter.stage(consumed)
+
+    def discard(self) -> None:
+        """The forwards since the last commit trained nothing: the loss was not a number, or memory ran out.
+
+        They are not recorded, and their micro-batches may be fed again.
+        """
+        if self._exporter is not None:
+            with self._at_work():
+                self._exporter.discard_staged()
+                self._consumption.discard()
+
+    def trained_on(self, **tensors: Any) -> None:
+        """The loss of the last forward was computed from these: labels, masks that the forward itself did not get.
+
+        tensors: numbers [num_slots, …] of torch, numpy or lists. They are recorded in place of the loader's, as declared.
+        Raises InputError where no forward came before, or it had another number of rows.
+        """
+        if self._exporter is not None:
+            with self._at_work():
+                self._consumption.declare({name: _as_tensor(name, value) for name, value in tensors.items()})
+
+    def forwarded(self, *args: Any, **kwargs: Any) -> None:
+        """The model's forward ran on these, in a way that calls no hooks: a replayed CUDA graph.
+
+        Call it with the graph's static inputs, filled, before `replay()`.
+        """
+        self._by_hand = True
+        self._see(args, kwargs, training=True)
 
     def forget_fetched(self) -> None:
         """What was fetched and not consumed never will be: the trainer threw it away."""
@@ -256,6 +362,8 @@ class ExportHook:
     def close(self) -> None:
         """Write and seal what is committed; remove the hook."""
         self.listen(None)
+        if self._optimizers is not None:
+            self._optimizers.stop()
         try:
             if self._exporter is not None:
                 self._exporter.close()
@@ -296,12 +404,21 @@ class ExportHook:
         if self._exporter is not None:
             self._exporter.checkpoint_barrier(self._exporter.committed_step)
 
-    def tag(self, batch: Any, tokens: TokensSelector = "input_ids") -> Any:
+    def tag(
+        self,
+        batch: Any,
+        tokens: TokensSelector = "input_ids",
+        *,
+        record: Literal["loader", "forward"] = "loader",
+        columns: Columns = None,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+    ) -> Any:
         """Remember a fetched micro-batch, as `wrap` does with each; gives back what the trainer shall see of it."""
         if self._exporter is None or self._paused:
             return without_metadata(batch)
-        named = name_tensors(batch, tokens)
-        snapshot = Snapshot(named, self._consumption.pool, self._consumption.scopes)
+        named = name_tensors(batch, tokens, include, exclude)
+        snapshot = Snapshot(named, self._consumption.pool, columns, documents_only=record == "forward")
         length, run = snapshot.sequence_length, self.run
         if length != run.sequence_length and not run.may_hold(length):
             shape = (snapshot.num_slots, length)
@@ -313,17 +430,40 @@ class ExportHook:
         return without_metadata(batch) if has_metadata else batch
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._exporter is None or self._paused or not module.training or not torch.is_grad_enabled():
+        if torch.is_grad_enabled():
+            self._see(args, kwargs, training=module.training)
+
+    def _see(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: bool) -> None:
+        if self._exporter is None or self._paused:
             return
-        every = self._cross_check_every
-        strict = bool(every) and (self._committed_step + 1) % every == 0
+        if self._on_cuda and torch.cuda.is_current_stream_capturing():
+            raise ExportStopped(
+                "the model's forward is captured into a CUDA graph, whose replays call no hooks; capture it in "
+                "`with hook.paused():`, and before each replay() say hook.forwarded(*static_inputs)"
+            )
         self._busy = True
         try:
-            consumed = self._consumption.forward(args, kwargs, strict=strict)
+            consumed = self._consumption.forward(args, kwargs, training=training)
         finally:
             self._busy = False
-        if consumed is not None:
-            self._exporter.stage(consumed)
+        for each in consumed:
+            self._exporter.stage(each)
+
+
+def _wanted(include: Sequence[str] | None, exclude: Sequence[str], name: str) -> bool:
+    def is_one_of(patterns: Sequence[str]) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+    return (include is None or is_one_of(include)) and not is_one_of(exclude)
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    try:
+        return torch.from_numpy(np.array(value))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"trained_on: expected numbers [num_slots, …] for {name!r}, found {error}") from error
 
 
 class _Listener:
@@ -369,14 +509,16 @@ def _exporter(
     run: RunInfo,
     attempt: AttemptInfo,
     rank: WriterRank,
-    options: ExporterOptions | None,
+    options: ExporterOptions,
     documents: DocumentResolver | None,
+    *,
+    gaps: bool,
 ) -> Exporter | None:
     if not rank.is_writer:
         return None
     kernels()  # compiled now rather than at the first micro-batch
-    options = options or ExporterOptions()
     file_system = OsFileSystem()
     directory = ExportPaths(run_dir).attempt_dir(attempt.attempt)
     writer = RankWriter(file_system, directory, run, attempt, rank.dp_rank, roll_size_bytes=options.roll_size_bytes)
-    return Exporter(writer, run, attempt, rank.dp_rank, RunReader(run_dir, file_system).secret(), options, documents)
+    secret = RunReader(run_dir, file_system).secret()
+    return Exporter(writer, run, attempt, rank.dp_rank, secret, options, documents, gaps=gaps)

@@ -380,8 +380,8 @@ class Late:
     def __init__(self, result: StagedMicrobatch | None) -> None:
         self.result = result
 
-    def resolve(self) -> StagedMicrobatch | None:
-        return self.result
+    def resolve(self) -> list[StagedMicrobatch]:
+        return [] if self.result is None else [self.result]
 
 
 def test_late_micro_batches_are_numbered_when_they_are_there(tmp_path: Path, make: Make) -> None:

@@ -9,6 +9,7 @@ KisekiError
 ├── DamageError                  bytes that do not match their hash            exit code 1
 ├── IncompleteError              what was asked for is not there yet           exit code 3
 └── ExportStopped (RuntimeError) the exporter can no longer keep its promises; training must stop
+    └── Mismatch             a forward got something else than the record would say
 """
 
 import unicodedata
@@ -19,6 +20,7 @@ __all__ = [
     "IncompleteError",
     "InputError",
     "KisekiError",
+    "Mismatch",
     "QueryError",
     "QuerySyntaxError",
     "RowError",
@@ -89,3 +91,7 @@ class IncompleteError(KisekiError):
 
 class ExportStopped(KisekiError, RuntimeError):
     """The exporter can no longer keep its promises; the training must stop rather than go on unrecorded."""
+
+
+class Mismatch(ExportStopped):
+    """A forward of a step got something else than the record would say, so that the step cannot be recorded."""

@@ -42,7 +42,7 @@ def test_rows_that_a_forward_got_say_nothing_but_the_attempts_default(tmp_path: 
     info = RunReader(tmp_path).attempt(1).info
 
     assert (info.default_evidence, info.default_tensor_evidence, info.default_matched) == (
-        Evidence.FORWARD, Evidence.LOADER, Matched.WHOLE,
+        Evidence.FORWARD, Evidence.FORWARD, Matched.WHOLE,
     )  # fmt: skip
     assert [known(row) for row in rows(tmp_path)] == [(None, None, None)] * SLOTS
     assert {tensor.evidence for row in rows(tmp_path) for tensor in row.tensors} == {None}
@@ -108,15 +108,15 @@ def test_labels_of_which_the_forward_got_a_part_are_the_loaders(tmp_path: Path) 
             model(batch["input_ids"], batch["labels"][0, :1])
             hook.commit(1)
 
-    assert {tensor.name: tensor.evidence for tensor in rows(tmp_path)[0].tensors} == {"input_ids": None, "labels": None}
+    found = {tensor.name: tensor.evidence for tensor in rows(tmp_path)[0].tensors}
+    assert found == {"input_ids": None, "labels": Evidence.LOADER}
 
 
 def test_an_empty_tensor_is_no_slice_of_rows_of_one_token(tmp_path: Path) -> None:
     model = Anything()
     with attach(model, tmp_path, shorter_rows=True) as hook:
         for batch in hook.wrap([{"input_ids": torch.tensor([[3], [4]])}]):
-            model(torch.empty(2, 0, dtype=torch.int64))
-            model(batch["input_ids"])
+            model(torch.empty(2, 0, dtype=torch.int64), batch["input_ids"])
             hook.commit(1)
 
     assert [known(row) for row in rows(tmp_path)] == [(None, None, None)] * SLOTS
@@ -146,7 +146,8 @@ def test_a_tensor_that_the_forward_got_changed_is_known_from_the_forward(tmp_pat
             hook.commit(1)
     evidence = {tensor.name: tensor.evidence for tensor in rows(tmp_path)[0].tensors}
 
-    assert evidence == {"input_ids": None, "labels": Evidence.FORWARD}
+    assert evidence == {"input_ids": None, "labels": None}
+    assert (exported(tmp_path)[1, 0, 0].batch["labels"] == -100).all()
 
 
 def batch_with(lengths: list[int], seed: int = 1) -> dict[str, Any]:

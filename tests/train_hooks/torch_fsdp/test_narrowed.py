@@ -1,5 +1,6 @@
 """Copies in half the bytes: what comes out of them is int64 again, and exactly what the forward got."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,22 +10,29 @@ from torch import Tensor
 
 from tests.train_hooks.torch_fsdp.toy import LENGTH, SLOTS, VOCAB, Toy, attach, exported_ids, microbatch, same
 from train_hooks.batches import name_tensors
+from train_hooks.consumed import Consumed
 from train_hooks.export_format.errors import ExportStopped
 from train_hooks.host_copies import BufferPool
+from train_hooks.matching import Found
 from train_hooks.snapshots import Snapshot
+from train_hooks.tensor_scopes import TensorScopes
 
 
 def snapshot(batch: dict[str, Tensor], pool: BufferPool) -> Snapshot:
     return Snapshot(name_tensors(batch, "input_ids"), pool)
 
 
+def consumed(snapshot: Snapshot, pool: BufferPool | None = None) -> Consumed:
+    return Consumed(Found(snapshot), pool or BufferPool(), TensorScopes({}), threading.RLock())
+
+
 def test_half_the_bytes_and_the_same_numbers() -> None:
     batch = microbatch(1)
     batch["labels"][:, -3:] = -100
     taken = snapshot(batch, BufferPool())
-    assert [copy.buffer.dtype for copy in taken._copies.values()] == [torch.int32] * 2
+    assert [copy.buffer.dtype for copy in taken.copies.values()] == [torch.int32] * 2
     assert taken.size_bytes < sum(tensor.nbytes for tensor in batch.values()) // 2 + 1024
-    found = taken.resolve()
+    (found,) = consumed(taken).resolve()
     assert found.tokens.dtype == found.tensors["labels"].dtype == np.int64
     assert np.array_equal(found.tokens, batch["input_ids"])
     assert np.array_equal(found.tensors["labels"], batch["labels"])
@@ -37,7 +45,7 @@ def test_a_number_that_needs_more_is_kept_whole(name: str, wide: int) -> None:
     batch[name][1, 7] = wide
     for _ in range(2):  # the second one gets the buffers of the first
         taken = snapshot(batch, pool)
-        found = taken.resolve()
+        (found,) = consumed(taken).resolve()
         assert np.array_equal(found.tokens, batch["input_ids"])
         assert np.array_equal(found.tensors["labels"], batch["labels"])
         assert found.release is not None

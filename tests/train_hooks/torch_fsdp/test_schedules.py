@@ -55,8 +55,7 @@ class Trainer:
             return
         at = usable[number % len(usable)]
         ids = self.fetched[at]["input_ids"]
-        staged = self.consumption.forward((), {"x": ids, "labels": self.fetched[at]["labels"]}, strict=number == 5)
-        assert staged is not None
+        (staged,) = self.consumption.forward((), {"x": ids, "labels": self.fetched[at]["labels"]})
         self.staged.append(staged)
         self.used.append(at)
         self.expected[-1].append(ids.clone())
@@ -64,7 +63,7 @@ class Trainer:
     def again(self, number: int) -> None:
         if self.used:
             ids = self.fetched[self.used[number % len(self.used)]]["input_ids"]
-            assert self.consumption.forward((ids,), {}, strict=False) is None
+            assert not self.consumption.forward((ids,), {})
 
     def edit(self, number: int) -> None:
         usable = self.usable()
@@ -72,16 +71,14 @@ class Trainer:
             self.fetched[usable[number % len(usable)]]["input_ids"][0, number] = 50 + number
 
     def stranger(self, number: int) -> None:
-        """A dry run; allowed until something was consumed."""
-        if not self.gone and not self.used:
-            assert (
-                self.consumption.forward((microbatch(9_000 + number, slots=1)["input_ids"],), {}, strict=False) is None
-            )
+        """A dry run; allowed until something was fetched."""
+        if not self.fetched:
+            assert not self.consumption.forward((microbatch(9_000 + number, slots=1)["input_ids"],), {})
             self.strangers += 1
 
     def commit(self, _: int) -> None:
         self.consumption.end_step(len(self.found) + 1, trained=bool(self.used))
-        resolved = [staged.resolve() for staged in self.staged]
+        resolved = [microbatch for staged in self.staged for microbatch in staged.resolve()]
         self.found.append([torch.from_numpy(microbatch.tokens.copy()) for microbatch in resolved])
         for microbatch_ in resolved:
             microbatch_.release()
@@ -113,6 +110,6 @@ def test_a_stranger_after_the_first_micro_batch_is_never_passed_over(num_forward
     for number in range(num_forwards):
         trainer.forward(0)
         if number == min(at, num_forwards - 1):
-            trainer.consumption.forward((microbatch(77, slots=1)["input_ids"],), {}, strict=False)
+            trainer.consumption.forward((microbatch(77, slots=1)["input_ids"],), {})
     with pytest.raises(ExportStopped, match="did not yield"):
         trainer.consumption.end_step(1, trained=True)
