@@ -29,6 +29,7 @@ __all__ = [
     "METADATA_KEYS",
     "NamedTensors",
     "TokensSelector",
+    "is_recorded",
     "name_tensors",
     "named_tensors",
     "parameter_names",
@@ -192,6 +193,14 @@ def _positional(function: Callable[..., Any]) -> tuple[str, ...]:
     except (TypeError, ValueError):  # of a compiled or scripted function
         return ()
     return tuple(each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD))
+
+
+def is_recorded(name: str, include: Sequence[str] | None, exclude: Sequence[str]) -> bool:
+    """Whether a tensor of this name, of a forward, is recorded; patterns as of `name_tensors`."""
+    choice = _Choice(_patterns(include), _patterns(exclude) or ())
+    ends = [index for index, character in enumerate(name) if character == "."]
+    names = [name[:end] for end in (*ends, len(name))]
+    return any(choice.includes(each) for each in names) and not any(choice.excludes(each) for each in names)
 
 
 class _Choice(NamedTuple):

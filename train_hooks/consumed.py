@@ -12,7 +12,7 @@ from train_hooks.export_format.records import Evidence, Matched, Segment
 from train_hooks.exporter import StagedMicrobatch
 from train_hooks.host_copies import BufferPool, HostCopy
 from train_hooks.matching import Found
-from train_hooks.snapshots import Array, Seen, Snapshot, as_array, torch_dtype
+from train_hooks.snapshots import Array, Seen, Snapshot, as_array, equal_bits, torch_dtype
 from train_hooks.tensor_scopes import TensorScopes
 
 __all__ = ["Consumed", "Recorded", "in_other_form"]
@@ -177,7 +177,7 @@ class Recorded:
     """A forward whose own tensors are recorded, under their names. Implements `LateMicrobatch`.
 
     fetched: micro-batches of which the rows may be, for their documents; a row is one of theirs where at least half of its
-    tokens are.
+    tokens are. before: what forwards of this step got as the very same tensor, which this one repeats if it is equal.
     """
 
     def __init__(
@@ -189,8 +189,9 @@ class Recorded:
         scopes: TensorScopes,
         lock: threading.RLock,
         forget_before: Callable[[int], None],
+        before: Sequence[HostCopy] = (),
     ) -> None:
-        self._forget_before = forget_before
+        self._forget_before, self._before = forget_before, before
         self._tokens, self._copies, self._fetched, self._pool = tokens, copies, fetched, pool
         self._scopes, self._lock = scopes, lock
         self.declared: dict[str, HostCopy] = {}
@@ -200,7 +201,12 @@ class Recorded:
 
     def resolve(self) -> list[StagedMicrobatch]:
         """The micro-batch as arrays. Called once, on the writer thread."""
-        tokens = as_array(self._copies[self._tokens].tensor())
+        fed = self._copies[self._tokens].tensor()
+        if any(equal_bits(known.tensor(), fed) for known in self._before):
+            self._copies = {name: copy for name, copy in self._copies.items() if name != self._tokens}
+            self.release()  # but for the tokens, which later ones may be compared with
+            return []
+        tokens = as_array(fed)
         tokens = tokens[None] if tokens.ndim == 1 else tokens
         tensors: dict[str, Array] = {}
         batch_tensors: dict[str, Array] = {}

@@ -77,7 +77,7 @@ class _Step:
     touched: list[Snapshot] = field(default_factory=list)
     staged: list[Any] = field(default_factory=list)
     fed: dict[Key, Tensor] = field(default_factory=dict)
-    copies: dict[Key, HostCopy] = field(default_factory=dict)
+    copies: dict[Key, list[HostCopy]] = field(default_factory=dict)
 
 
 class Consumption:
@@ -480,20 +480,23 @@ class Consumption:
             return ()
         tokens = fed[chosen[0]][1]
         key = _key(tokens)
-        known = step.copies.get(key)
-        if known is not None and (not tokens.is_cpu or equal_bits(known.tensor(), tokens)):
+        before = step.copies.setdefault(key, [])
+        if tokens.is_cpu and any(equal_bits(known.tensor(), tokens) for known in before):
             return ()
         copies = {
             name: copy_tensor(tensor, self.pool)
             for at, (name, (_, tensor)) in enumerate(zip(names, fed, strict=True))
             if at != chosen[0] and self.wanted(name)
         }
-        copies[oldest.name] = step.copies[key] = copy_tensor(tokens, self.pool)
+        copies[oldest.name] = copy_tensor(tokens, self.pool)
         step.fed[key] = tokens
         fetched = list(self._pending.values())[-_MAX_CANDIDATES:]
         for snapshot in fetched:
             snapshot.holders += 1
-        recorded = Recorded(oldest.name, copies, fetched, self.pool, self.scopes, self._lock, self._forget_before)
+        recorded = Recorded(
+            oldest.name, copies, fetched, self.pool, self.scopes, self._lock, self._forget_before, tuple(before)
+        )
+        before.append(copies[oldest.name])
         step.touched.extend(fetched[:1])
         step.staged.append(recorded)
         return (recorded,)

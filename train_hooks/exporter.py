@@ -19,10 +19,13 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
 
 from train_hooks.documents import DocumentResolver
 from train_hooks.export_format.errors import ExportStopped, InputError
@@ -80,10 +83,11 @@ class Exporter:
         documents: DocumentResolver | None = None,
         *,
         gaps: bool = False,
+        seen: Callable[[int, npt.NDArray[np.integer]], None] | None = None,
     ) -> None:
-        """gaps: whether a step that mismatches is written without its rows, and is no error."""
+        """gaps: whether a step that mismatches is written without its rows, and is no error. seen: as of `RowBuilder`."""
         self._writer, self._run, self._attempt, self._dp_rank = writer, run, attempt, dp_rank
-        self._builder = RowBuilder(run, attempt, dp_rank, secret, documents=documents, gaps=gaps)
+        self._builder = RowBuilder(run, attempt, dp_rank, secret, documents=documents, gaps=gaps, seen=seen)
         self._options = options or ExporterOptions()
         self._staged: list[StagedMicrobatch | LateMicrobatch] = []
         self._staged_bytes = 0

@@ -4,6 +4,9 @@
 hook is attached when the model is first put into training mode, which `train` does on every rank, after loading and before
 the first micro-batch: pipeline stages would wait for one another in the first forward.
 
+The hook counts micro-batches, and listens to the model: where a forward of it gets the tokens of a micro-batch, whole or as
+the columns that a trainer gives to the first context-parallel rank, that is recorded as how they are known.
+
 A step is over when an optimizer steps; one that does not (an overflow) is a `skipped_update`, known at the next step or
 model checkpoint. Iterations that `train` jumps over are `skipped_data`, without rows. Samples that are fetched again in one
 iteration by Megatron-LM's rerun machine count once.
@@ -28,10 +31,18 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from train_hooks.documents import DocumentResolver
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.records import StepStatus
+from train_hooks.snapshots import Columns
 from train_hooks.tagged_loader import tagged
 from train_hooks.torch_fsdp import ExportHook
 
-__all__ = ["MegatronIterations", "MegatronLayout", "with_train_set"]
+__all__ = ["MegatronIterations", "MegatronLayout", "context_parallel_columns", "with_train_set"]
+
+
+@functools.lru_cache
+def context_parallel_columns(length: int, num_ranks: int) -> Columns:
+    """What context-parallel rank 0 is given of a row: of 2 · num_ranks parts, the first and the last."""
+    part = length // (2 * num_ranks)
+    return None if num_ranks == 1 else [*range(part), *range(length - part, length)]
 
 
 def with_train_set(provider: Callable[..., Any], change: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -74,16 +85,21 @@ class MegatronIterations:
         options: dict[str, Any],
         saves: str,
         reruns: bool = True,
+        columns: Callable[[int], Columns] = lambda _: None,
     ) -> None:
         """tokens: the key of the token ids in micro-batches. mesh, options: as of `ExportHook.attach`. saves: the module in
         which the trainer looks `save_checkpoint` up.
 
-        reruns: whether samples that are fetched again in one iteration are a rerun, rather than trained on twice.
+        reruns: whether samples that are fetched again in one iteration are a rerun, rather than trained on twice. columns:
+        which tokens of a row, of as many as are given, the forward of the writer rank gets.
         """
         self.hook: ExportHook | None = None
         self.documents: DocumentResolver | None = None
+        self.listens_to: nn.Module | None = (
+            None  # the part of the model that gets the tokens, where it is not all of it
+        )
         self._run_dir, self._get_args, self._mesh, self._options = run_dir, get_args, mesh, options
-        self._tokens, self._saves, self._reruns = tokens, saves, reruns
+        self._tokens, self._saves, self._reruns, self._columns = tokens, saves, reruns, columns
         self._step = 0
         self._seen: set[tuple[int, ...]] = set()
         self._num_new = 0
@@ -102,14 +118,14 @@ class MegatronIterations:
         model.train = attached
 
     def attach(self, model: nn.Module, options: dict[str, Any]) -> None:
-        """Claim an attempt. Collective. Steps are then over at `end_step`."""
+        """Claim an attempt. Collective. Steps are then over at `end_step`. model: whose forward gets the tokens."""
         _before_saves(self._saves, self._saved_next)
         resume = _resume_state(self._get_args())
         self.hook = ExportHook.attach(
             model, self._run_dir, resume=resume, mesh=self._mesh, documents=self.documents,
             **{**options, **self._options},
         )  # fmt: skip
-        self.hook.listen(None)
+        self.hook.listen(self.listens_to or model, counting=True)
 
     def tagging(self, data_iterator: Any) -> Any:
         """What a forward step fetches from, or None on a rank that fetches nothing."""
@@ -128,7 +144,7 @@ class MegatronIterations:
             return {key: value for key, value in batch.items() if key != "sample_index"}
         self._seen.add(samples)
         self._num_new += 1
-        return hook.tag(batch, self._tokens)
+        return hook.tag(batch, self._tokens, columns=self._columns(batch[self._tokens].shape[-1]))
 
     def consume(self) -> None:
         """What was fetched since the last call has been trained on."""

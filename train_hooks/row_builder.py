@@ -217,7 +217,10 @@ class CommitRequest(NamedTuple):
 
 
 class RowBuilder:
-    """Makes the frames of one dp_rank of one attempt. gaps: whether a step that mismatches becomes a gap."""
+    """Makes the frames of one dp_rank of one attempt.
+
+    gaps: whether a step that mismatches becomes a gap. seen: is told the step and the tokens of every micro-batch.
+    """
 
     def __init__(
         self,
@@ -228,10 +231,11 @@ class RowBuilder:
         *,
         documents: DocumentResolver | None = None,
         gaps: bool = False,
+        seen: Callable[[int, npt.NDArray[np.integer]], None] | None = None,
         pause_s: float = _PAUSE_S,
     ) -> None:
         self._run, self._make = run, FrameMaker(attempt, dp_rank, secret)
-        self._documents, self._gaps, self._pause_s = documents, gaps, pause_s
+        self._documents, self._gaps, self._seen, self._pause_s = documents, gaps, seen, pause_s
         self._dtype = np.dtype(run.token_dtype)
 
     def frame(self, step: CommittedStep) -> Frame:
@@ -255,6 +259,8 @@ class RowBuilder:
     def _rows(self, step: CommittedStep, index: int, microbatch: StagedMicrobatch) -> list[Row]:
         check_shapes(microbatch, self._run)
         tokens = self._checked_tokens(step.global_step, microbatch.tokens)
+        if self._seen is not None:
+            self._seen(step.global_step, microbatch.tokens)
         rows = []
         for slot in range(tokens.shape[0]):
             rows.append(self._row(step, index, slot, tokens[slot], microbatch))

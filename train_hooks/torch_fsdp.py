@@ -18,7 +18,6 @@ SIGTERM: see `termination`. It needs an `attach` on the main thread.
 """
 
 import contextlib
-import fnmatch
 import functools
 import os
 import warnings
@@ -28,11 +27,12 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from train_hooks.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
-from train_hooks.batches import TokensSelector, name_tensors, parameter_names, without_metadata
+from train_hooks.batches import TokensSelector, is_recorded, name_tensors, parameter_names, without_metadata
 from train_hooks.collectives import on_every_rank, on_first_rank, ranks_agree
 from train_hooks.consumption import Consumption
 from train_hooks.documents import DocumentResolver
@@ -55,6 +55,7 @@ from train_hooks.exporter import Exporter, ExporterOptions
 from train_hooks.narrow_kernels import kernels
 from train_hooks.optimizer_steps import OptimizerSteps
 from train_hooks.row_builder import unfit_shape
+from train_hooks.same_rows import FirstRows, warn_of_same_rows
 from train_hooks.snapshots import Columns, Snapshot
 from train_hooks.tagged_loader import TaggedLoader, tagged
 from train_hooks.termination import watch_sigterm
@@ -78,6 +79,7 @@ class ExportHook:
         rank: WriterRank,
         exporter: Exporter | None,
         run_dir: Path,
+        first_rows: FirstRows,
         *,
         options: ExporterOptions,
         gaps: bool = False,
@@ -85,7 +87,7 @@ class ExportHook:
         self.run, self.attempt, self.rank = run, attempt, rank
         self._paths = ExportPaths(run_dir)
         self._exporter = exporter
-        self._gaps = gaps
+        self._gaps, self._first_rows = gaps, first_rows
         self._consumption = Consumption(
             attempt.tensor_scopes, max_fetched_bytes=options.max_fetched_bytes, may_hold=run.may_hold
         )
@@ -152,10 +154,12 @@ class ExportHook:
             "sequence_length, vocab_size, run_id, shorter_rows", (sequence_length, vocab_size, run_id, shorter_rows)
         )
         rank = elect(mesh_of(model) if mesh is None else mesh, data_axes)
-        run, attempt = on_first_rank(lambda: _claim(Path(run_dir), spec, rank.num_writers, resume, microbatch_tensors))
-        gaps = on_mismatch == "gap"
-        exporter = on_every_rank(lambda: _exporter(Path(run_dir), run, attempt, rank, options, documents, gaps=gaps))
-        hook = cls(run, attempt, rank, exporter, Path(run_dir), options=options, gaps=gaps)
+        path, gaps, first_rows = Path(run_dir), on_mismatch == "gap", FirstRows()
+        run, attempt = on_first_rank(lambda: _claim(path, spec, rank.num_writers, resume, microbatch_tensors), path)
+        exporter = on_every_rank(
+            lambda: _exporter(path, run, attempt, rank, options, documents, gaps=gaps, seen=first_rows.add), path
+        )
+        hook = cls(run, attempt, rank, exporter, path, first_rows, options=options, gaps=gaps)
         hook.listen(model)
         if exporter is not None:
             hook._optimizers = OptimizerSteps(model)
@@ -215,11 +219,11 @@ class ExportHook:
         each slot) are the hook's own: they are taken out of the dicts that the trainer gets.
         """
         self._expect_one_record(record)
-        self._consumption.wanted = functools.partial(_wanted, include, tuple(exclude))
+        self._consumption.wanted = functools.partial(is_recorded, include=include, exclude=exclude)
         return tagged(
             loader,
             functools.partial(
-                self.tag, tokens=tokens, record=record, columns=columns, include=include, exclude=tuple(exclude)
+                self.tag, tokens=tokens, record=record, columns=columns, include=include, exclude=exclude
             ),
         )
 
@@ -354,6 +358,7 @@ class ExportHook:
         on_every_rank(lambda: self._barrier_here(global_step, timeout_s))
         if global_step > self.attempt.resume_step:
             on_first_rank(lambda: self._record_barrier(int(global_step)))
+            warn_of_same_rows(self._first_rows, self.rank, int(global_step))
 
     def state_dict(self) -> dict[str, object]:
         """What a model checkpoint must carry, so that the next attempt knows where it comes from."""
@@ -450,13 +455,6 @@ class ExportHook:
             self._exporter.stage(each)
 
 
-def _wanted(include: Sequence[str] | None, exclude: Sequence[str], name: str) -> bool:
-    def is_one_of(patterns: Sequence[str]) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-    return (include is None or is_one_of(include)) and not is_one_of(exclude)
-
-
 def _as_tensor(name: str, value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value
@@ -513,6 +511,7 @@ def _exporter(
     documents: DocumentResolver | None,
     *,
     gaps: bool,
+    seen: Callable[[int, npt.NDArray[np.integer]], None],
 ) -> Exporter | None:
     if not rank.is_writer:
         return None
@@ -521,4 +520,4 @@ def _exporter(
     directory = ExportPaths(run_dir).attempt_dir(attempt.attempt)
     writer = RankWriter(file_system, directory, run, attempt, rank.dp_rank, roll_size_bytes=options.roll_size_bytes)
     secret = RunReader(run_dir, file_system).secret()
-    return Exporter(writer, run, attempt, rank.dp_rank, secret, options, documents, gaps=gaps)
+    return Exporter(writer, run, attempt, rank.dp_rank, secret, options, documents, gaps=gaps, seen=seen)

@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.reader import RunReader
 from train_hooks.export_format.records import StepStatus
-from train_hooks.megatron_iterations import MegatronIterations
+from train_hooks.export_format.status import status
+from train_hooks.megatron_iterations import MegatronIterations, context_parallel_columns
 from train_hooks.replay import ReplayDataset
 
 LENGTH, VOCAB = 8, 32
@@ -25,7 +26,7 @@ LENGTH, VOCAB = 8, 32
 
 def microbatch(*samples: int) -> dict[str, Tensor]:
     """Two samples, as a loader gives them."""
-    tokens = torch.tensor([[sample] * LENGTH for sample in samples])
+    tokens = torch.tensor([[sample + token for token in range(LENGTH)] for sample in samples])
     return {"tokens": tokens, "sample_index": torch.tensor(samples)}
 
 
@@ -37,9 +38,13 @@ def train(
     exits: Collection[int] = (),
     overflows: Collection[int] = (),
     saves_in: str = "test_trainer",
+    fed: Callable[[Tensor], Tensor] = lambda tokens: tokens,
+    part: Callable[[nn.Module], nn.Module] | None = None,
     **options: Any,
 ) -> dict[int, dict[int, StepStatus]]:
     """A loop that saves after the steps `saves`, and, of the steps before, in the middle of the steps `exits`.
+
+    fed: what the model is given of the tokens of a micro-batch. part: which part of the model is listened to.
 
     What the export held at each save, by the iteration that was saved: the status of each step.
     """
@@ -56,7 +61,8 @@ def train(
     iterations = MegatronIterations(
         run, lambda: args, tokens="tokens", mesh=None, options=of_run, saves=saves_in, **options
     )
-    model: nn.Module = nn.Embedding(VOCAB, 1)
+    model = nn.Sequential(nn.Embedding(VOCAB, 1), nn.Linear(1, 1))
+    iterations.listens_to = None if part is None else part(model)
     iterations.attach_when_training(model, lambda _: {})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with (
@@ -70,7 +76,7 @@ def train(
                 shown = iterations.tag(batch)
                 assert "sample_index" not in shown
                 iterations.consume()
-                model(shown["tokens"]).sum().backward()
+                model(fed(shown["tokens"])).sum().backward()
             if step in exits:
                 trainer.save_checkpoint(step - 1)
             if step not in overflows:
@@ -78,6 +84,39 @@ def train(
             if step in saves:
                 elsewhere.save_checkpoint(iteration=step)
     return found
+
+
+def test_what_context_parallel_rank_0_is_given() -> None:
+    assert context_parallel_columns(16, 1) is None
+    assert context_parallel_columns(16, 2) == [0, 1, 2, 3, 12, 13, 14, 15]
+    assert context_parallel_columns(16, 4) == [0, 1, 14, 15]
+
+
+PARTS = {"columns": lambda length: context_parallel_columns(length, 2)}
+
+
+@pytest.mark.parametrize(
+    ("fed", "options", "expected"),
+    [
+        (lambda tokens: tokens, {}, "evidence: forward 100%; matched: whole 100%"),
+        (lambda tokens: tokens.int().flatten(), {}, "evidence: forward 100%; matched: whole 100%"),
+        (lambda tokens: tokens[:, :-1], {}, "evidence: forward 100%; matched: slice 100%"),
+        (lambda tokens: tokens[:, [0, 1, 6, 7]], PARTS, "evidence: forward 100%; matched: slice 100%"),
+        (lambda tokens: tokens[:, :4], PARTS, "evidence: loader 100%; matched: count 100%"),
+        (lambda tokens: tokens + 1, {}, "evidence: loader 100%; matched: count 100%"),
+        (lambda tokens: tokens, {"part": lambda model: model[0]}, "evidence: forward 100%; matched: whole 100%"),
+        (lambda tokens: tokens, {"part": lambda model: model[1]}, "evidence: loader 100%; matched: count 100%"),
+    ],
+)
+def test_how_rows_are_known(
+    tmp_path: Path, fed: Callable[[Tensor], Tensor], options: dict[str, Any], expected: str
+) -> None:
+    """By what a forward got; where that is something else, the step is no error, and its rows are counted."""
+    train(tmp_path, [[microbatch(1, 2), microbatch(3, 4)], [microbatch(5, 6)]], fed=fed, **options)
+    assert status(RunReader(tmp_path)).shares.sentence() == expected
+    assert [row[0] for part in ReplayDataset(tmp_path, dp_rank=0) for row in part.batch["tokens"].tolist()] == [
+        1, 2, 3, 4, 5, 6
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("reruns", "times"), [(True, 1), (False, 2)])

@@ -2,9 +2,11 @@
 
     Trainer(model, callbacks=[ExportCallback(run_dir, sequence_length=L, vocab_size=V, tokenizer=path, config={…})], …)
 
-A micro-batch is remembered as `before_forward` shows it (`state.batch`, of device_train_microbatch_size sequences), and
-counts as consumed at `after_forward`. Whatever the loader prefetched beyond, and evaluation, are not seen. `batch_end` is a
-step's end. Checkpoints wait for the export and carry its state. `segments` and `sample_index` are taken out of the batch;
+A micro-batch is remembered as `before_forward` shows it (`state.batch`, of device_train_microbatch_size sequences). The forward
+of `state.model`, which is given that batch, tells that it is consumed: rows are matched `whole`, and a forward that gets
+something else makes the step fail. Whatever the loader prefetched beyond, and evaluation, are not seen. `batch_end` is a
+step's end; one after which no optimizer had stepped is a `skipped_update`. Checkpoints wait for the export and carry its
+state. `segments` and `sample_index` are taken out of the batch;
 Composer must be told how to count a batch that has them: `DataSpec(loader, get_num_samples_in_batch=…)`.
 
 Algorithms that change the batch do so before all this. `SeqLengthWarmup` makes it shorter: it wants `shorter_rows=True`, and
@@ -74,7 +76,6 @@ class ExportCallback(Callback):
             )
         resume = self._resume if step else None
         self.hook = ExportHook.attach(state.model, self._run_dir, resume=resume, **self._options)
-        self.hook.listen(None)
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """Composer cuts the batch into micro-batches after this, and does not know how to cut the metadata."""
@@ -93,13 +94,8 @@ class ExportCallback(Callback):
                 batch = {**batch, **{key: all_[first : self._num_seen] for key, all_ in self._metadata.items()}}
             self.hook.tag(batch, self._tokens)
 
-    def after_forward(self, state: State, logger: Logger) -> None:
-        """It is consumed."""
-        if self.hook:
-            self.hook.consume()
-
     def batch_end(self, state: State, logger: Logger) -> None:
-        """The optimizer stepped."""
+        """The optimizer stepped, or an overflow kept it from it."""
         if self.hook:
             metrics = {"lr": self._lr}
             loss = state.total_loss_dict.get("loss/train/total")

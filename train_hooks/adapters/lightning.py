@@ -6,15 +6,22 @@
 
 A micro-batch is remembered as `on_train_batch_start` shows it, and counts as consumed at `on_train_batch_end`: what
 `training_step` was given. Whatever the loader prefetched beyond, sanity checks, validation and skipped batches are not
-seen. A step is an advance of `trainer.global_step`, the optimizer's steps. Checkpoints wait for the export and carry its
-state. `segments` and `sample_index` are taken out of the batch before `training_step` gets it.
+seen. A step is an advance of `trainer.global_step`, the optimizer's steps; one after which no optimizer had stepped, as with
+an fp16 overflow, is a `skipped_update`. Checkpoints wait for the export and carry its state. `segments` and `sample_index`
+are taken out of the batch before `training_step` gets it.
+
+Rows are matched `whole` (or `slice`) where the model that `training_step` calls gets the tokens of the batch, or all but the
+last of each row. The model is the one child of the LightningModule that has parameters; where there are several, or none,
+`listen_to` says which module it is. Without it, and where `training_step` makes other tokens, rows are matched `count`. The
+forward of the LightningModule itself tells nothing: strategies call it with what `training_step` is given.
 """
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 
 from train_hooks.adapters.versions import require_version
 from train_hooks.batches import METADATA_KEYS, TokensSelector
@@ -36,17 +43,20 @@ class ExportCallback(Callback):
         *,
         tokens: TokensSelector = "input_ids",
         metrics: Mapping[str, str] = _METRICS,
+        listen_to: Callable[[LightningModule], nn.Module] | None = None,
         **options: Any,
     ) -> None:
         """tokens, options: as of `ExportHook.wrap` and `ExportHook.attach`.
 
-        metrics: kiseki's name → the name that the module logs it by; read every `log_every_n_steps` steps.
+        metrics: kiseki's name → the name that the module logs it by; read every `log_every_n_steps` steps. listen_to: gives
+        the module whose forward gets the tokens.
 
         Raises InputError for a version of lightning that is not known.
         """
         require_version("lightning", "2.6", "3")
         self.hook: ExportHook | None = None
         self._run_dir, self._tokens, self._metrics, self._options = run_dir, tokens, metrics, options
+        self._listen_to = listen_to or _only_model
         self._resume: Mapping[str, object] | None = None
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -62,7 +72,7 @@ class ExportCallback(Callback):
             )
         resume = self._resume if trainer.global_step else None
         self.hook = ExportHook.attach(trainer.strategy.model, self._run_dir, resume=resume, **self._options)
-        self.hook.listen(None)
+        self.hook.listen(self._listen_to(pl_module), counting=True)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Remember the micro-batch; one whose batch was skipped is forgotten."""
@@ -103,3 +113,9 @@ class ExportCallback(Callback):
             self._resume = self.hook.state_dict()
             self.hook.close()
             self.hook = None
+
+
+def _only_model(module: LightningModule) -> nn.Module | None:
+    """The one child that has parameters, if there is one."""
+    children = [child for child in module.children() if next(child.parameters(), None) is not None]
+    return children[0] if len(children) == 1 else None

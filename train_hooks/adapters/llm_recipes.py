@@ -5,8 +5,9 @@
 
 `train` has no callbacks. A micro-batch counts as consumed when the loop fetches it, which it does just before its forward;
 of `gradient_accumulation_steps` of them is an iteration. `megatron_iterations` has the rules of steps, skips and model
-checkpoints. Every rank has its own data. Rows are `input_ids` and `labels`,
-which are equal: the model shifts them. Two samples that follow one another in the data share a token.
+checkpoints. Every rank has its own data. Rows are `input_ids` and `labels`, which are equal: the model shifts them. They are
+matched `whole`: the forward of the wrapped model gets both as they were fetched. Two samples that follow one another in the
+data share a token.
 """
 
 import inspect

@@ -12,6 +12,10 @@ micro-batch, and is taken out before `get_batch` sees it. A micro-batch counts a
 mode has fetched it, on the writer rank (tensor, context and pipeline rank 0). `megatron_iterations` has the rules of steps,
 skips and model checkpoints.
 
+Rows are matched `whole`: the forward of the provider's model, on the first pipeline stage, gets the tokens as they were
+fetched. Under context parallelism they are matched `slice`: it gets the first and the last of 2n parts of each row. Packed
+sequences and hybrid context parallelism, where it gets something else, are matched `count`.
+
 Documents come from the dataset's own indices, on the writer thread (`train_hooks.documents.megatron`).
 """
 
@@ -26,7 +30,13 @@ from train_hooks.adapters.versions import require_version
 from train_hooks.documents.megatron import MegatronDocuments
 from train_hooks.documents_in_batches import Indexed
 from train_hooks.export_format.errors import InputError
-from train_hooks.megatron_iterations import MegatronIterations, MegatronLayout, with_train_set
+from train_hooks.megatron_iterations import (
+    MegatronIterations,
+    MegatronLayout,
+    context_parallel_columns,
+    with_train_set,
+)
+from train_hooks.snapshots import Columns
 from train_hooks.torch_fsdp import ExportHook
 
 __all__ = ["MegatronExport"]
@@ -48,8 +58,9 @@ class MegatronExport:
             require_version("megatron-core", "0.16", "0.17", found=found)
         layout = MegatronLayout(parallel_state, cp="context_parallel")
         self._iterations = MegatronIterations(
-            run_dir, get_args, tokens="tokens", mesh=layout, options=options, saves="megatron.training.training"
-        )
+            run_dir, get_args, tokens="tokens", mesh=layout, options=options, saves="megatron.training.training",
+            columns=_columns,
+        )  # fmt: skip
         self._unnamed_ok = unnamed_ok
 
     @property
@@ -93,6 +104,10 @@ class MegatronExport:
     def close(self) -> None:
         """Seal the export; otherwise that happens when the process ends."""
         self._iterations.close()
+
+
+def _columns(length: int) -> Columns:
+    return context_parallel_columns(length, parallel_state.get_context_parallel_world_size())
 
 
 def _options(args: Any) -> dict[str, Any]:

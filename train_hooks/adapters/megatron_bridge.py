@@ -10,6 +10,10 @@ mode has fetched it, before it is cut for context parallelism; the writer is ten
 over at `on_train_step_end`, which says whether it was skipped. `megatron_iterations` has the rules of skips and model
 checkpoints.
 
+Rows are matched `whole`: the forward of the model on the first pipeline stage gets the tokens as they were fetched. Under
+context parallelism they are matched `slice`: it gets the first and the last of 2n parts of each row. Packed sequences,
+where it gets something else, are matched `count`.
+
 Documents come from the dataset's own indices, on the writer thread (`train_hooks.documents.megatron`).
 """
 
@@ -28,7 +32,7 @@ from train_hooks.documents.megatron import MegatronDocuments
 from train_hooks.documents_in_batches import Indexed
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.records import StepStatus
-from train_hooks.megatron_iterations import MegatronIterations, with_train_set
+from train_hooks.megatron_iterations import MegatronIterations, context_parallel_columns, with_train_set
 from train_hooks.torch_fsdp import ExportHook
 
 __all__ = ["MegatronBridgeExport"]
@@ -84,6 +88,7 @@ class MegatronBridgeExport(Callback):
         self._iterations = MegatronIterations(
             self._run_dir, functools.partial(_Arguments, context.state), tokens="tokens", mesh=_Layout(groups),
             options=self._options, saves="megatron.bridge.training.checkpointing",
+            columns=lambda length: context_parallel_columns(length, groups.cp.size()),
         )  # fmt: skip
         self._iterations.documents = self._documents
         self._iterations.attach(context.model[0], known)

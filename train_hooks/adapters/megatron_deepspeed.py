@@ -17,6 +17,11 @@ Curricula of sequence length cut the rows, and what is left of them is recorded.
 `data_post_process`, as the loader gives the micro-batch: `cut_samples` says where each row comes from. The older one does it
 in the model, which the engine tells the length with each forward, or, under the pipeline engine, in the function above, which
 knows it from Megatron's arguments.
+
+Rows are matched `slice`: the forward of the first stage gets all but the last token of each row. Where parts of rows are
+spread over ranks, by Ulysses or `--sequence-parallel`, it gets the first of as many parts as there are ranks. What a
+curriculum cuts in the model is compared inside it, where it is cut. FPDT, which gives chunks in another order, is matched
+`count`.
 """
 
 import functools
@@ -34,6 +39,7 @@ from train_hooks.documents.megatron_deepspeed import as_megatron
 from train_hooks.documents_in_batches import Indexed
 from train_hooks.export_format.errors import InputError
 from train_hooks.megatron_iterations import MegatronIterations, MegatronLayout, with_train_set
+from train_hooks.snapshots import Columns
 from train_hooks.tagged_loader import tagged
 from train_hooks.torch_fsdp import ExportHook
 
@@ -62,8 +68,9 @@ class MegatronDeepSpeedExport:
             )
         layout = MegatronLayout(parallel_state, sp="sequence_parallel")
         self._iterations = MegatronIterations(
-            run_dir, get_args, tokens="text", mesh=layout, options=options, saves="megatron.training", reruns=False
-        )
+            run_dir, get_args, tokens="text", mesh=layout, options=options, saves="megatron.training", reruns=False,
+            columns=self._columns,
+        )  # fmt: skip
         self._unnamed_ok, self._get_args = unnamed_ok, get_args
         self._model: Any = None
         self._knows_cuts = False
@@ -83,6 +90,8 @@ class MegatronDeepSpeedExport:
             self._iterations.attach_when_training(model, self._options)
             if self._get_args().curriculum_learning_legacy:
                 model.forward = self._forward(model.forward)
+                if hasattr(model, "language_model"):
+                    self._iterations.listens_to = model.language_model
             if hasattr(model, "_megatron_batch_fn"):
                 model._megatron_batch_fn = self._batch_fn(model._megatron_batch_fn)
             return model
@@ -126,6 +135,16 @@ class MegatronDeepSpeedExport:
     def _indexed(self, train: Any) -> Indexed:
         self._iterations.documents = MegatronDocuments(as_megatron(train), unnamed_ok=self._unnamed_ok)
         return Indexed(train)
+
+    def _columns(self, length: int) -> Columns:
+        """Under the pipeline engine no rank is given a part of the rows. length: that of a sequence, and 1."""
+        args = self._get_args()
+        num_parts = parallel_state.get_sequence_parallel_world_size()
+        if args.sequence_parallel:
+            num_parts = parallel_state.get_tensor_model_parallel_world_size()
+        if num_parts == 1 or hasattr(self._model, "_megatron_batch_fn"):
+            return None
+        return slice(0, (length - 1) // num_parts)
 
     def _batch_fn(self, batch_fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """What the pipeline engine calls with each micro-batch that it fetched; None where another tensor rank did."""

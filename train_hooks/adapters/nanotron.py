@@ -5,9 +5,12 @@
 
 Rows are the dataset's samples: sequence length + 1 tokens, and their `positions` where it has them. The collator makes
 inputs, labels, masks and position ids of them: for each pipeline stage what it wants, and for each context-parallel rank its
-part; none of these need be a whole sequence. A micro-batch counts as consumed when `train` fetches it, which it does just
-before its forward; a step is over at `post_train_step`, behind the optimizer's. The writer is tensor and context rank 0 of
-the stage that is fed. Its loader is built again, with the sampler, collator and workers of the one given.
+part. A micro-batch counts as consumed when `train` fetches it, which it does just before its forward; a step is over at
+`post_train_step`, behind the optimizer's. The writer is tensor and context rank 0 of the stage that is fed. Its loader is
+built again, with the sampler, collator and workers of the one given.
+
+Rows are matched `slice`: the forward of the stage that is fed gets all but the last token of each, or, on the first of n
+context-parallel ranks, the first of n parts of that.
 
 `sample_index` counts through the run: what the data stages before had consumed, and the index into the stage's dataset.
 The export's state stands in each checkpoint, written before the rest of it.
@@ -36,6 +39,7 @@ from train_hooks.documents.datatrove import DatatroveDocuments
 from train_hooks.documents_in_batches import Indexed
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.records import Segment
+from train_hooks.snapshots import Columns
 from train_hooks.tagged_loader import tagged
 from train_hooks.torch_fsdp import ExportHook
 
@@ -114,7 +118,7 @@ class _Export:
         self._hook = ExportHook.attach(
             trainer.model, run_dir, resume=resume, mesh=_Layout(trainer), documents=self._stages, **{**known, **options}
         )
-        self._hook.listen(None)
+        self._hook.listen(trainer.unwrapped_model, counting=True)
         _behind(trainer, "post_train_step", lambda: self._hook.commit(trainer.iteration_step))
         _behind(trainer, "train_step_logs", self._record)
         _behind(trainer, "pre_save_checkpoint", self._save)
@@ -139,9 +143,14 @@ class _Export:
             self._stages.begin(stage.start, stage.documents)
         rows = batch.pop(_ROWS)
         rows["sample_index"] = [stage.start + index for index in rows["sample_index"]]
-        self._hook.tag(rows)
+        self._hook.tag(rows, columns=self._columns(rows["input_ids"].shape[1]))
         self._hook.consume()
         return batch
+
+    def _columns(self, length: int) -> Columns:
+        """length: that of a sequence, and 1."""
+        num_parts = self._trainer.parallel_context.context_parallel_size
+        return None if num_parts == 1 else slice(0, (length - 1) // num_parts)
 
     def _resolver(self, dataset: Any) -> DocumentResolver:
         if self._documents is not None:

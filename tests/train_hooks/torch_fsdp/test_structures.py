@@ -56,7 +56,7 @@ def test_names(batch: Any, tokens: TokensSelector, name: str, others: list[str])
 
 
 def test_a_function_that_gives_something_else() -> None:
-    with pytest.raises(InputError, match="found torch.float32"):
+    with pytest.raises(InputError, match=r"found torch\.float32"):
         name_tensors(microbatch(1), lambda batch: batch["input_ids"].float())
 
 

@@ -59,7 +59,7 @@ def train(name: str, run: Path) -> None:
     log: list[tuple[int, int, Tensor]] = []
     model = shard(name, base)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    hook = attach(model, run / name, cross_check_every=2)
+    hook = attach(model, run / name)
     loader = hook.wrap(
         DataLoader(Shard(rank, dist.get_world_size()), collate_fn=first, num_workers=1, prefetch_factor=2)
     )
