@@ -10,7 +10,7 @@ ADAPTERS ?= hf lightning deepspeed megatron composer llm-foundry olmo-core torch
   $(if $(KISEKI_MEGATRON_DEEPSPEED),megatron-deepspeed) $(if $(KISEKI_MEGATRON_LM),megatron-lm) \
   $(if $(KISEKI_LLM_RECIPES),llm-recipes)
 
-.PHONY: demo test proofs browser test-adapters lint bench env clean
+.PHONY: demo test proofs gpu-check browser test-adapters lint bench env clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("kiseki needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -39,6 +39,10 @@ test: lint browser
 # The long proofs, whole: half an hour on two cores. Each adds a line to bench/history.jsonl; .ci/run takes a sample of each.
 proofs: env
 	$(BIN)/python bench/proofs.py
+
+# The hook on a GPU, in at most six minutes. Where there is none it says so, and checks nothing.
+gpu-check: env
+	$(BIN)/python bench/gpu_check
 
 APT := timeout 300 apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20
 

@@ -7,8 +7,9 @@
     hook.checkpoint_barrier(step)                # before a model checkpoint; put hook.state_dict() into it
     hook.close()
 
-A micro-batch counts as consumed when the model's forward is called with it, in training mode and with gradients on;
-`consumption` has the rules. Micro-batches that no forward sees, evaluation and mock forwards are not exported.
+A micro-batch counts as consumed when the model's forward is called with it, in training mode and with gradients on. Every
+such forward is accounted for, or its step is refused; `consumption` has the rules. Micro-batches that no forward sees,
+evaluation, and forwards before the first fetch are not exported.
 
 Order: shard or wrap the model (`fully_shard`, `FSDP`, `DDP`), then attach, to what the training loop calls. Compile
 before or after: with `compiled = torch.compile(model)` attach to `compiled` or to `model`, with `model.compile()` to
