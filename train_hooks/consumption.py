@@ -37,6 +37,7 @@ __all__ = ["Consumption"]
 
 _SCALARS = (type(None), bool, int, float, str)
 _MAX_CANDIDATES = 64  # fetched micro-batches that a recorded forward is compared with, the newest
+_MAX_LEFT_OUT = 256  # micro-batches that are kept though later ones were consumed
 _HASHED = 64  # tokens of a row that was set aside
 _ADVICE = (
     "wrap the loader after whatever edits or cuts its micro-batches, or record what the forward gets: "
@@ -104,9 +105,11 @@ class Consumption:
         self._pending: dict[int, Snapshot] = {}
         self._pending_bytes = 0
         self._by_address: dict[int, int] = {}
+        self._by_object: dict[int, int] = {}
         self._set_aside: set[int] = set()
         self._step = _Step()
         self._num_fetched = 0
+        self._newest_consumed = 0
         self._num_late = 0
         self._lock = threading.RLock()
 
@@ -122,7 +125,7 @@ class Consumption:
             self._num_fetched += 1
             snapshot.number = self._num_fetched
             self._pending[snapshot.number] = snapshot
-            self._by_address[snapshot.address] = snapshot.number
+            self._by_address[snapshot.address] = self._by_object[snapshot.object_id] = snapshot.number
             self._pending_bytes += snapshot.size_bytes
             if self._pending_bytes > self._max_fetched_bytes and not self._num_late:
                 self._set_oldest_aside()
@@ -133,7 +136,7 @@ class Consumption:
         """A forward with gradients: what is to be staged for it. training: whether it counts whatever it gets."""
         with self._lock:
             if self._pending and not self.counting:
-                consumed = self._oldest_as_it_is(args, kwargs)
+                consumed = self._fetched_as_it_is(args, kwargs)
                 if consumed is not None:
                     return (consumed,)
             return self._any_forward(args, kwargs, training=training)
@@ -193,7 +196,7 @@ class Consumption:
                 snapshot.holders += 1
                 self._pending[snapshot.number] = snapshot
                 self._pending_bytes += snapshot.size_bytes
-                self._by_address[snapshot.address] = snapshot.number
+                self._by_address[snapshot.address] = self._by_object[snapshot.object_id] = snapshot.number
             if step.consumed:
                 self._pending = {number: self._pending[number] for number in sorted(self._pending)}
         for staged in step.staged:
@@ -231,18 +234,24 @@ class Consumption:
     def _end(self, step: _Step, global_step: int, *, trained: bool) -> None:
         _check(global_step, step, trained=trained)
         if self._pending and step.touched:
+            self._newest_consumed = max(snapshot.number for snapshot in step.touched)
             self._forget_before(min(snapshot.number for snapshot in step.touched))
 
     def _forget_before(self, number: int) -> None:
-        """What was fetched before, and is still there, was left out."""
+        """What was fetched before was left out; of that the newest is kept for a while, since loops shuffle."""
         with self._lock:
-            self._forget([snapshot for other, snapshot in self._pending.items() if other < number])
+            while self._pending_bytes > self._max_fetched_bytes // 4 or len(self._pending) > _MAX_LEFT_OUT:
+                oldest = next(iter(self._pending.values()))
+                if oldest.number >= number:
+                    break
+                self._set_aside_one(oldest)
 
     def _remove(self, snapshot: Snapshot) -> None:
         del self._pending[snapshot.number]
         self._pending_bytes -= snapshot.size_bytes
-        if self._by_address.get(snapshot.address) == snapshot.number:
-            del self._by_address[snapshot.address]
+        for known, key in ((self._by_address, snapshot.address), (self._by_object, snapshot.object_id)):
+            if known.get(key) == snapshot.number:
+                del known[key]
 
     def _forget(self, snapshots: Iterable[Snapshot]) -> None:
         for snapshot in snapshots:
@@ -251,16 +260,24 @@ class Consumption:
 
     def _set_oldest_aside(self) -> None:
         while self._pending_bytes > self._max_fetched_bytes and len(self._pending) > 1:
-            oldest = next(iter(self._pending.values()))
-            if not oldest.documents_only and oldest.on_cpu:
-                self._set_aside.update(_row_hashes(oldest.given_tokens()))
-            self._forget([oldest])
+            self._set_aside_one(next(iter(self._pending.values())))
 
-    def _oldest_as_it_is(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Consumed | None:
-        """The usual case, told fast: the forward gets tensors of the oldest micro-batch, unchanged, and no others."""
-        oldest = next(iter(self._pending.values()))
-        sources, by_id = oldest.sources, oldest.by_id
-        if oldest.columns is not None or oldest.uses is not None or oldest.documents_only:
+    def _set_aside_one(self, snapshot: Snapshot) -> None:
+        if not snapshot.documents_only and snapshot.on_cpu:
+            self._set_aside.update(_row_hashes(snapshot.given_tokens()))
+        self._forget([snapshot])
+
+    def _fetched_as_it_is(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Consumed | None:
+        """The usual case, told fast: the forward gets tensors of a micro-batch as they were fetched, and no others."""
+        by_object = self._by_object
+        number = 0
+        for value in (*args, *kwargs.values()):
+            number = number or by_object.get(id(value), 0)
+        if not number:
+            return None
+        snapshot = self._pending[number]
+        sources, by_id = snapshot.sources, snapshot.by_id
+        if snapshot.columns is not None or snapshot.uses is not None or snapshot.documents_only:
             return None
         seen: list[str] = []
         for value in args:
@@ -272,18 +289,21 @@ class Consumption:
         for key, value in kwargs.items():
             if isinstance(value, _SCALARS):
                 continue
+            if sources.get(key) is value:
+                seen.append(key)
+                continue
             name = by_id.get(id(value))
-            if name is None or (name != key and key in sources):
+            if name is None or key in sources:
                 return None
             seen.append(name)
-        if oldest.name not in seen:
+        if snapshot.name not in seen:
             return None
         for name in seen:
             if not sources[name].is_cpu:
                 return None
-        if not oldest.holds(seen):
+        if not snapshot.holds(seen):
             return None
-        consumed = Consumed(Found(oldest), self.pool, self.scopes, self._lock)
+        consumed = Consumed(Found(snapshot), self.pool, self.scopes, self._lock)
         if len(seen) < len(sources):
             consumed.unseen = [name for name in sources if name not in seen]
         step = self._step
@@ -291,6 +311,10 @@ class Consumption:
         step.staged.append(consumed)
         self._take(consumed.found, step)
         return consumed
+
+    def _expected(self) -> Snapshot | None:
+        """The micro-batch that comes next, where none is left out: the oldest after the newest that was consumed."""
+        return next((each for each in self._pending.values() if each.number > self._newest_consumed), None)
 
     def _take(self, found: Found, step: _Step) -> Found:
         """Its rows are consumed; a micro-batch without free rows is not pending any more."""
@@ -323,6 +347,8 @@ class Consumption:
         named = [each for each in integers if each.name is not None and _last_part(each.name) in names]
         consumed: list[Consumed] = []
         strange = self._account_all(named, step, consumed) if named else self._account_first(integers, step, consumed)
+        if strange is None:
+            self._account_further(integers, step, consumed)
         for part in consumed:
             _compare_others(part, fed, self.pool, alone=len(consumed) == 1)
         for each in named or integers:
@@ -354,15 +380,23 @@ class Consumption:
             if isinstance(why, str) and not _is_tensor_of(part, each):
                 return why
         self._consume(first, integers[at], step, consumed)
-        for each in integers[at + 1 :]:
-            if not any(_is_tensor_of(known, each) for known in (part, *consumed)):
+        return None
+
+    def _account_further(self, integers: Sequence[Fed], step: _Step, consumed: list[Consumed]) -> None:
+        """The call may have got micro-batches beside the first; what else it got is not for us to know."""
+        known = consumed or [staged for staged in step.staged[-1:] if isinstance(staged, Consumed)]
+        for each in integers:
+            if not any(_is_tensor_of(part, each) for part in (*known, *consumed)):
                 further = self._find(each, step)
                 if not isinstance(further, str) and not further.again:
                     self._consume(further, each, step, consumed)
-        return None
 
     def _consume(self, find: "_Find", fed: Fed, step: _Step, consumed: list[Consumed]) -> None:
-        if not find.again:
+        if find.again:
+            for snapshot in find.found.snapshots:
+                if snapshot.seen is None and find.found.snapshot is not None:
+                    snapshot.seen = _seen_in(snapshot, [fed])  # in case that it was counted
+        else:
             part = Consumed(self._take(find.found, step), self.pool, self.scopes, self._lock)
             part.tied(fed.tensor)
             consumed.append(part)
@@ -387,9 +421,17 @@ class Consumption:
     def _find_unchanged(self, fed: Fed, array: Array, step: _Step) -> "_Find | None":
         if fed.key in step.fed and (found := _used_in(step, array)) is not None:
             return _Find(found, again=True)
-        pending = [snapshot for snapshot in self._pending.values() if snapshot.on_cpu]
-        same = self._pending.get(self._by_address.get(fed.tensor.data_ptr(), 0))
-        for snapshot in pending if same is None or not same.on_cpu else (same, *pending):
+        likely = (self._pending.get(self._by_address.get(fed.tensor.data_ptr(), 0)), self._expected())
+        for snapshot in likely:
+            if (
+                snapshot is not None
+                and snapshot.on_cpu
+                and snapshot.uses is None
+                and (found := all_of(snapshot, array))
+            ):
+                return _Find(found, again=False)
+        pending = self._in_order()
+        for snapshot in pending:
             if snapshot.uses is None and (found := all_of(snapshot, array)) is not None:
                 return _Find(found, again=False)
         found = rows_of(pending, array, free=True)
@@ -402,6 +444,11 @@ class Consumption:
         if found is None or any(_use(place) not in (0, step.serial) for place in found.places):
             return None
         return _Find(found, again=False)
+
+    def _in_order(self) -> list[Snapshot]:
+        """Pending micro-batches that can be looked at, what was left out until now last."""
+        pending = [snapshot for snapshot in self._pending.values() if snapshot.on_cpu]
+        return sorted(pending, key=lambda snapshot: snapshot.number < self._newest_consumed)
 
     def _copied_again(self, fed: Tensor) -> bool:
         """Whether it lies in the memory of a fetched micro-batch that was changed since; then its copies are renewed."""
@@ -462,6 +509,9 @@ class Consumption:
         for snapshot in waiting:
             if snapshot.on_cpu and (seen := _seen_in(snapshot, on_cpu)) is not None:
                 snapshot.seen = seen
+                return
+        for snapshot in waiting:
+            if snapshot.on_cpu and _rows_seen_in(snapshot, on_cpu):
                 return
 
     def _record(self, fed: Sequence[tuple[str | None, Tensor]], oldest: Snapshot) -> Sequence[LateMicrobatch]:
@@ -672,6 +722,23 @@ def _seen_in(snapshot: Snapshot, fed: Sequence[Fed]) -> Seen | None:
     return None
 
 
+def _rows_seen_in(snapshot: Snapshot, fed: Sequence[Fed]) -> bool:
+    """Whether a forward got some rows of this micro-batch that none was seen to get before."""
+    for each in fed:
+        found = rows_of([snapshot], as_array(each.tensor), free=False) if each.is_tokens else None
+        if found is not None and not found.cut:
+            rows = {row for _, row in found.places}
+            if rows <= snapshot.rows_seen:
+                continue
+            snapshot.rows_seen |= rows
+            if len(snapshot.rows_seen) == snapshot.num_slots:
+                part = Consumed(found, BufferPool(), TensorScopes({}), threading.RLock())
+                part.tied(each.tensor)
+                snapshot.seen = Seen(part.matched or Matched.WHOLE, part.relation, ())
+            return True
+    return False
+
+
 def _is_tensor_of(part: Consumed, fed: Fed) -> bool:
     """Whether it is another tensor of the same rows, by its name or by what it holds, or their tokens in another form."""
     names = list(part.found.snapshots[0].copies)
@@ -690,9 +757,9 @@ def _compare_others(part: Consumed, fed: Sequence[Fed], pool: BufferPool, *, alo
         if name == first.name:
             continue
         source = first.sources.get(name)
-        own = [each for each in fed if _is_named(each, name) or each.tensor is source]
+        own = [each for each in fed if _is_named(each, name)] or [each for each in fed if each.tensor is source]
+        by_name = bool(own)
         own = own or [each for each in fed if each.name is None or _last_part(each.name) not in known]
-        by_name = any(_is_named(each, name) or each.tensor is source for each in own)
         if part.is_of_rows(name) and any(in_other_form(part.value(name), as_array(each.tensor)) for each in own):
             continue
         if by_name and alone and part.may_replace(name, own[0].tensor):

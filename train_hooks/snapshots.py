@@ -28,16 +28,35 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Snapshot:
     """One fetched micro-batch: the trainer's tensors, to know them again, and our copies of them.
 
-    address: where the trainer's tokens were. columns: what the forward gets of each row; None: all of it.
-    documents_only: its tensors are not recorded, since the forward's are. uses: for each row 0 while it is free, else a
-    number of the step that consumed it; None while all are free. seen: how a forward got it, where micro-batches are
-    counted. holders: how many still need the copies.
+    address, object_id: where the trainer's tokens were, and which tensor they were. columns: what the forward gets of
+    each row; None: all of it. documents_only: its tensors are not recorded, since the forward's are. uses: for each row 0
+    while it is free, else a number of the step that consumed it; None while all are free. seen, rows_seen: how a forward
+    got it, and of which rows some did, where micro-batches are counted. holders: how many still need the copies.
     """
 
     __slots__ = (
-        "_array", "_pool", "_sample_index", "_sample_start", "_segments", "_shapes", "address", "by_id",
-        "columns", "copies", "documents_only", "holders", "name", "num_slots", "number", "seen", "sequence_length",
-        "size_bytes", "sources", "uses",
+        "_array",
+        "_pool",
+        "_sample_index",
+        "_sample_start",
+        "_segments",
+        "_shapes",
+        "address",
+        "by_id",
+        "columns",
+        "copies",
+        "documents_only",
+        "holders",
+        "name",
+        "num_slots",
+        "number",
+        "object_id",
+        "rows_seen",
+        "seen",
+        "sequence_length",
+        "size_bytes",
+        "sources",
+        "uses",
     )  # fmt: skip
 
     def __init__(
@@ -53,8 +72,10 @@ class Snapshot:
         self._pool = pool
         self._array: Array | None = None
         self.address = tensors[self.name].data_ptr()
+        self.object_id = id(tensors[self.name])
         self.uses: npt.NDArray[np.int64] | None = None
         self.seen: Any = None
+        self.rows_seen: frozenset[int] = frozenset()
         self.holders = 1
         self._segments: tuple[tuple[Segment, ...], ...] = ()
         if segments is not None:

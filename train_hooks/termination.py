@@ -63,6 +63,11 @@ class SigtermWatch:
         """Give the signal back. On the main thread; elsewhere, and where somebody came after us, only half of it."""
         _watches.discard(self)
         self._restore()
+        for later in _watches:  # whoever came after us and goes on must not call us, nor write where we read
+            if later._previous == self._handler:
+                later._previous = self._previous
+            if later._previous_fd == self._write.fileno():
+                later._previous_fd = self._previous_fd
         self._notify(_STOP)
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout=1.0)
@@ -72,9 +77,10 @@ class SigtermWatch:
             return
         if signal.getsignal(signal.SIGTERM) == self._handler:
             signal.signal(signal.SIGTERM, self._previous)
-        found = signal.set_wakeup_fd(self._previous_fd, warn_on_full_buffer=False)
-        if found != self._write.fileno():
-            signal.set_wakeup_fd(found, warn_on_full_buffer=False)
+        found = signal.set_wakeup_fd(-1)
+        ours = found == self._write.fileno()
+        with contextlib.suppress(OSError, ValueError):  # whoever had it before us may be gone
+            signal.set_wakeup_fd(self._previous_fd if ours else found, warn_on_full_buffer=False)
 
     def in_child(self) -> None:
         """After a fork, in the child."""

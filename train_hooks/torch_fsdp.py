@@ -99,6 +99,8 @@ class ExportHook:
         self._records: set[str] = set()
         self._mismatch: Mismatch | None = None
         self._handle: Any = None
+        self._num_hooks = 0
+        self._comes_last = False
         self._paused = False
         self._committed_step = attempt.resume_step
         self._busy = False
@@ -192,6 +194,7 @@ class ExportHook:
             self._handle.remove()
             self._handle = None
         self._consumption.counting = counting
+        self._num_hooks = 0
         self._consumption.parameters = () if model is None else parameter_names(model)
         if model is not None and self._exporter is not None:
             listener = _Listener(self._before_forward)
@@ -436,8 +439,30 @@ class ExportHook:
         return without_metadata(batch) if has_metadata else batch
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            return
+        hooks = module._forward_pre_hooks
+        if len(hooks) != self._num_hooks:
+            self._num_hooks = len(hooks)
+            self._comes_last = any(_may_edit(hook) for hook in hooks.values())
+        if self._comes_last and next(reversed(hooks)) != self._handle.id:
+            # From now on; this time what the others leave is seen behind the forward.
+            hooks[self._handle.id] = hooks.pop(self._handle.id)
+            self._see_after(module)
+        else:
             self._see(args, kwargs, training=module.training)
+
+    def _see_after(self, module: nn.Module) -> None:
+        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
+            handle.remove()
+            self._see(args, kwargs, training=module.training)
+
+        handle = module.register_forward_hook(
+            torch.compiler.disable(see),  # type: ignore[no-untyped-call]
+            with_kwargs=True,
+            prepend=True,
+            always_call=True,  # as a pre-hook is, whatever becomes of the forward
+        )
 
     def _see(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: bool) -> None:
         if self._exporter is None or self._paused:
@@ -463,6 +488,11 @@ def _as_tensor(name: str, value: Any) -> Tensor:
         return torch.from_numpy(np.array(value))
     except (TypeError, ValueError) as error:
         raise InputError(f"trained_on: expected numbers [num_slots, …] for {name!r}, found {error}") from error
+
+
+def _may_edit(hook: Any) -> bool:
+    """Whether a pre-hook may change what the forward gets. Ours does not, and those of torch's wrappers move it at most."""
+    return not isinstance(hook, _Listener) and not str(getattr(hook, "__module__", "")).startswith("torch.")
 
 
 class _Listener:

@@ -500,3 +500,59 @@ def test_numpy_is_not_needed_for_equal_bits() -> None:
     nan = torch.tensor([np.nan, 1.0])
     assert equal_bits(nan, nan.clone())
     assert not equal_bits(nan, nan.double())
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("record", ["loader", "forward"])
+def test_what_other_pre_hooks_leave_is_what_the_forward_gets(tmp_path: Path, before: bool, record: Any) -> None:
+    model = Toy()
+
+    def edit(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0].masked_fill(args[0] > 80, 1), *args[1:])
+
+    if before:
+        model.register_forward_pre_hook(edit)
+    hook = attach(model, tmp_path)
+    if not before:
+        model.register_forward_pre_hook(edit)
+    for step, batch in enumerate(hook.wrap(microbatches(3), record=record), 1):
+        model(batch[ids], batch["labels"])
+        if record == "loader":
+            with pytest.raises(Mismatch, match="step 1: 1 of 1 forwards"):
+                hook.commit(step)
+            break
+        hook.commit(step)
+    hook.close()
+    assert len(model._forward_hooks) == 0
+    assert same(exported_ids(tmp_path), model.seen if record == "forward" else [])
+
+
+def test_a_shuffle_buffer_behind_the_loader(tmp_path: Path) -> None:
+    model = Toy()
+    with attach(model, tmp_path) as hook:
+        buffer: list[dict[str, Any]] = []
+        step = 0
+        for batch in hook.wrap(microbatches(12)):
+            buffer.append(batch)
+            if len(buffer) == 4:
+                step += 1
+                taken = buffer.pop(step % 3)
+                model(taken[ids].clone() if step % 2 else taken[ids], taken["labels"])
+                hook.commit(step)
+    assert same(exported_ids(tmp_path), model.seen)
+
+
+def test_hooks_that_end_in_the_order_of_their_beginning(tmp_path: Path) -> None:
+    one, other = attach(Toy(), tmp_path / "one"), attach(Toy(), tmp_path / "other")
+    one.close()
+    other.close()
+
+
+def test_labels_that_are_the_very_tokens_until_they_are_masked(tmp_path: Path) -> None:
+    model = Toy()
+    with attach(model, tmp_path) as hook:
+        (batch,) = hook.wrap([dict.fromkeys((ids, "labels"), microbatch(1)[ids])])
+        masked = batch["labels"].masked_fill(batch["labels"] > 50, -100)
+        model(batch[ids], labels=masked)
+        hook.commit(1)
+    assert same(exported_ids(tmp_path, "labels"), [masked])
