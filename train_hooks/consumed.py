@@ -23,13 +23,18 @@ T = TypeVar("T")
 class Consumed:
     """Rows of fetched micro-batches as one forward got them. Implements `LateMicrobatch`.
 
+    late: nothing waits for it.
+
     unseen: names of tensors that the forward was not seen to get, so that they are the loader's. replaced: what the forward
     got under a name where that is not what the loader yielded. declared: what the training says that it used.
     """
 
+    late = False
+
     def __init__(self, found: Found, pool: BufferPool, scopes: TensorScopes, lock: threading.RLock) -> None:
         self.found = found
         self._pool, self._scopes, self._lock = pool, scopes, lock
+        self.again = False  # whether a forward of the step got it before
         self.evidence: Evidence | None = None  # None: as the attempt's defaults say
         self.matched: Matched | None = None
         self.relation: str | None = None
@@ -75,6 +80,8 @@ class Consumed:
 
     def may_replace(self, name: str, fed: Tensor) -> bool:
         """Whether what a forward got under the name can be recorded in place of the loader's."""
+        if self.found.snapshots[0].columns is not None:
+            return False  # a part of it
         return fed.shape[:1] == (self.num_slots,) or not self.is_of_rows(name) or (
             self.found.snapshot is not None and self.found.snapshot.copies[name].shape[:1] != (self.num_slots,)
         )  # fmt: skip
@@ -177,8 +184,11 @@ class Recorded:
     """A forward whose own tensors are recorded, under their names. Implements `LateMicrobatch`.
 
     fetched: micro-batches of which the rows may be, for their documents; a row is one of theirs where at least half of its
-    tokens are. before: what forwards of this step got as the very same tensor, which this one repeats if it is equal.
+    tokens are, but for the one that it has most often. before: what forwards of this step got as the very same tensor,
+    which this one repeats if it is equal.
     """
+
+    late = False
 
     def __init__(
         self,
@@ -222,6 +232,11 @@ class Recorded:
             if dtype is not None:
                 dtypes[name] = dtype
         places = self._places(tokens)
+        with self._lock:
+            for snapshot, row in (place for place in places if place is not None):
+                if snapshot.uses is None:
+                    snapshot.uses = np.zeros(snapshot.num_slots, np.int64)
+                snapshot.uses[row] = 1
         numbers = [place[0].number for place in places if place is not None]
         if numbers:
             self._forget_before(min(numbers))
@@ -251,21 +266,32 @@ class Recorded:
                 snapshot.drop()
 
     def _places(self, tokens: Array) -> list[tuple[Snapshot, int] | None]:
-        """Of each row the fetched row that it is, changed or not; the oldest where there are several."""
+        """Of each row the fetched row that it is, changed or not: of those that nobody was yet, then of the others."""
         found: list[tuple[Snapshot, int] | None] = [None] * len(tokens)
-        for snapshot in self._fetched:
-            ours = snapshot.tokens()
-            width = min(ours.shape[1], tokens.shape[1])
-            free = list(range(len(ours)))
-            for at, row in enumerate(tokens):
-                if found[at] is None and free:
-                    equal = (ours[free, :width] == row[:width]).sum(axis=1)
-                    best = int(np.argmax(equal))
-                    if equal[best] * 2 >= tokens.shape[1]:
-                        found[at] = (snapshot, free.pop(best))
-            if all(place is not None for place in found):
-                break
+        for claimed in (False, True):
+            for snapshot in self._fetched if not claimed else reversed(self._fetched):
+                if all(place is not None for place in found):
+                    return found
+                free = [row for row in range(snapshot.num_slots) if bool(snapshot.free_rows()[row]) is not claimed]
+                self._find_among(snapshot, free, tokens, found)
         return found
+
+    def _find_among(
+        self, snapshot: Snapshot, rows: list[int], tokens: Array, found: list[tuple[Snapshot, int] | None]
+    ) -> None:
+        ours = snapshot.tokens()
+        width = min(ours.shape[1], tokens.shape[1])
+        for at, row in enumerate(tokens):
+            if found[at] is not None or not rows:
+                continue
+            values, counts = np.unique(row[:width], return_counts=True)
+            telling = row[:width] != values[np.argmax(counts)]  # not the padding, nor the mask
+            if not telling.any():
+                telling = np.ones(width, bool)
+            equal = (ours[rows, :width][:, telling] == row[:width][telling]).sum(axis=1)
+            best = int(np.argmax(equal))
+            if equal[best] * 2 >= telling.sum():
+                found[at] = (snapshot, rows.pop(best))
 
 
 def _documents_of(

@@ -38,6 +38,8 @@ __all__ = ["Consumption"]
 _SCALARS = (type(None), bool, int, float, str)
 _MAX_CANDIDATES = 64  # fetched micro-batches that a recorded forward is compared with, the newest
 _MAX_LEFT_OUT = 256  # micro-batches that are kept though later ones were consumed
+_MAX_SET_ASIDE = 1 << 17  # rows that are remembered by a hash
+_FEW_COLUMNS = 4  # integers with fewer for each row are not taken for tokens that somebody edited
 _HASHED = 64  # tokens of a row that was set aside
 _ADVICE = (
     "wrap the loader after whatever edits or cuts its micro-batches, or record what the forward gets: "
@@ -73,10 +75,12 @@ class _Step:
     num_fetched: int = 0
     num_forwards: int = 0
     num_late: int = 0
+    num_recorded: int = 0
     mismatches: list[str] = field(default_factory=list)
     consumed: list[Snapshot] = field(default_factory=list)
     touched: list[Snapshot] = field(default_factory=list)
     staged: list[Any] = field(default_factory=list)
+    consumed_parts: list[Consumed] = field(default_factory=list)
     fed: dict[Key, Tensor] = field(default_factory=dict)
     copies: dict[Key, list[HostCopy]] = field(default_factory=dict)
 
@@ -104,9 +108,11 @@ class Consumption:
         self._max_fetched_bytes, self._may_hold = max_fetched_bytes, may_hold
         self._pending: dict[int, Snapshot] = {}
         self._pending_bytes = 0
-        self._by_address: dict[int, int] = {}
-        self._by_object: dict[int, int] = {}
-        self._set_aside: set[int] = set()
+        self._by_address: dict[int, list[int]] = {}
+        self._by_object: dict[int, list[int]] = {}
+        self._names: set[str] = set()
+        self._documents_of: str | None = None
+        self._set_aside: dict[int, None] = {}
         self._step = _Step()
         self._num_fetched = 0
         self._newest_consumed = 0
@@ -124,9 +130,10 @@ class Consumption:
             self._step.num_fetched += 1
             self._num_fetched += 1
             snapshot.number = self._num_fetched
-            self._pending[snapshot.number] = snapshot
-            self._by_address[snapshot.address] = self._by_object[snapshot.object_id] = snapshot.number
-            self._pending_bytes += snapshot.size_bytes
+            self._names.add(snapshot.name.rpartition(".")[2])
+            if snapshot.documents_only:
+                self._documents_of = snapshot.name
+            self._remember(snapshot)
             if self._pending_bytes > self._max_fetched_bytes and not self._num_late:
                 self._set_oldest_aside()
 
@@ -144,19 +151,23 @@ class Consumption:
     def _any_forward(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: bool
     ) -> Sequence[LateMicrobatch]:
-        fed = named_tensors(args, kwargs, self.parameters)
+        with torch._C._DisableFuncTorch():  # memory can be looked at inside of its transforms as well
+            return self._forward_of(named_tensors(args, kwargs, self.parameters), training=training)
+
+    def _forward_of(self, fed: Sequence[tuple[str | None, Tensor]], *, training: bool) -> Sequence[LateMicrobatch]:
         if self.counting:
             self._look_at(fed)
             return ()
         self._step.num_forwards += training
         if not self._num_fetched:  # a dry run
             return ()
-        oldest = next(iter(self._pending.values()), None)
-        if oldest is not None and oldest.documents_only:
-            return self._record(fed, oldest)
+        if self._documents_of is not None:
+            return self._record(fed, self._documents_of) if training else ()
         if any(not tensor.is_cpu and _could_be_tokens(tensor) for _, tensor in fed):
             return self._send(fed, training=training)
-        consumed, mismatch = self._account([Fed(name, tensor, _key(tensor)) for name, tensor in fed], self._step)
+        consumed, mismatch = self._account(
+            [Fed(name, tensor, _key(tensor)) for name, tensor in fed if tensor.is_cpu], self._step
+        )
         if mismatch is not None and training:
             self._step.mismatches.append(mismatch)
         self._step.staged.extend(consumed)
@@ -165,14 +176,17 @@ class Consumption:
     def oldest(self, num_microbatches: int) -> Sequence[LateMicrobatch]:
         """Consume the oldest ones, whatever a forward got."""
         with self._lock:
-            if num_microbatches > len(self._pending):
+            newest = self._newest_consumed  # what is older was left out
+            pending = [snapshot for snapshot in self._pending.values() if snapshot.number > newest]
+            if num_microbatches > len(pending):
                 raise ExportStopped(
-                    f"expected {num_microbatches} fetched micro-batches, found {len(self._pending)}; fetch them from "
+                    f"expected {num_microbatches} fetched micro-batches, found {len(pending)}; fetch them from "
                     "the wrapped loader first"
                 )
             chosen = []
-            for snapshot in list(self._pending.values())[:num_microbatches]:
+            for snapshot in pending[:num_microbatches]:
                 chosen.append(_Counted(self._take(Found(snapshot), self._step), self.pool, self.scopes, self._lock))
+            self._step.consumed_parts.extend(chosen)
             self._step.staged.extend(chosen)
             return chosen
 
@@ -194,13 +208,16 @@ class Consumption:
                         snapshot.uses = None
             for snapshot in step.consumed:
                 snapshot.holders += 1
-                self._pending[snapshot.number] = snapshot
-                self._pending_bytes += snapshot.size_bytes
-                self._by_address[snapshot.address] = self._by_object[snapshot.object_id] = snapshot.number
+                snapshot.seen = None
+                self._remember(snapshot)
             if step.consumed:
                 self._pending = {number: self._pending[number] for number in sorted(self._pending)}
         for staged in step.staged:
             staged.release()
+
+    def interrupted(self) -> None:
+        """Something was raised while a forward was looked at, so that nobody knows whether it is recorded."""
+        self._step.mismatches.append("a forward was interrupted while it was being recorded")
 
     def declare(self, tensors: Mapping[str, Tensor]) -> None:
         """The last forward's loss was computed from these. Raises InputError where there is none of as many rows."""
@@ -212,6 +229,11 @@ class Consumption:
                 )
             last = self._step.staged[-1]
             for name, tensor in tensors.items():
+                if name in self._names:
+                    raise InputError(
+                        f"trained_on: expected labels, masks and the like, found the tokens, {name!r}, which are what the "
+                        'forward got; where that is something else than was fetched: hook.wrap(loader, record="forward")'
+                    )
                 if last.num_slots and (tensor.ndim < 1 or tensor.shape[0] != last.num_slots):
                     raise InputError(
                         f"trained_on: expected {name!r} with an item for each of {last.num_slots} rows of the last forward, "
@@ -246,12 +268,31 @@ class Consumption:
                     break
                 self._set_aside_one(oldest)
 
+    def _remember(self, snapshot: Snapshot) -> None:
+        number = snapshot.number
+        self._pending[number] = snapshot
+        self._pending_bytes += snapshot.size_bytes
+        for known, key in ((self._by_address, snapshot.address), (self._by_object, snapshot.object_id)):
+            if key in known:
+                known[key].append(number)
+            else:
+                known[key] = [number]
+
     def _remove(self, snapshot: Snapshot) -> None:
-        del self._pending[snapshot.number]
+        number = snapshot.number
+        del self._pending[number]
         self._pending_bytes -= snapshot.size_bytes
         for known, key in ((self._by_address, snapshot.address), (self._by_object, snapshot.object_id)):
-            if known.get(key) == snapshot.number:
+            numbers = known[key]
+            if len(numbers) == 1:
                 del known[key]
+            else:
+                numbers.remove(number)
+
+    def _newest_at(self, address: int) -> Snapshot | None:
+        """The newest micro-batch whose tokens begin at this address."""
+        numbers = self._by_address.get(address)
+        return None if numbers is None else self._pending[numbers[-1]]
 
     def _forget(self, snapshots: Iterable[Snapshot]) -> None:
         for snapshot in snapshots:
@@ -264,44 +305,48 @@ class Consumption:
 
     def _set_aside_one(self, snapshot: Snapshot) -> None:
         if not snapshot.documents_only and snapshot.on_cpu:
-            self._set_aside.update(_row_hashes(snapshot.given_tokens()))
+            self._set_aside.update(dict.fromkeys(_row_hashes(snapshot.given_tokens())))
+            while len(self._set_aside) > _MAX_SET_ASIDE:
+                del self._set_aside[next(iter(self._set_aside))]
         self._forget([snapshot])
 
     def _fetched_as_it_is(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Consumed | None:
         """The usual case, told fast: the forward gets tensors of a micro-batch as they were fetched, and no others."""
         by_object = self._by_object
-        number = 0
+        numbers = None
         for value in (*args, *kwargs.values()):
-            number = number or by_object.get(id(value), 0)
-        if not number:
+            numbers = by_object.get(id(value))
+            if numbers is not None:
+                break
+        if numbers is None:
             return None
-        snapshot = self._pending[number]
+        snapshot = self._pending[numbers[-1]]
         sources, by_id = snapshot.sources, snapshot.by_id
         if snapshot.columns is not None or snapshot.uses is not None or snapshot.documents_only:
             return None
-        seen: list[str] = []
-        for value in args:
+        seen: dict[str, None] = {}
+        for value, parameter in itertools.zip_longest(args, self.parameters[: len(args)]):
             name = by_id.get(id(value))
-            if name is not None:
-                seen.append(name)
+            if name is not None and (parameter not in sources or sources[parameter] is value):
+                seen[name] = None
             elif not isinstance(value, _SCALARS):
                 return None
         for key, value in kwargs.items():
             if isinstance(value, _SCALARS):
                 continue
             if sources.get(key) is value:
-                seen.append(key)
+                seen[key] = None
                 continue
             name = by_id.get(id(value))
             if name is None or key in sources:
                 return None
-            seen.append(name)
+            seen[name] = None
         if snapshot.name not in seen:
             return None
         for name in seen:
             if not sources[name].is_cpu:
                 return None
-        if not snapshot.holds(seen):
+        if not snapshot.holds(tuple(seen)):
             return None
         consumed = Consumed(Found(snapshot), self.pool, self.scopes, self._lock)
         if len(seen) < len(sources):
@@ -309,6 +354,9 @@ class Consumption:
         step = self._step
         step.num_forwards += 1
         step.staged.append(consumed)
+        step.consumed_parts.append(consumed)
+        tokens = sources[snapshot.name]
+        step.fed[_key(tokens)] = tokens
         self._take(consumed.found, step)
         return consumed
 
@@ -343,70 +391,88 @@ class Consumption:
         integers = [each for each in fed if each.is_tokens]
         if not integers:
             return [], "a forward got no tensor of integers, so that its tokens cannot be seen"
-        names = {_last_part(each.name) for each in (*self._pending.values(), *step.consumed)}
-        named = [each for each in integers if each.name is not None and _last_part(each.name) in names]
-        consumed: list[Consumed] = []
-        strange = self._account_all(named, step, consumed) if named else self._account_first(integers, step, consumed)
+        named = [each for each in integers if each.name is not None and _last_part(each.name) in self._names]
+        known: list[Consumed] = []
+        strange = self._account_all(named, step, known) if named else self._account_first(integers, step, known)
         if strange is None:
-            self._account_further(integers, step, consumed)
-        for part in consumed:
-            _compare_others(part, fed, self.pool, alone=len(consumed) == 1)
+            self._account_further(integers, step, known)
+        for part in known:
+            _compare_others(part, fed, self.pool, alone=len(known) == 1)
+            if part.again and part.replaced and not _repeats(part, step):
+                self._take_again(part, step)
+        consumed = [part for part in known if not part.again]
+        step.consumed_parts.extend(consumed)
         for each in named or integers:
             step.fed[each.key] = each.tensor
         return consumed, strange
 
-    def _account_all(self, named: Sequence[Fed], step: _Step, consumed: list[Consumed]) -> str | None:
+    def _account_all(self, named: Sequence[Fed], step: _Step, known: list[Consumed]) -> str | None:
         """Each of these is tokens, by its name."""
         for each in named:
             found = self._find(each, step)
             if isinstance(found, str):
                 return found
-            self._consume(found, each, step, consumed)
+            self._consume(found, each, step, known)
         return None
 
-    def _account_first(self, integers: Sequence[Fed], step: _Step, consumed: list[Consumed]) -> str | None:
+    def _account_first(self, integers: Sequence[Fed], step: _Step, known: list[Consumed]) -> str | None:
         """The first that is no other tensor of the same micro-batch is tokens; more of them may be, of other micro-batches."""
-        finds = []
-        for each in integers:
-            finds.append(self._find(each, step))
-            if not isinstance(finds[-1], str):
-                break
-        *before, first = finds
+        at, first = self._first_tokens(integers, step)
         if isinstance(first, str):
-            return finds[0] if isinstance(finds[0], str) else first
-        at = len(before)
+            return first
         part = Consumed(first.found, self.pool, self.scopes, self._lock)
-        for each, why in zip(integers, before, strict=False):
-            if isinstance(why, str) and not _is_tensor_of(part, each):
-                return why
-        self._consume(first, integers[at], step, consumed)
+        tokens = integers[at].tensor
+        for other in integers[:at]:
+            same_sizes = [one == another for one, another in zip(other.tensor.shape, tokens.shape, strict=False)]
+            alike = other.tensor.ndim == tokens.ndim and (
+                same_sizes[-1] or (same_sizes[0] and other.tensor.shape[-1] >= _FEW_COLUMNS)
+            )
+            if alike and not _is_tensor_of(part, other):
+                return self._described(other, as_array(other.tensor))
+        self._consume(first, integers[at], step, known)
         return None
 
-    def _account_further(self, integers: Sequence[Fed], step: _Step, consumed: list[Consumed]) -> None:
+    def _first_tokens(self, integers: Sequence[Fed], step: _Step) -> tuple[int, "_Find | str"]:
+        """The first that is known, and which it is, whole rows before parts of rows; else why the very first is not."""
+        finds: list[_Find | str] = []
+        for cut in (False, True):
+            for at, each in enumerate(integers):
+                finds.append(self._find(each, step, cut=cut))
+                if not isinstance(finds[-1], str):
+                    return at, finds[-1]
+        return 0, finds[len(integers)]
+
+    def _account_further(self, integers: Sequence[Fed], step: _Step, known: list[Consumed]) -> None:
         """The call may have got micro-batches beside the first; what else it got is not for us to know."""
-        known = consumed or [staged for staged in step.staged[-1:] if isinstance(staged, Consumed)]
         for each in integers:
-            if not any(_is_tensor_of(part, each) for part in (*known, *consumed)):
-                further = self._find(each, step)
+            if not any(_is_tensor_of(part, each) for part in known):
+                further = self._find(each, step, cut=False)
                 if not isinstance(further, str) and not further.again:
-                    self._consume(further, each, step, consumed)
+                    self._consume(further, each, step, known)
 
-    def _consume(self, find: "_Find", fed: Fed, step: _Step, consumed: list[Consumed]) -> None:
-        if find.again:
-            for snapshot in find.found.snapshots:
-                if snapshot.seen is None and find.found.snapshot is not None:
-                    snapshot.seen = _seen_in(snapshot, [fed])  # in case that it was counted
-        else:
-            part = Consumed(self._take(find.found, step), self.pool, self.scopes, self._lock)
-            part.tied(fed.tensor)
-            consumed.append(part)
+    def _consume(self, find: "_Find", fed: Fed, step: _Step, known: list[Consumed]) -> None:
+        """Keep in `known` what a tensor is, and take it, if it is no repetition."""
+        found = find.found
+        part = Consumed(found if find.again else self._take(found, step), self.pool, self.scopes, self._lock)
+        part.again = find.again
+        known.append(part)
+        part.tied(fed.tensor)
+        if find.again and found.snapshot is not None and found.snapshot.seen is None:
+            found.snapshot.seen = _seen_in(found.snapshot, [fed])  # in case that it was counted
 
-    def _find(self, fed: Fed, step: _Step) -> "_Find | str":
-        """What a tensor of tokens is, or why it is nothing that can be recorded."""
+    def _take_again(self, part: Consumed, step: _Step) -> None:
+        """The same tokens with other labels: another micro-batch, and no repetition."""
+        part.again = False
+        for snapshot in part.found.snapshots:
+            snapshot.holders += 1
+            step.touched.append(snapshot)
+
+    def _find(self, fed: Fed, step: _Step, *, cut: bool = True) -> "_Find | str":
+        """What a tensor of tokens is, or why it is nothing that can be recorded. cut: whether it may be a part of rows."""
         array = as_array(fed.tensor)
-        find = self._find_unchanged(fed, array, step)
+        find = self._find_unchanged(fed, array, step, cut=cut)
         if find is None and self._copied_again(fed.tensor):
-            find = self._find_unchanged(fed, array, step)
+            find = self._find_unchanged(fed, array, step, cut=cut)
         if find is None:
             return self._described(fed, array)
         width = find.found.width
@@ -418,10 +484,11 @@ class Consumption:
             )
         return find
 
-    def _find_unchanged(self, fed: Fed, array: Array, step: _Step) -> "_Find | None":
-        if fed.key in step.fed and (found := _used_in(step, array)) is not None:
+    def _find_unchanged(self, fed: Fed, array: Array, step: _Step, *, cut: bool) -> "_Find | None":
+        own = self._newest_at(fed.key[0])
+        if fed.key in step.fed and own is None and (found := _used_in(step, array)) is not None:
             return _Find(found, again=True)
-        likely = (self._pending.get(self._by_address.get(fed.tensor.data_ptr(), 0)), self._expected())
+        likely = (own, self._expected())
         for snapshot in likely:
             if (
                 snapshot is not None
@@ -434,13 +501,13 @@ class Consumption:
         for snapshot in pending:
             if snapshot.uses is None and (found := all_of(snapshot, array)) is not None:
                 return _Find(found, again=False)
-        found = rows_of(pending, array, free=True)
+        found = rows_of(pending, array, free=True, cut=cut)
         if found is not None:
             return _Find(found, again=False)
         found = _used_in(step, array)
         if found is not None:
             return _Find(found, again=True)
-        found = rows_of(list(dict.fromkeys((*pending, *step.consumed))), array, free=False)
+        found = rows_of(list(dict.fromkeys((*pending, *step.consumed))), array, free=False, cut=cut)
         if found is None or any(_use(place) not in (0, step.serial) for place in found.places):
             return None
         return _Find(found, again=False)
@@ -472,7 +539,7 @@ class Consumption:
         if (
             self._set_aside
             and array.ndim
-            and self._set_aside.intersection(_row_hashes(array.reshape(-1, array.shape[-1])))
+            and not self._set_aside.keys().isdisjoint(_row_hashes(array.reshape(-1, array.shape[-1])))
         ):
             return (
                 f"a forward got {name} of a micro-batch that was fetched too long before; more than "
@@ -514,12 +581,12 @@ class Consumption:
             if snapshot.on_cpu and _rows_seen_in(snapshot, on_cpu):
                 return
 
-    def _record(self, fed: Sequence[tuple[str | None, Tensor]], oldest: Snapshot) -> Sequence[LateMicrobatch]:
+    def _record(self, fed: Sequence[tuple[str | None, Tensor]], tokens_name: str) -> Sequence[LateMicrobatch]:
         """The forward's own tensors are recorded."""
         step = self._step
         names = [str(position) if name is None else name for position, (name, _) in enumerate(fed)]
         integers = [at for at, (_, tensor) in enumerate(fed) if _could_be_tokens(tensor)]
-        last = _last_part(oldest.name)
+        last = _last_part(tokens_name)
         chosen = [at for at in integers if _last_part(names[at]) == last]
         chosen = chosen or [at for at in integers if fed[at][1].ndim <= 2 and self._may_hold(fed[at][1].shape[-1])]
         if not chosen:
@@ -538,16 +605,16 @@ class Consumption:
             for at, (name, (_, tensor)) in enumerate(zip(names, fed, strict=True))
             if at != chosen[0] and self.wanted(name)
         }
-        copies[oldest.name] = copy_tensor(tokens, self.pool)
+        copies[tokens_name] = copy_tensor(tokens, self.pool)
         step.fed[key] = tokens
         fetched = list(self._pending.values())[-_MAX_CANDIDATES:]
         for snapshot in fetched:
             snapshot.holders += 1
         recorded = Recorded(
-            oldest.name, copies, fetched, self.pool, self.scopes, self._lock, self._forget_before, tuple(before)
+            tokens_name, copies, fetched, self.pool, self.scopes, self._lock, self._forget_before, tuple(before)
         )
-        before.append(copies[oldest.name])
-        step.touched.extend(fetched[:1])
+        before.append(copies[tokens_name])
+        step.num_recorded += 1
         step.staged.append(recorded)
         return (recorded,)
 
@@ -566,7 +633,7 @@ class Consumption:
             if _could_be_tokens(tensor) or (name and _last_part(name) in names) or tensor.numel() in sizes
         ]
         step = self._step
-        step.fed.update({_key(tensor): tensor for _, tensor in fed})
+        step.fed.update({_key(tensor): tensor for _, tensor in fed if _could_be_tokens(tensor)})
         step.num_late += 1
         self._num_late += 1
         late = _LateForward(self, step, copies, training=training)
@@ -631,6 +698,7 @@ class _LateForward:
     """A forward whose tensors are on their way from a device."""
 
     num_slots = 0
+    late = True
 
     def __init__(
         self,
@@ -665,6 +733,7 @@ class _EndOfLateStep:
 
     num_slots = 0
     size_bytes = 0
+    late = True
 
     def __init__(self, consumption: Consumption, step: _Step, global_step: int, trained: bool) -> None:
         self._consumption, self._step, self._global_step, self._trained = consumption, step, global_step, trained
@@ -683,7 +752,7 @@ def _check(global_step: int, step: _Step, *, trained: bool) -> None:
             f"step {global_step}: {len(step.mismatches)} of {step.num_forwards} forwards got something else than fetched "
             f"micro-batches, so the record would lack it: {step.mismatches[0]}. {_ADVICE}"
         )
-    if trained and not step.touched and (step.num_forwards or step.num_fetched):
+    if trained and not (step.touched or step.num_recorded) and (step.num_forwards or step.num_fetched):
         raise Mismatch(
             f"step {global_step}: expected forwards of fetched micro-batches, found {step.num_forwards} forwards in "
             f"training mode and {step.num_fetched} fetched; attach to the outermost callable in training mode, "
@@ -692,15 +761,38 @@ def _check(global_step: int, step: _Step, *, trained: bool) -> None:
 
 
 def _used_in(step: _Step, array: Array) -> Found | None:
-    """`array` as what forwards of this step got already."""
-    for snapshot in step.consumed:
-        if (found := all_of(snapshot, array)) is not None:
+    """`array` as what forwards of this step got already: these rows, of this width."""
+    widths: dict[tuple[int, int], set[int | None]] = {}
+    for part in step.consumed_parts:
+        for snapshot, row in part.found.all_places():
+            widths.setdefault((id(snapshot), row), set()).add(part.found.width)
+    known = list(dict.fromkeys(step.touched))
+    candidates = [found for snapshot in known if (found := all_of(snapshot, array)) is not None]
+    rows = rows_of(known, array, free=False)
+    for found in (*candidates, *([] if rows is None else [rows])):
+        if all(found.width in widths.get((id(snapshot), row), ()) for snapshot, row in found.all_places()):
             return found
-    found = rows_of(list(dict.fromkeys(step.touched)), array, free=False)
-    taken = {id(snapshot) for snapshot in step.consumed}
-    if found is None or any(_use(place) != step.serial and id(place[0]) not in taken for place in found.places):
-        return None
-    return found
+    return None
+
+
+def _repeats(part: Consumed, step: _Step) -> bool:
+    """Whether a forward of this step got these rows with these very tensors."""
+    return any(
+        set(part.found.all_places()) <= set(before.found.all_places())
+        and all(_holds_equal(before, name, copy, part) for name, copy in part.replaced.items())
+        for before in step.consumed_parts
+    )
+
+
+def _holds_equal(before: Consumed, name: str, copy: HostCopy, part: Consumed) -> bool:
+    known = before.replaced.get(name)
+    if known is None:
+        return False
+    rows = {place: number for number, place in enumerate(before.found.all_places())}
+    tensor = known.tensor()
+    if tensor.ndim and tensor.shape[0] == len(rows):
+        tensor = tensor[[rows[place] for place in part.found.all_places()]]
+    return equal_bits(tensor, copy.tensor())
 
 
 def _use(place: tuple[Snapshot, int]) -> int:
@@ -744,8 +836,7 @@ def _is_tensor_of(part: Consumed, fed: Fed) -> bool:
     names = list(part.found.snapshots[0].copies)
     if fed.name is not None and _last_part(fed.name) in {_last_part(name) for name in names}:
         return True
-    array = as_array(fed.tensor)
-    return any(in_other_form(part.value(name), array) for name in names if part.is_of_rows(name))
+    return any(_is_among(part, name, [fed], by_name=True) for name in names if part.is_of_rows(name))
 
 
 def _compare_others(part: Consumed, fed: Sequence[Fed], pool: BufferPool, *, alone: bool) -> None:
@@ -760,13 +851,22 @@ def _compare_others(part: Consumed, fed: Sequence[Fed], pool: BufferPool, *, alo
         own = [each for each in fed if _is_named(each, name)] or [each for each in fed if each.tensor is source]
         by_name = bool(own)
         own = own or [each for each in fed if each.name is None or _last_part(each.name) not in known]
-        if part.is_of_rows(name) and any(in_other_form(part.value(name), as_array(each.tensor)) for each in own):
+        if part.is_of_rows(name) and _is_among(part, name, own, by_name=by_name):
             continue
         if by_name and alone and part.may_replace(name, own[0].tensor):
             part.replaced[name] = copy_tensor(own[0].tensor, pool)
         else:
             unseen.append(name)
     part.unseen = unseen
+
+
+def _is_among(part: Consumed, name: str, fed: Sequence[Fed], *, by_name: bool) -> bool:
+    """Whether one of these is our tensor, in whatever form. Without its name, what holds but one value is not known."""
+    ours, columns = part.value(name), part.found.snapshots[0].columns
+    if not by_name and (not ours.size or bool((ours == ours.flat[0]).all())):
+        return False
+    forms = [ours] if columns is None or ours.ndim < 2 else [ours, ours[:, columns]]
+    return any(in_other_form(form, as_array(each.tensor)) for form in forms for each in fed)
 
 
 def _is_named(fed: Fed, name: str) -> bool:

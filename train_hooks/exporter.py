@@ -42,6 +42,7 @@ from train_hooks.row_builder import (
     losses_record,
     metrics_record,
     note_of,
+    without_rows,
 )
 
 __all__ = ["Exporter", "ExporterOptions", "LateMicrobatch", "StagedMicrobatch"]
@@ -160,6 +161,25 @@ class Exporter:
 
         After an InputError nothing has happened: what was staged is still staged.
         """
+        self.expect(global_step)
+        global_step = int(global_step)
+        values = None if metrics is None else checked_metrics(global_step, metrics)
+        size_bytes = _STEP_BYTES
+        for microbatch in self._staged if gap is None else ():
+            size_bytes += microbatch.size_bytes
+        status = status if type(status) is StepStatus else StepStatus(status)
+        if gap is not None:
+            self._dropped.add(global_step)
+        step = CommitRequest(global_step, status, self._staged, values, time.time(), size_bytes)
+        if gap is not None:
+            step = without_rows(step, gap, size_bytes)
+        self._staged = []
+        self._staged_bytes = 0
+        self._committed_step = global_step
+        self._put(step)
+
+    def expect(self, global_step: int) -> None:
+        """Raises InputError unless this is the step that comes next, ExportStopped where none may come."""
         if self._error is not None or self._closing:
             self._check_open()
         if global_step != self._committed_step + 1:
@@ -167,19 +187,6 @@ class Exporter:
                 f"expected commit of step {self._committed_step + 1}, found {global_step}; a training that resumes gives "
                 "the hook's state from its model checkpoint as resume="
             )
-        global_step = int(global_step)
-        values = None if metrics is None else checked_metrics(global_step, metrics)
-        size_bytes = _STEP_BYTES
-        for microbatch in self._staged:
-            size_bytes += microbatch.size_bytes
-        status = status if type(status) is StepStatus else StepStatus(status)
-        if gap is not None:
-            self._dropped.add(global_step)
-        step = CommitRequest(global_step, status, self._staged, values, time.time(), size_bytes, gap)
-        self._staged = []
-        self._staged_bytes = 0
-        self._committed_step = global_step
-        self._put(step)
 
     def record(self, global_step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of a step that is already committed, as trainers give them that log every few steps."""
@@ -270,7 +277,7 @@ class Exporter:
                 return
             if options.when_full == "drop":
                 self._dropped.add(step.global_step)
-                self._enqueue(step._replace(gap=_DROPPED, size_bytes=_STEP_BYTES))
+                self._enqueue(without_rows(step, _DROPPED, _STEP_BYTES))
                 return
             self._wanted = True
             self._changed.notify_all()

@@ -37,6 +37,12 @@ class Found(NamedTuple):
         """All micro-batches that it has a part of, each once, by their first row."""
         return [self.snapshot] if self.snapshot else list(dict.fromkeys(place[0] for place in self.places))
 
+    def all_places(self) -> Sequence[Place]:
+        """Of each row which row of which micro-batch it is."""
+        return (
+            self.places if self.snapshot is None else [(self.snapshot, row) for row in range(self.snapshot.num_slots)]
+        )
+
     @property
     def form(self) -> list[str]:
         """In what form the tensor has the tokens, beside their dtype."""
@@ -52,6 +58,8 @@ def all_of(snapshot: Snapshot, fed: Array) -> Found | None:
     """`fed` as all of a micro-batch."""
     ours = snapshot.given_tokens()
     num_slots, length = ours.shape
+    if num_slots == 1 and fed.ndim == 1 and fed.size == length - 1:
+        fed = fed[None]
     if fed.size == ours.size and fed.size:
         if not _equal(ours, fed if fed.shape == ours.shape else fed.reshape(ours.shape)):
             return None
@@ -61,21 +69,23 @@ def all_of(snapshot: Snapshot, fed: Array) -> Found | None:
     return None
 
 
-def rows_of(snapshots: Iterable[Snapshot], fed: Array, *, free: bool) -> Found | None:
-    """`fed` as rows of micro-batches, the first that fit. free: only rows that no forward has got yet.
+def rows_of(snapshots: Iterable[Snapshot], fed: Array, *, free: bool, cut: bool = True) -> Found | None:
+    """`fed` as rows of micro-batches, the first that fit.
+
+    free: only rows that no forward has got yet. cut: whether the rows may be cut to their first columns.
 
     Rows that stand in it more often than among those are taken once each, if they are to be free.
     """
     candidates = [snapshot for snapshot in snapshots if not free or snapshot.free_rows().any()]
     for rows, fits in _as_rows(candidates, fed):
-        for cut in (False, True):
-            places = _places([each for each in candidates if fits(each, cut)], rows, free=free)
+        for shorter in (False, True) if cut else (False,):
+            places = _places([each for each in candidates if fits(each, shorter)], rows, free=free)
             if places is not None:
                 length = places[0][0].given_tokens().shape[1]
                 width = None if rows.shape[1] == length else rows.shape[1]
-                if free and cut and _is_all(places):
-                    return Found(places[0][0], (), width, cut)
-                return Found(None, places, width, cut, None if rows.shape == fed.shape else fed.shape)
+                if free and shorter and _is_all(places):
+                    return Found(places[0][0], (), width, shorter)
+                return Found(None, places, width, shorter, None if rows.shape == fed.shape else fed.shape)
     return None
 
 
@@ -91,7 +101,7 @@ def _as_rows(snapshots: Sequence[Snapshot], fed: Array) -> Iterable[tuple[Array,
             yield (
                 fed.reshape(-1, width),
                 lambda each, cut: (
-                    (each.given_tokens().shape[1] - width > 1)
+                    (each.columns is None and each.given_tokens().shape[1] - width > 1)
                     if cut
                     else 0 <= each.given_tokens().shape[1] - width <= 1
                 ),

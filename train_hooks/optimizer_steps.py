@@ -1,6 +1,7 @@
 """Whether an optimizer of the model made a step: after an overflow of mixed precision it does not, and nobody says so."""
 
 import gc
+import weakref
 from typing import Any
 
 from torch import nn
@@ -11,10 +12,14 @@ __all__ = ["OptimizerSteps"]
 
 
 class OptimizerSteps:
-    """Counts the steps of optimizers that have parameters of `model`. Those are looked for at the first question."""
+    """Counts the steps of optimizers that have parameters of `model`. Those are looked for at the first question.
+
+    A fused optimizer on a device that skips its step inside its kernel counts as one that made it.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self._parameters = {id(parameter) for parameter in model.parameters()}
+        self._model = weakref.ref(model)
+        self._of_model: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
         self._known: bool | None = None
         self._stepped = False
         self._handle: Any = register_optimizer_step_post_hook(self._after_step)
@@ -31,13 +36,20 @@ class OptimizerSteps:
         self._handle.remove()
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:  # noqa: ARG002
-        if not self._stepped and self._is_of_model(optimizer):
-            self._known = self._stepped = True
+        if self._stepped:
+            return
+        of_model = self._of_model.get(optimizer)
+        if of_model is None:
+            of_model = self._of_model[optimizer] = self._is_of_model(optimizer)
+        if of_model:
+            self._known = True
+            found_inf = getattr(optimizer, "found_inf", None)  # a fused one skips by itself what a GradScaler says
+            self._stepped = found_inf is None or not found_inf.is_cpu or not bool(found_inf)
 
     def _is_of_model(self, optimizer: Any) -> bool:
-        return any(
-            id(parameter) in self._parameters for group in optimizer.param_groups for parameter in group["params"]
-        )
+        model = self._model()
+        parameters = set() if model is None else {id(parameter) for parameter in model.parameters()}
+        return any(id(parameter) in parameters for group in optimizer.param_groups for parameter in group["params"])
 
     def _is_there(self) -> bool:
         """Whether an optimizer of the model exists that tells of its steps: before its first step nobody knows it."""

@@ -46,6 +46,7 @@ __all__ = [
     "metrics_record",
     "note_of",
     "unfit_shape",
+    "without_rows",
 ]
 
 _PAUSE_S = 2e-5  # between rows the writer thread lets go of the interpreter, which training may be waiting for
@@ -99,6 +100,11 @@ class LateMicrobatch(Protocol):
 
     num_slots: int
     size_bytes: int
+    late: bool
+    """Whether it must be resolved even where its step is not written: others come after it."""
+
+    def release(self) -> None:
+        """Instead of `resolve`: it is not needed."""
 
     def resolve(self) -> list[StagedMicrobatch]:
         """On the writer thread, once, in the order of staging: the micro-batches, as often none or one as several.
@@ -205,6 +211,7 @@ class CommitRequest(NamedTuple):
     unix_time_s: float
     size_bytes: int
     gap: str | None = None
+    gap_rows: int | None = None
 
     def step(self) -> CommittedStep:
         """What the row builder takes."""
@@ -213,7 +220,19 @@ class CommitRequest(NamedTuple):
             kind=AckKind.STEP, global_step=self.global_step, status=self.status,
             microbatches=tuple(self.microbatches), records=records, size_bytes=self.size_bytes,
         )  # fmt: skip
-        return step if self.gap is None else gap_of(step, self.gap)
+        return step if self.gap is None else gap_of(step, self.gap, self.gap_rows)
+
+
+def without_rows(step: CommitRequest, reason: str, size_bytes: int) -> CommitRequest:
+    """The same step as a gap, which holds no memory of its rows any more."""
+    kept: list[Staged] = []
+    for staged in step.microbatches:
+        if not isinstance(staged, StagedMicrobatch) and staged.late:
+            kept.append(staged)
+        elif staged.release is not None:
+            staged.release()
+    num_rows = sum(microbatch.num_slots for microbatch in step.microbatches)
+    return step._replace(microbatches=kept, size_bytes=size_bytes, gap=reason, gap_rows=num_rows)
 
 
 class RowBuilder:

@@ -80,8 +80,8 @@ class Snapshot:
         self._segments: tuple[tuple[Segment, ...], ...] = ()
         if segments is not None:
             self._segments = tuple(tuple(of_slot) for of_slot in segments)
-        self._sample_index = copy_tensor(index, pool) if isinstance(index, Tensor) else index
-        self._sample_start = start if start is None or not isinstance(start, Tensor) else copy_tensor(start, pool)
+        self._sample_index = None if index is None else _own(index, pool)
+        self._sample_start = None if start is None else _own(start, pool)
         self.copies = _copy_all(tensors, pool)
         size_bytes = 256 * self.num_slots
         self._shapes, self.by_id = {}, {}
@@ -106,8 +106,12 @@ class Snapshot:
             if not copy.narrowed:
                 if not equal_bits(copy.tensor(), source):
                     return False
+            elif source.dtype is not torch.int64:
+                return False
             elif copy.view is None:
-                if not self._pool.kernels.same(source.data_ptr(), copy.address, copy.numel):
+                if not source.is_contiguous() or not self._pool.kernels.same(
+                    source.data_ptr(), copy.address, copy.numel
+                ):
                     return False
             elif copy.buffer is not compared:  # one storage of several views, compared at once
                 storage = source.untyped_storage()
@@ -209,6 +213,11 @@ def _cut(of_slot: tuple[Segment, ...], length: int) -> tuple[Segment, ...]:
         for segment in of_slot
         if segment.start < length
     )
+
+
+def _own(of_slots: Any, pool: BufferPool) -> Any:
+    """A copy that the loader does not write to."""
+    return copy_tensor(of_slots, pool) if isinstance(of_slots, Tensor) else np.array(of_slots, object)
 
 
 def _integers(of_slots: HostCopy | Sequence[int] | None, rows: Sequence[int] | None) -> list[int] | None:

@@ -55,7 +55,7 @@ from train_hooks.export_format.writer import RankWriter
 from train_hooks.exporter import Exporter, ExporterOptions
 from train_hooks.narrow_kernels import kernels
 from train_hooks.optimizer_steps import OptimizerSteps
-from train_hooks.row_builder import unfit_shape
+from train_hooks.row_builder import checked_metrics, unfit_shape
 from train_hooks.same_rows import FirstRows, warn_of_same_rows
 from train_hooks.snapshots import Columns, Snapshot
 from train_hooks.tagged_loader import TaggedLoader, tagged
@@ -96,7 +96,7 @@ class ExportHook:
         self._optimizers: OptimizerSteps | None = None
         self._told_of_skips = False
         self._by_hand = False
-        self._records: set[str] = set()
+        self._records: set[tuple[str, ...]] = set()
         self._mismatch: Mismatch | None = None
         self._handle: Any = None
         self._num_hooks = 0
@@ -222,7 +222,7 @@ class ExportHook:
         `Segment` for each slot), `sample_index` and, where samples are cut into rows, `sample_start` (an integer for
         each slot) are the hook's own: they are taken out of the dicts that the trainer gets.
         """
-        self._expect_one_record(record)
+        self._expect_one_record(record, include, exclude)
         self._consumption.wanted = functools.partial(is_recorded, include=include, exclude=exclude)
         return tagged(
             loader,
@@ -231,13 +231,14 @@ class ExportHook:
             ),
         )
 
-    def _expect_one_record(self, record: str) -> None:
+    def _expect_one_record(self, record: str, include: Sequence[str] | None, exclude: Sequence[str]) -> None:
         if record not in ("loader", "forward"):
             raise InputError(f"record: expected 'loader' or 'forward', found {record!r}")
-        self._records.add(record)
+        self._records.add((record, *((repr(include), repr(exclude)) if record == "forward" else ())))
         if len(self._records) > 1:
             raise InputError(
-                "record: expected one way for all loaders of a hook, found 'loader' and 'forward'; give each the same"
+                "record: expected one way for all loaders of a hook, found several; give each the same record, and with "
+                "record='forward' the same include and exclude"
             )
 
     def commit(
@@ -260,8 +261,11 @@ class ExportHook:
             try:
                 if self._mismatch is not None:
                     raise Mismatch(str(self._mismatch)) from self._mismatch
+                exporter.expect(global_step)
+                metrics_here = None
+                if metrics is not None and self.rank.dp_rank == 0:
+                    metrics_here = checked_metrics(global_step, metrics)
                 known = self._status(global_step, status)
-                metrics_here = metrics if self.rank.dp_rank == 0 else None
                 gap = None
                 try:
                     rest = self._consumption.end_step(global_step, trained=known in _TRAINED)
@@ -280,10 +284,15 @@ class ExportHook:
         self._committed_step = global_step
 
     def _status(self, global_step: int, status: StepStatus | str | None) -> StepStatus:
+        if status is not None and type(status) is not StepStatus:
+            try:
+                status = StepStatus(status)
+            except ValueError:
+                raise InputError(f"status: expected one of {', '.join(StepStatus)}, found {status!r}") from None
         left_out = self._optimizers is not None and self._optimizers.left_out() and not self._by_hand
         self._by_hand = False
         if status is not None:
-            return status if type(status) is StepStatus else StepStatus(status)
+            return status
         if not left_out:
             return StepStatus.APPLIED
         if not self._told_of_skips:
@@ -342,11 +351,11 @@ class ExportHook:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Forwards in here are not the training's: profiling, or evaluation with gradients on."""
-        self._paused = True
+        before, self._paused = self._paused, True
         try:
             yield
         finally:
-            self._paused = False
+            self._paused = before
 
     def record(self, global_step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of an earlier step, for trainers that log every few steps."""
@@ -473,12 +482,15 @@ class ExportHook:
                 "`with hook.paused():`, and before each replay() say hook.forwarded(*static_inputs)"
             )
         self._busy = True
+        whole = False
         try:
-            consumed = self._consumption.forward(args, kwargs, training=training)
+            for each in self._consumption.forward(args, kwargs, training=training):
+                self._exporter.stage(each)
+            whole = True
         finally:
             self._busy = False
-        for each in consumed:
-            self._exporter.stage(each)
+            if not whole:
+                self._consumption.interrupted()
 
 
 def _as_tensor(name: str, value: Any) -> Tensor:

@@ -375,7 +375,10 @@ def test_tensors_of_a_slot_and_of_the_whole_micro_batch(tmp_path: Path, make: Ma
 class Late:
     """A micro-batch that is there later, or not at all."""
 
-    num_slots, size_bytes = 2, 256
+    num_slots, size_bytes, late = 2, 256, False
+
+    def release(self) -> None:
+        pass
 
     def __init__(self, result: StagedMicrobatch | None) -> None:
         self.result = result

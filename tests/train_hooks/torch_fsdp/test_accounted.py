@@ -1,6 +1,7 @@
 """Every forward is accounted for: what it got is what the record has, or the step is refused."""
 
 import contextlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from tests.train_hooks.torch_fsdp.toy import (
     train_step,
 )
 from train_hooks import ExportHook
-from train_hooks.export_format.errors import InputError, Mismatch
+from train_hooks.export_format.errors import ExportStopped, InputError, Mismatch
 from train_hooks.export_format.reader import RunReader
 from train_hooks.export_format.records import Evidence, Matched, StepStatus
 from train_hooks.exporter import ExporterOptions
@@ -556,3 +557,205 @@ def test_labels_that_are_the_very_tokens_until_they_are_masked(tmp_path: Path) -
         model(batch[ids], labels=masked)
         hook.commit(1)
     assert same(exported_ids(tmp_path, "labels"), [masked])
+
+
+def test_what_was_left_out_is_not_counted(tmp_path: Path) -> None:
+    model = Toy()
+    with attach(model, tmp_path) as hook:
+        batches = list(hook.wrap(microbatches(4)))
+        train_step(model, batches[1:2])
+        hook.commit(1)
+        hook.consume(2)
+        hook.commit(2)
+        with pytest.raises(ExportStopped, match="expected 1 fetched micro-batches, found 0"):
+            hook.consume()
+    assert same(exported_ids(tmp_path), [batch[ids] for batch in batches[1:]])
+
+
+def test_generation_with_gradients_in_evaluation_mode_is_not_recorded(tmp_path: Path) -> None:
+    model = Toy()
+    with attach(model, tmp_path) as hook:
+        for step, batch in enumerate(hook.wrap(microbatches(2), record="forward"), 1):
+            model.eval()
+            model(microbatch(50 + step)[ids])
+            model.train()
+            model(batch[ids])
+            hook.commit(step)
+    assert same(exported_ids(tmp_path), model.seen[1::2])
+
+
+def test_documents_of_rows_that_are_mostly_padding(tmp_path: Path) -> None:
+    model = Toy()
+    padded = [microbatch(seed, documents=True) for seed in range(5)]
+    for batch in padded:
+        batch[ids][:, 5:] = 0
+    with attach(model, tmp_path) as hook:
+        for step, batch in enumerate(hook.wrap(padded, record="forward"), 1):
+            model(batch[ids].index_fill(1, torch.tensor([1]), 3))
+            hook.commit(step)
+    found = [part.sample_index for part in exported(tmp_path).values()]
+    assert found == [tuple(batch["sample_index"].tolist()) for batch in padded]
+
+
+def test_small_integers_beside_the_tokens_are_no_rows(tmp_path: Path) -> None:
+    model = Ids()
+    with attach(model, tmp_path, shorter_rows=True) as hook:
+        batches = list(hook.wrap(microbatches(6)))
+        for step, batch in enumerate(batches[1::2], 1):
+            first = batches[0][ids][:, :1].clone()
+            model(batch[ids], first) if step < 3 else model(first, batch[ids])
+            hook.commit(step)
+    assert same(exported_ids(tmp_path), [batch[ids] for batch in batches[1::2]])
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_one_tensor_fetched_several_times_in_a_step(tmp_path: Path, slow: bool) -> None:
+    model = Toy()
+    batch = microbatch(1)
+    with attach(model, tmp_path) as hook:
+        loader = iter(hook.wrap([batch] * 4))
+        for step in (1, 2):
+            for fetched in (next(loader), next(loader)):
+                model(fetched[ids], fetched["labels"].clone() if slow else fetched["labels"])
+            hook.commit(step)
+    assert same(exported_ids(tmp_path), [batch[ids]] * 4)
+
+
+def test_the_same_tokens_with_other_labels_are_no_repetition(tmp_path: Path) -> None:
+    model = Toy()
+    with attach(model, tmp_path) as hook:
+        (batch,) = hook.wrap(microbatches(1))
+        for labels in (batch["labels"], batch["labels"] // 2, batch["labels"] // 2, batch["labels"]):
+            model(batch[ids], labels=labels)
+        hook.commit(1)
+    assert same(exported_ids(tmp_path, "labels"), [batch["labels"], batch["labels"] // 2])
+
+
+def test_a_part_of_what_was_fed_is_no_repetition(tmp_path: Path) -> None:
+    model = Toy()
+    with attach(model, tmp_path, shorter_rows=True) as hook:
+        for step, (batch, first) in enumerate(zip(hook.wrap(microbatches(2)), (8, 16), strict=True), 1):
+            model(batch[ids][:, :first])
+            model(batch[ids][:, : 24 - first])
+            hook.commit(step)
+    assert same(exported_ids(tmp_path), model.seen)
+
+
+def test_arguments_that_are_given_by_position_under_another_name(tmp_path: Path) -> None:
+    model = Toy()
+    with attach(model, tmp_path) as hook:
+        (batch,) = hook.wrap(microbatches(1))
+        model(batch[ids], batch[ids])
+        hook.commit(1)
+    assert same(exported_ids(tmp_path, "labels"), [batch[ids]])
+
+
+def test_a_tensor_that_was_not_fed_is_the_loaders(tmp_path: Path) -> None:
+    model = Toy()
+    with attach(model, tmp_path) as hook:
+        (batch,) = hook.wrap([{ids: microbatch(1)[ids], "mask": torch.ones(SLOTS, LENGTH, dtype=torch.bool)}])
+        model(batch[ids], labels=batch[ids])
+        hook.commit(1)
+    assert {tensor.name: tensor.evidence for tensor in rows(tmp_path)[0].tensors} == {
+        ids: None,
+        "mask": Evidence.LOADER,
+    }
+
+
+def test_a_commit_that_was_refused_changes_nothing(tmp_path: Path) -> None:
+    model = Toy()
+    optimizer = torch.optim.SGD(model.parameters())
+    with attach(model, tmp_path) as hook:
+        for step, batch in enumerate(hook.wrap(microbatches(2)), 1):
+            train_step(model, [batch])
+            optimizer.step()
+            with pytest.raises(InputError, match=f"expected commit of step {step}, found 7"):
+                hook.commit(7)
+            with pytest.raises(InputError, match="expected numbers"):
+                hook.commit(step, metrics={"loss": None})  # type: ignore[dict-item]
+            with pytest.raises(InputError, match=r"status: expected one of applied, .*, found 'done'"):
+                hook.commit(step, status="done")
+            hook.commit(step)
+    assert step_statuses(tmp_path) == ["applied"] * 2
+
+
+@pytest.mark.parametrize("kind", [np.array, list])
+def test_sample_indices_in_a_buffer_that_is_used_again(tmp_path: Path, kind: Any) -> None:
+    model = Toy()
+    buffer = np.zeros(SLOTS, np.int64) if kind is np.array else [0] * SLOTS
+
+    def loader() -> Any:
+        for seed in range(3):
+            buffer[:] = np.arange(SLOTS) + 10 * seed if kind is np.array else [10 * seed, 10 * seed + 1]
+            yield {**microbatch(seed), "sample_index": buffer}
+
+    with attach(model, tmp_path) as hook:
+        for step, batch in enumerate(hook.wrap(loader()), 1):
+            train_step(model, [batch])
+            hook.commit(step)
+    assert [part.sample_index for part in exported(tmp_path).values()] == [(0, 1), (10, 11), (20, 21)]
+
+
+def test_an_interrupt_while_a_forward_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Toy()
+    hook = attach(model, tmp_path)
+    (batch,) = hook.wrap(microbatches(1))
+    stage = hook._exporter.stage  # type: ignore[union-attr]
+    monkeypatch.setattr(hook._exporter, "stage", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train_step(model, [batch])
+    monkeypatch.setattr(hook._exporter, "stage", stage)
+    train_step(model, [batch])
+    with pytest.raises(Mismatch, match="a forward was interrupted"):
+        hook.commit(1)
+    hook.close()
+
+
+def test_more_gaps_than_the_queue_would_hold(tmp_path: Path) -> None:
+    model = Toy()
+    options = ExporterOptions(max_queue_bytes=8192, block_timeout_s=5, group_interval_s=0.0)
+    with attach(model, tmp_path, on_mismatch="gap", options=options) as hook, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for step, batch in enumerate(hook.wrap(microbatches(60)), 1):
+            train_step(model, [batch])
+            model(batch[ids] // 2 + 1)
+            hook.commit(step)
+        hook.checkpoint_barrier(60)
+
+
+def test_pauses_within_pauses(tmp_path: Path) -> None:
+    model = Toy()
+    with attach(model, tmp_path) as hook:
+        (batch,) = hook.wrap(microbatches(1))
+        with hook.paused():
+            with hook.paused():
+                pass
+            model(microbatch(9)[ids])
+        train_step(model, [batch])
+        hook.commit(1)
+    assert same(exported_ids(tmp_path), model.seen[1:])
+
+
+def test_forwards_within_functional_transforms(tmp_path: Path) -> None:
+    model = Toy()
+    parameters = dict(model.named_parameters())
+    with attach(model, tmp_path) as hook:
+        for step, batch in enumerate(hook.wrap(microbatches(2)), 1):
+
+            def loss(given: dict[str, Tensor], batch: dict[str, Any] = batch) -> Tensor:
+                found: Tensor = torch.func.functional_call(model, given, (batch[ids],), {"labels": batch["labels"]})
+                return found
+
+            torch.func.grad(loss)({name: each.detach() for name, each in parameters.items()})
+            hook.commit(step)
+    assert same(exported_ids(tmp_path), [microbatch(seed)[ids] for seed in range(2)])
+
+
+def test_a_packed_row_of_one_dimension_without_its_last_token(tmp_path: Path) -> None:
+    model = Ids()
+    with attach(model, tmp_path) as hook:
+        for step, batch in enumerate(hook.wrap({ids: microbatch(seed)[ids][0]} for seed in range(2)), 1):
+            model(batch[ids][:-1])
+            hook.commit(step)
+    assert same(exported_ids(tmp_path), [microbatch(seed)[ids][:1] for seed in range(2)])
+    assert {known(row)[1] for row in rows(tmp_path)} == {Matched.SLICE}
