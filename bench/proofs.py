@@ -9,6 +9,7 @@
 - kills: a real FSDP2 job, killed 25 times with `kill -9`; what is replayed is bit for bit what its forwards got.
 - damage: 10,000 random damages of exports, each found and named by `verify`.
 - tampering: 1,000 changes of compacted exports and 250 of others, by somebody who makes hashes anew, each found.
+- loops: 2,000 random training loops; what is recorded is what an independent log of their forwards has, or it was refused.
 - readers: random exports, and those that are kept, read the same by a reader that was written from the document alone.
 
 Exit code 1 where something does not hold; each failure is a line that says how to see it again.
@@ -27,6 +28,7 @@ from pathlib import Path
 
 from tests.proofs.damage import prove_damage
 from tests.proofs.jobs import prove_faults, prove_kills, prove_simulator
+from tests.proofs.loops import prove_loops
 from tests.proofs.outcome import Outcome
 from tests.proofs.readers import prove_readers
 from tests.proofs.tampering import prove_tampering
@@ -62,6 +64,7 @@ PROOFS: Mapping[str, Proof] = {
         whole=lambda seed, jobs: prove_tampering(1_000, 250, seed, jobs),
         sample=lambda seed, jobs: prove_tampering(50, 25, seed, jobs),
     ),
+    "loops": Proof(whole=lambda seed, _: prove_loops(2_000, seed), sample=lambda seed, _: prove_loops(50, seed)),
     "readers": Proof(
         whole=lambda seed, jobs: prove_readers(500, seed, jobs), sample=lambda seed, jobs: prove_readers(25, seed, jobs)
     ),

@@ -20,7 +20,7 @@ CORPUS = Path(__file__).resolve().parents[1] / "examples" / "corpus"
 LENGTH, WRITERS, SLOTS = 64, 2, 2
 PEAK_KIB = "int(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"
 """For programs that tests start: the most memory of a process. `getrusage` would count what pytest held when it began."""
-SECOND_READER = {"adapters", "examples", "faults", "train_hooks"}
+SECOND_READER = {"adapters", "examples", "faults", "train_hooks", "zoo"}
 """Folders whose tests leave exports to the second reader, where these are small enough to be read whole."""
 MAX_RUNS, MAX_BYTES = 10, 4 << 20
 

@@ -1,5 +1,6 @@
 """What a forward consumed, on its way to the writer thread, which makes arrays of it."""
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -34,6 +35,8 @@ class Consumed:
     def __init__(self, found: Found, pool: BufferPool, scopes: TensorScopes, lock: threading.RLock) -> None:
         self.found = found
         self._pool, self._scopes, self._lock = pool, scopes, lock
+        self.may_wait = True  # for copies that a device still makes, to compare them
+        self.made: StagedMicrobatch | None = None
         self.again = False  # whether a forward of the step got it before
         self.evidence: Evidence | None = None  # None: as the attempt's defaults say
         self.matched: Matched | None = None
@@ -73,7 +76,9 @@ class Consumed:
             self.unseen = [name for name in names if name not in seen.tensors]
 
     def is_of_rows(self, name: str) -> bool:
-        """Whether a tensor of the loader's has an item for each row, or stands in one micro-batch that is consumed whole."""
+        """Whether a tensor of the loader's can be looked at, row by row, or in one micro-batch that is consumed whole."""
+        if not self.may_wait and any(name in each.copies and each.copies[name].late for each in self.found.snapshots):
+            return False
         return self.found.snapshot is not None or all(
             name in each.copies and each.copies[name].shape[:1] == (each.num_slots,) for each in self.found.snapshots
         )
@@ -85,6 +90,11 @@ class Consumed:
         return fed.shape[:1] == (self.num_slots,) or not self.is_of_rows(name) or (
             self.found.snapshot is not None and self.found.snapshot.copies[name].shape[:1] != (self.num_slots,)
         )  # fmt: skip
+
+    def in_shape_of(self, name: str, fed: Tensor) -> Tensor:
+        """What a forward got under the name, in the loader's shape where it was flattened."""
+        shape = self.found.snapshot.copies[name].shape if self.found.snapshot is not None else ()
+        return fed.reshape(shape) if fed.numel() == math.prod(shape) and fed.shape[:1] != (self.num_slots,) else fed
 
     def value(self, name: str) -> Array:
         """What is to be recorded of a tensor of the loader's that `is_of_rows`."""
@@ -142,25 +152,34 @@ class Consumed:
         rows_of = _rows_of(found)
         tensor_evidence = dict.fromkeys(self.unseen, Evidence.LOADER)
         tensor_evidence.update(dict.fromkeys(self.declared, Evidence.DECLARED))
-        return [
-            StagedMicrobatch(
-                tokens=tokens,  # type: ignore[arg-type]
-                tensors=tensors,
-                batch_tensors=batch_tensors,
-                segments=_joined([each.segments(rows, length) for each, rows in rows_of]) or (),
-                sample_index=_joined([each.sample_index(rows) for each, rows in rows_of]),
-                sample_start=_joined([each.sample_start(rows) for each, rows in rows_of]),
-                dtypes=dtypes,
-                evidence=self.evidence,
-                matched=self.matched,
-                relation=self.relation,
-                tensor_evidence={
-                    name: each for name, each in tensor_evidence.items() if name in tensors | batch_tensors
-                },
-                tokens_key=first.name,
-                release=self.release,
-            )
-        ]
+        self.made = StagedMicrobatch(
+            tokens=tokens,  # type: ignore[arg-type]
+            tensors=tensors,
+            batch_tensors=batch_tensors,
+            segments=_joined([each.segments(rows, length) for each, rows in rows_of]) or (),
+            sample_index=_joined([each.sample_index(rows) for each, rows in rows_of]),
+            sample_start=_joined([each.sample_start(rows) for each, rows in rows_of]),
+            dtypes=dtypes,
+            evidence=self.evidence,
+            matched=self.matched,
+            relation=self.relation,
+            tensor_evidence={name: each for name, each in tensor_evidence.items() if name in tensors | batch_tensors},
+            tokens_key=first.name,
+            release=self.release,
+        )
+        return [self.made]
+
+    def declare_made(self, declared: Mapping[str, HostCopy]) -> None:
+        """What the training used, known only when the arrays are made."""
+        made = self.made
+        if made is None:
+            self.declared.update(declared)
+            return
+        tensors = {name: copy.tensor() for name, copy in declared.items()}
+        self.declared.update(declared)
+        made.tensors.update({name: as_array(tensor) for name, tensor in tensors.items()})  # type: ignore[attr-defined]
+        made.dtypes.update({name: torch_dtype(tensor) for name, tensor in tensors.items() if torch_dtype(tensor)})  # type: ignore[attr-defined]
+        made.tensor_evidence.update(dict.fromkeys(tensors, Evidence.DECLARED))  # type: ignore[attr-defined]
 
     def release(self) -> None:
         """Its arrays are not needed any more, or never will be."""
@@ -183,9 +202,9 @@ class Consumed:
 class Recorded:
     """A forward whose own tensors are recorded, under their names. Implements `LateMicrobatch`.
 
-    fetched: micro-batches of which the rows may be, for their documents; a row is one of theirs where at least half of its
-    tokens are, but for the one that it has most often. before: what forwards of this step got as the very same tensor,
-    which this one repeats if it is equal.
+    candidates: gives micro-batches, held, of which the rows may be, for their documents; a row is one of theirs where at
+    least half of its tokens are, but for the one that it has most often. before: what forwards of this step got as the
+    very same tensor, which this one repeats if it is equal.
     """
 
     late = False
@@ -194,7 +213,7 @@ class Recorded:
         self,
         tokens: str,
         copies: Mapping[str, HostCopy],
-        fetched: Sequence[Snapshot],
+        candidates: Callable[[], list[Snapshot]],
         pool: BufferPool,
         scopes: TensorScopes,
         lock: threading.RLock,
@@ -202,7 +221,7 @@ class Recorded:
         before: Sequence[HostCopy] = (),
     ) -> None:
         self._forget_before, self._before = forget_before, before
-        self._tokens, self._copies, self._fetched, self._pool = tokens, copies, fetched, pool
+        self._tokens, self._copies, self._candidates, self._pool = tokens, copies, candidates, pool
         self._scopes, self._lock = scopes, lock
         self.declared: dict[str, HostCopy] = {}
         shape = copies[tokens].shape
@@ -231,7 +250,8 @@ class Recorded:
             dtype = torch_dtype(tensor)
             if dtype is not None:
                 dtypes[name] = dtype
-        places = self._places(tokens)
+        fetched = self._candidates()
+        places = self._places(tokens, fetched)
         with self._lock:
             for snapshot, row in (place for place in places if place is not None):
                 if snapshot.uses is None:
@@ -241,6 +261,9 @@ class Recorded:
         if numbers:
             self._forget_before(min(numbers))
         segments, index, start = _documents_of(places, tokens.shape[1])
+        with self._lock:
+            for snapshot in fetched:
+                snapshot.drop()
         return [
             StagedMicrobatch(
                 tokens=tokens,  # type: ignore[arg-type]
@@ -261,15 +284,12 @@ class Recorded:
         for copy in (*self._copies.values(), *self.declared.values()):
             if not copy.late:
                 self._pool.give(copy)
-        with self._lock:
-            for snapshot in self._fetched:
-                snapshot.drop()
 
-    def _places(self, tokens: Array) -> list[tuple[Snapshot, int] | None]:
+    def _places(self, tokens: Array, fetched: Sequence[Snapshot]) -> list[tuple[Snapshot, int] | None]:
         """Of each row the fetched row that it is, changed or not: of those that nobody was yet, then of the others."""
         found: list[tuple[Snapshot, int] | None] = [None] * len(tokens)
         for claimed in (False, True):
-            for snapshot in self._fetched if not claimed else reversed(self._fetched):
+            for snapshot in fetched if not claimed else reversed(fetched):
                 if all(place is not None for place in found):
                     return found
                 free = [row for row in range(snapshot.num_slots) if bool(snapshot.free_rows()[row]) is not claimed]
@@ -341,11 +361,12 @@ def _said(columns: slice | Sequence[int]) -> str:
     return "[:, " + "+".join(f"{first}:{last}" for first, last in stretches) + "]"
 
 
-def in_other_form(ours: Array, theirs: Array) -> bool:
-    """Whether a forward got `ours` as `theirs`: in another shape or integer dtype, or without the first or last column."""
+def in_other_form(ours: Array, theirs: Array, *, sliced: bool = False) -> bool:
+    """Whether a forward got `ours` as `theirs`: in another shape or integer dtype, or (sliced) without its first or last
+    column."""
     if theirs.size == ours.size:
         return _same_numbers(ours, theirs.reshape(ours.shape))
-    if ours.ndim >= 2 and theirs.ndim == ours.ndim and theirs.shape[1] == ours.shape[1] - 1:
+    if sliced and ours.ndim >= 2 and theirs.ndim == ours.ndim and theirs.shape[1] == ours.shape[1] - 1:
         return theirs.shape[0] == ours.shape[0] and (
             _same_numbers(ours[:, :-1], theirs) or _same_numbers(ours[:, 1:], theirs)
         )

@@ -36,11 +36,12 @@ from train_hooks.tensor_scopes import TensorScopes
 __all__ = ["Consumption"]
 
 _SCALARS = (type(None), bool, int, float, str)
-_MAX_CANDIDATES = 64  # fetched micro-batches that a recorded forward is compared with, the newest
+_MAX_CANDIDATES = 64  # fetched micro-batches that a recorded forward is compared with
 _MAX_LEFT_OUT = 256  # micro-batches that are kept though later ones were consumed
 _MAX_SET_ASIDE = 1 << 17  # rows that are remembered by a hash
 _FEW_COLUMNS = 4  # integers with fewer for each row are not taken for tokens that somebody edited
 _HASHED = 64  # tokens of a row that was set aside
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
 _ADVICE = (
     "wrap the loader after whatever edits or cuts its micro-batches, or record what the forward gets: "
     'hook.wrap(loader, record="forward"); put forwards that train nothing into `with hook.paused():`'
@@ -116,6 +117,8 @@ class Consumption:
         self._step = _Step()
         self._num_fetched = 0
         self._newest_consumed = 0
+        self._may_wait = False
+        self._forget_after: tuple[int, int] | None = None
         self._num_late = 0
         self._lock = threading.RLock()
 
@@ -191,9 +194,12 @@ class Consumption:
             return chosen
 
     def forget_pending(self) -> None:
-        """Fetched micro-batches that are not consumed yet never will be."""
+        """Fetched micro-batches that are not consumed yet never will be, but for those that are still compared."""
         with self._lock:
-            self._forget(list(self._pending.values()))
+            if self._num_late:
+                self._forget_after = (self._step.serial, self._num_fetched)
+            else:
+                self._forget(list(self._pending.values()))
 
     def discard(self) -> None:
         """The forwards since the last commit trained nothing: their micro-batches may be fed again."""
@@ -234,7 +240,7 @@ class Consumption:
                         f"trained_on: expected labels, masks and the like, found the tokens, {name!r}, which are what the "
                         'forward got; where that is something else than was fetched: hook.wrap(loader, record="forward")'
                     )
-                if last.num_slots and (tensor.ndim < 1 or tensor.shape[0] != last.num_slots):
+                if tensor.ndim < 1 or tensor.shape[0] != last.num_slots:
                     raise InputError(
                         f"trained_on: expected {name!r} with an item for each of {last.num_slots} rows of the last forward, "
                         f"found shape {list(tensor.shape)}"
@@ -255,6 +261,11 @@ class Consumption:
 
     def _end(self, step: _Step, global_step: int, *, trained: bool) -> None:
         _check(global_step, step, trained=trained)
+        if self._forget_after is not None and not self._num_late:
+            serial, number = self._forget_after
+            if step.serial >= serial:
+                self._forget_after = None
+                self._forget([snapshot for other, snapshot in self._pending.items() if other <= number])
         if self._pending and step.touched:
             self._newest_consumed = max(snapshot.number for snapshot in step.touched)
             self._forget_before(min(snapshot.number for snapshot in step.touched))
@@ -420,7 +431,7 @@ class Consumption:
         at, first = self._first_tokens(integers, step)
         if isinstance(first, str):
             return first
-        part = Consumed(first.found, self.pool, self.scopes, self._lock)
+        part = self._part(first.found)
         tokens = integers[at].tensor
         for other in integers[:at]:
             same_sizes = [one == another for one, another in zip(other.tensor.shape, tokens.shape, strict=False)]
@@ -450,10 +461,15 @@ class Consumption:
                 if not isinstance(further, str) and not further.again:
                     self._consume(further, each, step, known)
 
+    def _part(self, found: Found) -> Consumed:
+        part = Consumed(found, self.pool, self.scopes, self._lock)
+        part.may_wait = self._may_wait
+        return part
+
     def _consume(self, find: "_Find", fed: Fed, step: _Step, known: list[Consumed]) -> None:
         """Keep in `known` what a tensor is, and take it, if it is no repetition."""
         found = find.found
-        part = Consumed(found if find.again else self._take(found, step), self.pool, self.scopes, self._lock)
+        part = self._part(found if find.again else self._take(found, step))
         part.again = find.again
         known.append(part)
         part.tied(fed.tensor)
@@ -607,16 +623,30 @@ class Consumption:
         }
         copies[tokens_name] = copy_tensor(tokens, self.pool)
         step.fed[key] = tokens
-        fetched = list(self._pending.values())[-_MAX_CANDIDATES:]
-        for snapshot in fetched:
-            snapshot.holders += 1
         recorded = Recorded(
-            tokens_name, copies, fetched, self.pool, self.scopes, self._lock, self._forget_before, tuple(before)
+            tokens_name,
+            copies,
+            self._candidates,
+            self.pool,
+            self.scopes,
+            self._lock,
+            self._forget_before,
+            tuple(before),
         )
         before.append(copies[tokens_name])
         step.num_recorded += 1
         step.staged.append(recorded)
         return (recorded,)
+
+    def _candidates(self) -> list[Snapshot]:
+        """Micro-batches that rows of a recorded forward may be of: the next ones, and the newest. Each is held."""
+        with self._lock:
+            pending = list(self._pending.values())
+            free = [snapshot for snapshot in pending if snapshot.uses is None or not snapshot.uses.all()]
+            chosen = list(dict.fromkeys((*free[:_MAX_CANDIDATES], *pending[-_MAX_CANDIDATES // 4 :])))
+            for snapshot in chosen:
+                snapshot.holders += 1
+            return chosen
 
     def _send(self, fed: Sequence[tuple[str | None, Tensor]], *, training: bool) -> Sequence[LateMicrobatch]:
         """Send what a forward got to the writer thread."""
@@ -651,7 +681,9 @@ class Consumption:
             snapshot.wait()  # without the lock: training must not wait for a device
         with self._lock:
             self._num_late -= 1
+            self._may_wait = True
             consumed, mismatch = self._account(fed, step)
+            self._may_wait = False
             if mismatch is not None and training:
                 step.mismatches.append(mismatch)
             return consumed
@@ -697,7 +729,6 @@ class _LateSeen:
 class _LateForward:
     """A forward whose tensors are on their way from a device."""
 
-    num_slots = 0
     late = True
 
     def __init__(
@@ -710,6 +741,8 @@ class _LateForward:
     ) -> None:
         self._consumption, self._step, self._copies, self._training = consumption, step, copies, training
         self.declared: dict[str, HostCopy] = {}
+        rows = [copy.shape[0] for name, copy, _ in copies if len(copy.shape) > 1 and copy.dtype in _INTEGERS]
+        self.num_slots = rows[0] if rows else 1
         self.size_bytes = sum(copy.buffer.nbytes for _, copy, _ in copies)
 
     def resolve(self) -> list[StagedMicrobatch]:
@@ -718,6 +751,8 @@ class _LateForward:
         self.release()
         if consumed:
             consumed[-1].declared.update(self.declared)
+        elif self.declared and self._step.consumed_parts:
+            self._step.consumed_parts[-1].declare_made(self.declared)  # of what it repeats, which has arrays already
         return [microbatch for part in consumed for microbatch in part.resolve()]
 
     def release(self) -> None:
@@ -836,7 +871,7 @@ def _is_tensor_of(part: Consumed, fed: Fed) -> bool:
     names = list(part.found.snapshots[0].copies)
     if fed.name is not None and _last_part(fed.name) in {_last_part(name) for name in names}:
         return True
-    return any(_is_among(part, name, [fed], by_name=True) for name in names if part.is_of_rows(name))
+    return any(_is_among(part, name, [fed], by_name=True, sliced=True) for name in names if part.is_of_rows(name))
 
 
 def _compare_others(part: Consumed, fed: Sequence[Fed], pool: BufferPool, *, alone: bool) -> None:
@@ -853,20 +888,21 @@ def _compare_others(part: Consumed, fed: Sequence[Fed], pool: BufferPool, *, alo
         own = own or [each for each in fed if each.name is None or _last_part(each.name) not in known]
         if part.is_of_rows(name) and _is_among(part, name, own, by_name=by_name):
             continue
-        if by_name and alone and part.may_replace(name, own[0].tensor):
-            part.replaced[name] = copy_tensor(own[0].tensor, pool)
+        instead = part.in_shape_of(name, own[0].tensor) if by_name else None
+        if instead is not None and alone and part.may_replace(name, instead):
+            part.replaced[name] = copy_tensor(instead, pool)
         else:
             unseen.append(name)
     part.unseen = unseen
 
 
-def _is_among(part: Consumed, name: str, fed: Sequence[Fed], *, by_name: bool) -> bool:
+def _is_among(part: Consumed, name: str, fed: Sequence[Fed], *, by_name: bool, sliced: bool = False) -> bool:
     """Whether one of these is our tensor, in whatever form. Without its name, what holds but one value is not known."""
     ours, columns = part.value(name), part.found.snapshots[0].columns
     if not by_name and (not ours.size or bool((ours == ours.flat[0]).all())):
         return False
     forms = [ours] if columns is None or ours.ndim < 2 else [ours, ours[:, columns]]
-    return any(in_other_form(form, as_array(each.tensor)) for form in forms for each in fed)
+    return any(in_other_form(form, as_array(each.tensor), sliced=sliced) for form in forms for each in fed)
 
 
 def _is_named(fed: Fed, name: str) -> bool:

@@ -199,13 +199,14 @@ def test_a_clone_of_tokens_that_were_edited_in_place_is_refused(tmp_path: Path) 
     refused(tmp_path, feed, "nearest to fetched micro-batch 1, where row 0 has .* at token 5, the forward got 1")
 
 
-@pytest.mark.parametrize("how", ["keyword", "position", "unnamed"])
+@pytest.mark.parametrize("how", ["keyword", "flat", "position", "unnamed"])
 def test_labels_that_were_edited_out_of_place(tmp_path: Path, how: str) -> None:
     model: nn.Module = Anything() if how == "unnamed" else Toy()
     with attach(model, tmp_path) as hook:
         (batch,) = hook.wrap([microbatch(1)])
         masked = batch["labels"].masked_fill(batch["labels"] > 50, -100)
-        model(batch[ids], labels=masked) if how == "keyword" else model(batch[ids], masked)
+        given = masked.flatten() if how == "flat" else masked
+        model(batch[ids], labels=given) if how == "keyword" else model(batch[ids], given)
         hook.commit(1)
     (found,) = exported_ids(tmp_path, "labels")
     (evidence,) = {tensor.evidence for row in rows(tmp_path) for tensor in row.tensors if tensor.name == "labels"}
@@ -759,3 +760,25 @@ def test_a_packed_row_of_one_dimension_without_its_last_token(tmp_path: Path) ->
             hook.commit(step)
     assert same(exported_ids(tmp_path), [microbatch(seed)[ids][:1] for seed in range(2)])
     assert {known(row)[1] for row in rows(tmp_path)} == {Matched.SLICE}
+
+
+def test_labels_without_their_first_column_are_recorded_so(tmp_path: Path) -> None:
+    model = Anything()
+    with attach(model, tmp_path) as hook:
+        (batch,) = hook.wrap(microbatches(1))
+        model(batch[ids][:, :-1], labels=batch["labels"][:, 1:])
+        hook.commit(1)
+    (labels,) = exported_ids(tmp_path, "labels")
+    assert torch.equal(labels, batch["labels"][:, 1:])
+    assert {tensor.evidence for tensor in rows(tmp_path)[0].tensors} == {None}
+
+
+def test_equal_copies_are_not_repetitions_where_the_forward_is_recorded(tmp_path: Path) -> None:
+    """Nothing else tells two rollouts that came out alike from one that was fed twice."""
+    model = Toy()
+    with attach(model, tmp_path) as hook:
+        (batch,) = hook.wrap(microbatches(1), record="forward")
+        for tokens in (batch[ids], batch[ids], batch[ids].clone()):
+            model(tokens)
+        hook.commit(1)
+    assert same(exported_ids(tmp_path), model.seen[:2])
