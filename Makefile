@@ -131,7 +131,7 @@ test-adapters: $(ADAPTERS:%=.venv-adapters/%/.installed)
 	for name in $(ADAPTERS); do .venv-adapters/$$name/bin/python -m pytest tests/adapters/test_$$(echo $$name | tr - _).py || exit 1; done
 
 bench: env
-	@ls bench/*.py | sed 's/^/  $(subst /,\/,$(BIN))\/python /'
+	@ls -d bench/*.py bench/gpu_check | sed 's/^/  $(subst /,\/,$(BIN))\/python /'
 
 clean:
 	rm -rf $(VENV) .venv-adapters $(DEMO_RUN) .mypy_cache .ruff_cache .pytest_cache .hypothesis
