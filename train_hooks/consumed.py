@@ -31,17 +31,17 @@ class Consumed:
     """
 
     late = False
+    may_wait = True  # for copies that a device still makes, to compare them
+    made: StagedMicrobatch | None = None
+    again = False  # whether a forward of the step got it before
+    evidence: Evidence | None = None  # None: as the attempt's defaults say
+    matched: Matched | None = None
+    relation: str | None = None
+    unseen: Sequence[str] = ()
 
     def __init__(self, found: Found, pool: BufferPool, scopes: TensorScopes, lock: threading.RLock) -> None:
         self.found = found
         self._pool, self._scopes, self._lock = pool, scopes, lock
-        self.may_wait = True  # for copies that a device still makes, to compare them
-        self.made: StagedMicrobatch | None = None
-        self.again = False  # whether a forward of the step got it before
-        self.evidence: Evidence | None = None  # None: as the attempt's defaults say
-        self.matched: Matched | None = None
-        self.relation: str | None = None
-        self.unseen: Sequence[str] = ()
         self.replaced: dict[str, HostCopy] = {}
         self.declared: dict[str, HostCopy] = {}
         snapshot = found.snapshot

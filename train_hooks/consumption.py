@@ -16,7 +16,6 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,25 +64,24 @@ Key = tuple[int, int, torch.Size]
 _serials = itertools.count(1)
 
 
-@dataclass(slots=True)
 class _Step:
     """What happened since the last commit. fed: the tensors of its forwards, kept lest others get their addresses.
 
-    consumed: micro-batches of which no row is free any more. copies: of the tokens of recorded forwards.
+    unkeyed: more of those, whose keys nobody wanted yet. consumed: micro-batches of which no row is free any more.
+    copies: of the tokens of recorded forwards.
     """
 
-    serial: int = field(default_factory=lambda: next(_serials))
-    num_fetched: int = 0
-    num_forwards: int = 0
-    num_late: int = 0
-    num_recorded: int = 0
-    mismatches: list[str] = field(default_factory=list)
-    consumed: list[Snapshot] = field(default_factory=list)
-    touched: list[Snapshot] = field(default_factory=list)
-    staged: list[Any] = field(default_factory=list)
-    consumed_parts: list[Consumed] = field(default_factory=list)
-    fed: dict[Key, Tensor] = field(default_factory=dict)
-    copies: dict[Key, list[HostCopy]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.serial = next(_serials)
+        self.num_fetched = self.num_forwards = self.num_late = self.num_recorded = 0
+        self.mismatches: list[str] = []
+        self.consumed: list[Snapshot] = []
+        self.touched: list[Snapshot] = []
+        self.staged: list[Any] = []
+        self.consumed_parts: list[Consumed] = []
+        self.fed: dict[Key, Tensor] = {}
+        self.unkeyed: list[Tensor] = []
+        self.copies: dict[Key, list[HostCopy]] = {}
 
 
 class Consumption:
@@ -253,7 +251,9 @@ class Consumption:
             step, self._step = self._step, _Step()
             for snapshot in step.consumed:
                 snapshot.forget_sources()
-            step.fed, step.copies = {}, {}
+            step.fed.clear()
+            step.unkeyed.clear()
+            step.copies.clear()
             if step.num_late:
                 return _EndOfLateStep(self, step, global_step, trained)
             self._end(step, global_step, trained=trained)
@@ -283,22 +283,21 @@ class Consumption:
         number = snapshot.number
         self._pending[number] = snapshot
         self._pending_bytes += snapshot.size_bytes
-        for known, key in ((self._by_address, snapshot.address), (self._by_object, snapshot.object_id)):
-            if key in known:
-                known[key].append(number)
-            else:
-                known[key] = [number]
+        self._by_address.setdefault(snapshot.address, []).append(number)
+        self._by_object.setdefault(snapshot.object_id, []).append(number)
 
     def _remove(self, snapshot: Snapshot) -> None:
         number = snapshot.number
         del self._pending[number]
         self._pending_bytes -= snapshot.size_bytes
-        for known, key in ((self._by_address, snapshot.address), (self._by_object, snapshot.object_id)):
-            numbers = known[key]
-            if len(numbers) == 1:
-                del known[key]
-            else:
-                numbers.remove(number)
+        numbers = self._by_address[snapshot.address]
+        numbers.remove(number)
+        if not numbers:
+            del self._by_address[snapshot.address]
+        numbers = self._by_object[snapshot.object_id]
+        numbers.remove(number)
+        if not numbers:
+            del self._by_object[snapshot.object_id]
 
     def _newest_at(self, address: int) -> Snapshot | None:
         """The newest micro-batch whose tokens begin at this address."""
@@ -336,17 +335,17 @@ class Consumption:
         if snapshot.columns is not None or snapshot.uses is not None or snapshot.documents_only:
             return None
         seen: dict[str, None] = {}
-        for value, parameter in itertools.zip_longest(args, self.parameters[: len(args)]):
+        for value, parameter in itertools.zip_longest(args, self.parameters[: len(args)]) if args else ():
             name = by_id.get(id(value))
             if name is not None and (parameter not in sources or sources[parameter] is value):
                 seen[name] = None
             elif not isinstance(value, _SCALARS):
                 return None
         for key, value in kwargs.items():
-            if isinstance(value, _SCALARS):
-                continue
-            if sources.get(key) is value:
+            if sources.get(key) is value is not None:
                 seen[key] = None
+                continue
+            if isinstance(value, _SCALARS):
                 continue
             name = by_id.get(id(value))
             if name is None or key in sources:
@@ -357,7 +356,7 @@ class Consumption:
         for name in seen:
             if not sources[name].is_cpu:
                 return None
-        if not snapshot.holds(tuple(seen)):
+        if not snapshot.holds(tuple(reversed(seen))):  # what was copied last is still in the cache
             return None
         consumed = Consumed(Found(snapshot), self.pool, self.scopes, self._lock)
         if len(seen) < len(sources):
@@ -366,8 +365,7 @@ class Consumption:
         step.num_forwards += 1
         step.staged.append(consumed)
         step.consumed_parts.append(consumed)
-        tokens = sources[snapshot.name]
-        step.fed[_key(tokens)] = tokens
+        step.unkeyed.append(sources[snapshot.name])
         self._take(consumed.found, step)
         return consumed
 
@@ -501,6 +499,9 @@ class Consumption:
         return find
 
     def _find_unchanged(self, fed: Fed, array: Array, step: _Step, *, cut: bool) -> "_Find | None":
+        for tensor in step.unkeyed:
+            step.fed[_key(tensor)] = tensor
+        step.unkeyed.clear()
         own = self._newest_at(fed.key[0])
         if fed.key in step.fed and own is None and (found := _used_in(step, array)) is not None:
             return _Find(found, again=True)

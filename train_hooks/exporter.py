@@ -153,17 +153,17 @@ class Exporter:
         *,
         status: StepStatus = StepStatus.APPLIED,
         metrics: Mapping[str, float] | None = None,
-        gap: str | None = None,
     ) -> None:
         """End a step. Steps follow one another by 1 from the resume step. Raises InputError, ExportStopped.
 
-        gap: why it is to be written without its rows.
-
         After an InputError nothing has happened: what was staged is still staged.
         """
-        self.expect(global_step)
-        global_step = int(global_step)
-        values = None if metrics is None else checked_metrics(global_step, metrics)
+        self.commit_checked(int(global_step), status, self.checked(global_step, metrics))
+
+    def commit_checked(
+        self, global_step: int, status: StepStatus, values: dict[str, float] | None, gap: str | None = None
+    ) -> None:
+        """End a step that `checked` found to be the next. gap: why it is to be written without its rows."""
         size_bytes = _STEP_BYTES
         for microbatch in self._staged if gap is None else ():
             size_bytes += microbatch.size_bytes
@@ -178,8 +178,8 @@ class Exporter:
         self._committed_step = global_step
         self._put(step)
 
-    def expect(self, global_step: int) -> None:
-        """Raises InputError unless this is the step that comes next, ExportStopped where none may come."""
+    def checked(self, global_step: int, metrics: Mapping[str, float] | None) -> dict[str, float] | None:
+        """The metrics as numbers. Raises InputError unless this step comes next, ExportStopped where none may come."""
         if self._error is not None or self._closing:
             self._check_open()
         if global_step != self._committed_step + 1:
@@ -187,6 +187,7 @@ class Exporter:
                 f"expected commit of step {self._committed_step + 1}, found {global_step}; a training that resumes gives "
                 "the hook's state from its model checkpoint as resume="
             )
+        return None if metrics is None else checked_metrics(global_step, metrics)
 
     def record(self, global_step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of a step that is already committed, as trainers give them that log every few steps."""

@@ -55,7 +55,7 @@ from train_hooks.export_format.writer import RankWriter
 from train_hooks.exporter import Exporter, ExporterOptions
 from train_hooks.narrow_kernels import kernels
 from train_hooks.optimizer_steps import OptimizerSteps
-from train_hooks.row_builder import checked_metrics, unfit_shape
+from train_hooks.row_builder import unfit_shape
 from train_hooks.same_rows import FirstRows, warn_of_same_rows
 from train_hooks.snapshots import Columns, Snapshot
 from train_hooks.tagged_loader import TaggedLoader, tagged
@@ -261,10 +261,7 @@ class ExportHook:
             try:
                 if self._mismatch is not None:
                     raise Mismatch(str(self._mismatch)) from self._mismatch
-                exporter.expect(global_step)
-                metrics_here = None
-                if metrics is not None and self.rank.dp_rank == 0:
-                    metrics_here = checked_metrics(global_step, metrics)
+                values = exporter.checked(global_step, metrics if self.rank.dp_rank == 0 else None)
                 known = self._status(global_step, status)
                 gap = None
                 try:
@@ -278,7 +275,7 @@ class ExportHook:
                         raise
                     gap = str(error)
                     warnings.warn(f"written as a gap, without its rows: {error}", stacklevel=2)
-                exporter.commit(global_step, status=known, metrics=metrics_here, gap=gap)
+                exporter.commit_checked(int(global_step), known, values, gap)
             finally:
                 self._busy = False
         self._committed_step = global_step
