@@ -41,7 +41,7 @@ class Consumed:
 
     def __init__(self, found: Found, pool: BufferPool, scopes: TensorScopes, lock: threading.RLock) -> None:
         self.found = found
-        self._pool, self._scopes, self._lock = pool, scopes, lock
+        self.pool, self._scopes, self._lock = pool, scopes, lock
         self.replaced: dict[str, HostCopy] = {}
         self.declared: dict[str, HostCopy] = {}
         snapshot = found.snapshot
@@ -152,6 +152,10 @@ class Consumed:
         rows_of = _rows_of(found)
         tensor_evidence = dict.fromkeys(self.unseen, Evidence.LOADER)
         tensor_evidence.update(dict.fromkeys(self.declared, Evidence.DECLARED))
+        tensor_evidence = {
+            name: each for name, each in tensor_evidence.items() if name in tensors or name in batch_tensors
+        }
+        tensor_evidence["sample_start"] = Evidence.LOADER
         self.made = StagedMicrobatch(
             tokens=tokens,  # type: ignore[arg-type]
             tensors=tensors,
@@ -163,7 +167,7 @@ class Consumed:
             evidence=self.evidence,
             matched=self.matched,
             relation=self.relation,
-            tensor_evidence={name: each for name, each in tensor_evidence.items() if name in tensors | batch_tensors},
+            tensor_evidence=tensor_evidence,
             tokens_key=first.name,
             release=self.release,
         )
@@ -185,7 +189,7 @@ class Consumed:
         """Its arrays are not needed any more, or never will be."""
         for copy in (*self.replaced.values(), *self.declared.values()):
             if not copy.late:
-                self._pool.give(copy)
+                self.pool.give(copy)
         with self._lock:
             for snapshot in self.found.snapshots:
                 snapshot.drop()
@@ -273,7 +277,7 @@ class Recorded:
                 sample_index=index,
                 sample_start=start,
                 dtypes=dtypes,
-                tensor_evidence=dict.fromkeys(self.declared, Evidence.DECLARED),
+                tensor_evidence={"sample_start": Evidence.LOADER, **dict.fromkeys(self.declared, Evidence.DECLARED)},
                 tokens_key=self._tokens,
                 release=self.release,
             )

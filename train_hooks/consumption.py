@@ -843,9 +843,8 @@ def _seen_in(snapshot: Snapshot, fed: Sequence[Fed]) -> Seen | None:
             continue
         part = Consumed(found, BufferPool(), TensorScopes({}), threading.RLock())
         part.tied(each.tensor)
-        names = [name for name in snapshot.copies if name != snapshot.name]
-        arrays = [as_array(other.tensor) for other in fed]
-        seen = [name for name in names if any(in_other_form(part.value(name), array) for array in arrays)]
+        _compare_others(part, fed, part.pool, alone=False)
+        seen = [name for name in snapshot.copies if name != snapshot.name and name not in part.unseen]
         return Seen(part.matched or Matched.WHOLE, part.relation, seen)
     return None
 
@@ -903,6 +902,8 @@ def _is_among(part: Consumed, name: str, fed: Sequence[Fed], *, by_name: bool, s
     if not by_name and (not ours.size or bool((ours == ours.flat[0]).all())):
         return False
     forms = [ours] if columns is None or ours.ndim < 2 else [ours, ours[:, columns]]
+    if part.found.width is not None and not part.found.cut and ours.ndim >= 2:
+        forms.append(ours[:, : part.found.width])  # without its last column, as the tokens
     return any(in_other_form(form, as_array(each.tensor), sliced=sliced) for form in forms for each in fed)
 
 

@@ -474,6 +474,8 @@ class ExportHook:
         if self._exporter is None or self._paused:
             return
         if self._on_cuda and torch.cuda.is_current_stream_capturing():
+            if self._consumption.counting:
+                return  # nothing is claimed of what replays get
             raise ExportStopped(
                 "the model's forward is captured into a CUDA graph, whose replays call no hooks; capture it in "
                 "`with hook.paused():`, and before each replay() say hook.forwarded(*static_inputs)"

@@ -17,6 +17,8 @@ from tests.adapters.data import segments_of, tokens_of
 from tests.train_hooks.torch_fsdp.torchrun import ROOT, free_port, start, where_it_hangs
 from train_hooks import Segment
 from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.records import Evidence, Matched
+from train_hooks.export_format.status import status
 from train_hooks.replay import ReplayDataset, ReplayMicrobatch
 
 Key = tuple[int, int, int, int]  # attempt, global_step, dp_rank, microbatch
@@ -119,11 +121,13 @@ def check_export(
     job: Job,
     *,
     shuffled: bool = True,
+    matched: str = "whole",
     tokens: Callable[[int, int], Tensor] = lambda index, _: tokens_of(index),
     documents: Callable[[int], list[Segment]] = segments_of,
 ) -> None:
     """Row for row what the forwards got; each global batch complete and distinct; documents right; verify says fine.
 
+    matched: how each row was tied to a forward.
     tokens: (index, length of the micro-batch) → what a sequence is; documents: index → its segments.
     """
     log, export = logged(job.run / "log"), exported(job.run)
@@ -137,10 +141,35 @@ def check_export(
             for address in part.addresses
         )
     _check_global_batches(job, export)
+    check_matched(job.run, matched)
     assert verify(job.run) == 0
     if shuffled:
         first = [part.sample_index for key, part in sorted(export.items()) if key[:3] == (1, 1, 0)]
         assert sorted(first) != [tuple(range(len(first)))]
+
+
+def check_matched(run: Path, matched: str, *, num_skipped: int = 0) -> None:
+    """Each row was tied to a forward in this way, but for `num_skipped` of steps that were skipped without a forward."""
+    shares = status(RunReader(run)).shares
+    assert shares.num_rows > num_skipped
+    expected = {"whole": 0, "slice": 0, "count": num_skipped}
+    expected[matched] += shares.num_rows - num_skipped
+    assert {name: getattr(shares, name) for name in expected} == expected, shares.sentence()
+    assert (shares.loader, shares.forward) == (expected["count"], expected["whole"] + expected["slice"])
+
+
+def check_seen(run: Path, *names: str) -> None:
+    """Which tensors, and no others, the forward was seen to get of each row that it was seen to get."""
+    seen: dict[str, set[bool]] = defaultdict(set)
+    for attempt in RunReader(run).attempts():
+        for frame in attempt.frames(1, 1 << 30):
+            for row in attempt.rows(frame):
+                if (row.matched or attempt.info.default_matched) is not Matched.COUNT:
+                    for tensor in row.tensors:
+                        evidence = tensor.evidence or attempt.info.default_tensor_evidence
+                        seen[tensor.name].add(evidence is Evidence.FORWARD)
+    assert all(len(found) == 1 for found in seen.values()), seen
+    assert {name for name, found in seen.items() if found == {True}} == set(names)
 
 
 def _check_steps(job: Job, log: Mapping[Key, Any], export: Mapping[Key, Any]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.adapters import job
-from tests.adapters.checks import Job, Key, crash_and_resume, logged, updated, verify
+from tests.adapters.checks import Job, Key, check_matched, crash_and_resume, logged, updated, verify
 from tests.adapters.texts import EOD, SOURCES, VOCAB, all_tokens, check_documents, texts
 from tests.train_hooks.torch_fsdp.torchrun import ROOT
 from train_hooks.documents.megatron_preprocessing import write_indexed
@@ -54,14 +54,18 @@ def trained(script: str, run: Path, rows_a_step: int) -> Job:
     )  # fmt: skip
 
 
-def resumed(done: Job, tokens: str, num_writers: int, **variables: str) -> tuple[Export, Log]:
+def resumed(
+    done: Job, tokens: str, num_writers: int, *, matched: str = "whole", **variables: str
+) -> tuple[Export, Log]:
     """The export of a job that crashed and was resumed, and what forwards of the writer ranks got: the same micro-batches.
 
-    tokens: the key of the token ids. num_writers: each has as many ranks, the first of which it is. variables: of the job.
+    tokens: the key of the token ids. num_writers: each has as many ranks, the first of which it is. matched: how each row was
+    tied to a forward. variables: of the job.
     """
     crash_and_resume(done, **variables)
     export, log = exported(done.run, num_writers), logged(done.run / "log")
     check(done, export, tokens)
+    check_matched(done.run, matched)
     last = max(step for attempt, step, _, _ in export if attempt == 1)
     writers = {rank * done.num_ranks // num_writers: rank for rank in range(num_writers)}
     got = {key for key in log if key[2] in writers and (key[0] == 2 or key[1] <= last)}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.adapters import job
-from tests.adapters.checks import Job, check_export, crash_and_resume, metrics_of
+from tests.adapters.checks import Job, check_export, check_seen, crash_and_resume, metrics_of
 
 pytestmark = pytest.mark.skipif(find_spec("composer") is None, reason="make test-adapters has composer")
 
@@ -19,6 +19,7 @@ def test_trainer(tmp_path: Path) -> None:
     )  # fmt: skip
     crash_and_resume(trained, NODE_RANK="0")
     check_export(trained)
+    check_seen(trained.run, "input_ids", "labels", "attention_mask", "position_ids")
     metrics = metrics_of(trained.run)
     assert set(metrics) == set(range(1, job.STEPS + 1))
     assert all({"loss", "lr"} <= set(values) for values in metrics.values())

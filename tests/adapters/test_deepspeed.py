@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.adapters import job
-from tests.adapters.checks import Job, check_export, crash_and_resume, metrics_of
+from tests.adapters.checks import Job, check_export, check_seen, crash_and_resume, metrics_of
 
 pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="make test-adapters has deepspeed")
 
@@ -20,4 +20,5 @@ def test_engine(tmp_path: Path, stage: str) -> None:
     )  # fmt: skip
     crash_and_resume(trained, DS_ACCELERATOR="cpu", ZERO=stage)
     check_export(trained)
+    check_seen(trained.run, "input_ids", "labels", "attention_mask", "position_ids")
     assert set(metrics_of(trained.run)) == set(range(1, job.STEPS + 1))

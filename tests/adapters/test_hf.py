@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.adapters import job
-from tests.adapters.checks import Job, check_export, crash_and_resume, exported, metrics_of
+from tests.adapters.checks import Job, check_export, check_seen, crash_and_resume, exported, metrics_of
 from tests.adapters.data import padded_tokens, unpadded_segments
 
 pytestmark = pytest.mark.skipif(find_spec("transformers") is None, reason="make test-adapters has transformers")
@@ -24,6 +24,7 @@ def test_trainer(tmp_path: Path) -> None:
     trained = job_of("hf_job.py", tmp_path / "run")
     crash_and_resume(trained)
     check_export(trained)
+    check_seen(trained.run, "input_ids", "labels", "attention_mask", "position_ids")
     metrics = metrics_of(trained.run)
     assert set(metrics) == set(range(1, job.STEPS + 1))
     assert all({"loss", "lr", "grad_norm"} <= set(values) for values in metrics.values())
@@ -41,4 +42,5 @@ def test_accelerate(tmp_path: Path) -> None:
     trained = job_of("accelerate_job.py", tmp_path / "run")
     crash_and_resume(trained)
     check_export(trained)
+    check_seen(trained.run, "input_ids", "labels", "attention_mask", "position_ids")
     assert set(metrics_of(trained.run)) == set(range(1, job.STEPS + 1))

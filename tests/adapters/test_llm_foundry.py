@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.adapters import job
-from tests.adapters.checks import Job, Key, crash_and_resume, exported, logged, metrics_of, verify
+from tests.adapters.checks import Job, Key, check_matched, crash_and_resume, exported, logged, metrics_of, verify
 
 if find_spec("llmfoundry") is None:
     pytest.skip("make test-adapters has llm-foundry", allow_module_level=True)
@@ -53,6 +53,7 @@ def trained(directory: Path, loader: dict[str, Any]) -> Path:
 
 def check_forwards(run: Path, export: dict[Key, ReplayMicrobatch]) -> None:
     """Each micro-batch of a step that was over is what the model's forward wrote down, in all tensors."""
+    check_matched(run, "whole")
     log = logged(run / "log")
     last = max(step for attempt, step, _, _ in export if attempt == 1)
     assert job.RESUME_STEP <= last < job.KILLED_STEP

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.adapters import job
-from tests.adapters.checks import Job, Key, crash_and_resume, exported, logged, verify
+from tests.adapters.checks import Job, Key, check_matched, check_seen, crash_and_resume, exported, logged, verify
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.reader import RunReader
 from train_hooks.export_format.records import StepStatus
@@ -131,6 +131,8 @@ def test_training(tmp_path: Path) -> None:
         OVERFLOW_STEP: StepStatus.SKIPPED_UPDATE,
         SKIPPED_STEP: StepStatus.SKIPPED_DATA,
     }
+    check_matched(run, "whole")
+    check_seen(run, "tokens", "labels", "position_ids")
     assert verify(run) == 0
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.adapters import job
-from tests.adapters.checks import logged, metrics_of, run_once
+from tests.adapters.checks import check_matched, logged, metrics_of, run_once
 from tests.adapters.megatron_loops import check_forwards, check_stages, exported, prepare, resumed, trained
 from tests.adapters.without_bridge_packages import without_packages
 from train_hooks.export_format.errors import InputError
@@ -47,6 +47,7 @@ def test_tensor_parallel(tmp_path: Path) -> None:
     export, log = exported(done.run, 1), logged(done.run / "log")
     assert len(export) == job.STEPS * job.ACCUMULATION and len(log) == 2 * len(export)
     check_forwards(export, log, ranks_a_writer=2)
+    check_matched(done.run, "whole")
 
 
 def test_fine_tuning_is_refused() -> None:

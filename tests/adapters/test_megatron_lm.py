@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from tests.adapters import job
-from tests.adapters.checks import Job, crash_and_resume, logged, run_once, verify
+from tests.adapters.checks import Job, check_matched, check_seen, crash_and_resume, logged, run_once, verify
 from tests.adapters.megatron_loops import (
     check,
     check_forwards,
@@ -48,6 +48,7 @@ def test_data_parallel(tmp_path: Path) -> None:
     done = training(tmp_path / "run", job.MICRO_BATCH * job.ACCUMULATION * 2)
     checkpoints = "torch" if is_fork() else "torch_dist"
     check_forwards(*resumed(done, "tokens", 2, FORMAT=checkpoints, **environment(tmp_path)))
+    check_seen(done.run, "tokens", "labels", "loss_mask", "attention_mask", "position_ids")
 
 
 def test_external_loader(tmp_path: Path) -> None:
@@ -74,6 +75,7 @@ def test_cyclic_loader(tmp_path: Path) -> None:
             lineage.extend(part.sample_index)
     assert len(lineage) == len(set(lineage)) == done.last_step * done.rows_a_step
     assert set(export[1, 1, 0, 0].sample_index) != {0, 1}
+    check_matched(done.run, "whole")
     assert verify(done.run) == 0
 
 
@@ -81,6 +83,7 @@ def test_pipeline(tmp_path: Path) -> None:
     """Two stages, which wait for one another."""
     done = training(tmp_path / "run", job.MICRO_BATCH * job.ACCUMULATION)
     check_stages(*resumed(done, "tokens", 1, PIPELINE="2", **environment(tmp_path)))
+    check_seen(done.run, "tokens", "labels", "loss_mask", "attention_mask", "position_ids")
 
 
 def test_tensor_parallel(tmp_path: Path) -> None:
@@ -107,6 +110,7 @@ def test_a_save_at_another_time(tmp_path: Path) -> None:
     assert set(export) == set(log)
     check(done, export, "tokens")
     check_forwards(export, log)
+    check_matched(done.run, "whole")
 
 
 def test_data_and_tensor_parallel(tmp_path: Path) -> None:
@@ -121,7 +125,7 @@ def test_data_and_tensor_parallel(tmp_path: Path) -> None:
 def test_context_parallel(tmp_path: Path) -> None:
     """Two ranks that are given two of four parts of every sequence each, of which one writes it whole."""
     done = training(tmp_path / "run", job.MICRO_BATCH * job.ACCUMULATION)
-    export, log = resumed(done, "tokens", 1, CONTEXT="2", **environment(tmp_path))
+    export, log = resumed(done, "tokens", 1, matched="slice", CONTEXT="2", **environment(tmp_path))
     for (attempt, step, _, microbatch), part in export.items():
         first, second = (log[attempt, step, rank, microbatch] for rank in (0, 1))
         for name, seen in (("tokens", "input_ids"), ("labels", "labels")):

@@ -15,7 +15,17 @@ from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.adapters import job
-from tests.adapters.checks import Job, crash_and_resume, exported, logged, metrics_of, run_once, verify
+from tests.adapters.checks import (
+    Job,
+    check_matched,
+    check_seen,
+    crash_and_resume,
+    exported,
+    logged,
+    metrics_of,
+    run_once,
+    verify,
+)
 from tests.adapters.megatron_loops import exported as exported_by
 from tests.adapters.megatron_loops import trained
 from tests.adapters.texts import EOS, SOURCES, bytes_tokenizer, check_documents, texts
@@ -99,6 +109,8 @@ def test_training(tmp_path: Path, options: dict[str, str]) -> None:
     metrics = metrics_of(done.run)
     assert all(metrics[step].keys() >= {"loss", "lr", "grad_norm"} for step in range(1, job.STEPS + 1))
     assert RunReader(done.run).attempt(2).info.resume_step == job.RESUME_STEP
+    check_matched(done.run, "slice")
+    check_seen(done.run, "input_ids", "positions")
     assert verify(done.run) == 0
 
 
@@ -114,6 +126,8 @@ def test_tensor_parallel(tmp_path: Path) -> None:
             check_forward(log[*key[:2], rank, key[3]], part.batch)
         check_documents(part, "input_ids", sources)
     check_order(done, export)
+    check_matched(done.run, "slice")
+    check_seen(done.run, "input_ids", "positions")
     assert verify(done.run) == 0
 
 
@@ -131,6 +145,7 @@ def test_a_dataset_that_hides_what_it_packs(tmp_path: Path) -> None:
             assert {(segment.source, segment.document_id) for segment in segments} == {("identity unknown", "")}
         assert torch.equal(log[key]["input_ids"], part.batch["input_ids"][:, :-1]), key
     check_order(done, export)
+    check_matched(done.run, "slice")
     for rank in range(job.RANKS):
         text = (done.run / f"warnings{rank}.txt").read_text(encoding="utf-8")
         assert "Hidden hides what it packs" in text and f"token {EOS}" in text and "identity unknown" in text

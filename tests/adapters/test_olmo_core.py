@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.adapters import job
-from tests.adapters.checks import Job, crash_and_resume, exported, logged, metrics_of, verify
+from tests.adapters.checks import Job, check_matched, check_seen, crash_and_resume, exported, logged, metrics_of, verify
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.reader import RunReader
 from train_hooks.export_format.records import StepStatus
@@ -55,6 +55,9 @@ def test_training(tmp_path: Path) -> None:
     assert RunReader(run).attempt(2).step_status()[SKIPPED_STEP] == StepStatus.SKIPPED_DATA
     metrics = metrics_of(run)
     assert all("loss" in metrics[step] for step in range(1, job.STEPS + 1) if step != SKIPPED_STEP)
+    num_skipped = sum(part.batch["input_ids"].shape[0] for key, part in export.items() if key in skipped)
+    check_matched(run, "whole", num_skipped=num_skipped)
+    check_seen(run, "input_ids", "labels")
     assert verify(run) == 0
 
 

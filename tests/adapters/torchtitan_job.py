@@ -41,6 +41,7 @@ def main() -> None:
         load({"model": base.state_dict(), "dataloader": loader}, checkpoint_id=saved[-1].parent)
         step = int(saved[-1].parent.name)
     ConsumedLog(base, run / "log", rank(), lambda: step, kill_at=kill_at())
+    loader.listen(model)
     data = iter(loader)
     while step < STEPS:
         optimizer.zero_grad()

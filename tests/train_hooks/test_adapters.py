@@ -51,6 +51,7 @@ def test_a_framework_is_imported_in_its_own_adapter_alone() -> None:
         "collections",
         "pathlib",
         "typing",
+        "gc",
         "json",
         "re",
         "importlib",

@@ -50,7 +50,7 @@ def loop(
     """Put a loop into the table; several times for one that has parameters, which are `given`."""
 
     def register(run: Callable[..., None]) -> Callable[..., None]:
-        parameters = ", ".join(f"{name}={value}" for name, value in given.items())
+        parameters = ", ".join(f"{name}={getattr(value, '__name__', value)}" for name, value in given.items())
         name = f"{run.__name__}[{parameters}]" if parameters else run.__name__
         assert name not in LOOPS, name
         LOOPS[name] = Loop(

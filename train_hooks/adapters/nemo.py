@@ -10,6 +10,10 @@ put in the place of the loader's at `on_megatron_step_start`, takes the index ou
 NeMo's data step cuts it for context parallelism and leaves out what a pipeline stage does not need. It is consumed when its
 forward is over. Steps that are forwards alone are evaluation. The writer is tensor, context and pipeline rank 0.
 
+Rows are matched `whole`: the forward of Megatron's model in the LightningModule, on the first pipeline stage, gets the tokens
+as they were fetched. Under context parallelism they are matched `slice`: it gets the first and the last of 2n parts of each
+row. Packed sequences, where it gets something else, are matched `count`.
+
 A step is over at `on_train_batch_end`, and was skipped where no optimizer stepped (an overflow). Every model checkpoint,
 of weights alone too, is written by the strategy's `save_checkpoint`; in its place is one that first makes the rows of all
 steps durable and puts the export's state into the checkpoint.
@@ -34,7 +38,7 @@ from train_hooks.documents.megatron import MegatronDocuments
 from train_hooks.documents_in_batches import Indexed
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.records import StepStatus
-from train_hooks.megatron_iterations import MegatronLayout
+from train_hooks.megatron_iterations import MegatronLayout, context_parallel_columns
 from train_hooks.tagged_loader import tagged
 from train_hooks.torch_fsdp import ExportHook
 
@@ -86,7 +90,7 @@ class NemoExport(Callback):
             trainer.strategy.model, self._run_dir, resume=self._resume, documents=self._documents,
             mesh=MegatronLayout(parallel_state, cp="context_parallel"), **{**known, **self._options},
         )  # fmt: skip
-        self.hook.listen(None)
+        self.hook.listen(getattr(pl_module, "module", None), counting=True)
         self._stepped = register_optimizer_step_post_hook(self._optimizer_stepped)
         trainer.strategy.save_checkpoint = self._durable_first(trainer.strategy.save_checkpoint)
 
@@ -123,7 +127,8 @@ class NemoExport(Callback):
         """What Lightning's fetcher gives: the micro-batch, its number, and that of its loader."""
         assert self.hook is not None
         batch, *numbers = fetched
-        return (self.hook.tag(batch, "tokens"), *numbers)
+        length, num_ranks = batch["tokens"].shape[-1], parallel_state.get_context_parallel_world_size()
+        return (self.hook.tag(batch, "tokens", columns=context_parallel_columns(length, num_ranks)), *numbers)
 
     def _optimizer_stepped(self, *_: Any) -> None:
         self._updated = True

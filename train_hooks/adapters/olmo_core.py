@@ -3,9 +3,10 @@
     TrainerConfig(…).with_callback("kiseki", ExportCallback(run_dir, corpus=…, sequence_length=L, …))
 
 `pre_step` shows a rank's batch before it goes to the device; it is cut into micro-batches as the train module will cut it,
-with the labels that it will make. `post_train_batch` ends the step: trained on if `pre_optim_step` came in between, else
-`skipped_data` (`steps_to_skip`). The dry run before the first step and evaluation come by neither. Checkpoints wait for
-the export and carry its state. A batch's `index` is its `sample_index`.
+with the labels that it will make. The forward of the train module's model tells which of them are consumed: rows are
+matched `whole`, and a forward that gets something else makes the step fail. `post_train_batch` ends the step: trained on if
+`pre_optim_step` came in between, else `skipped_data` (`steps_to_skip`), whose rows are counted. The dry run before the first
+step is before all this. Checkpoints wait for the export and carry its state. A batch's `index` is its `sample_index`.
 """
 
 from typing import Any, ClassVar
@@ -69,7 +70,6 @@ class ExportCallback(Callback):
         if self._corpus is not None and "documents" not in options:
             options["documents"] = OlmoDocuments(self.trainer.data_loader.dataset, corpus=self._corpus)
         self.hook = ExportHook.attach(self.trainer.train_module.model, self._run_dir, resume=self._resume, **options)
-        self.hook.listen(None)
 
     def pre_step(self, batch: dict[str, Any]) -> None:
         """Remember the batch, micro-batch by micro-batch."""
@@ -89,9 +89,11 @@ class ExportCallback(Callback):
 
     def post_train_batch(self) -> None:
         """The step is over."""
-        if self.hook:
+        if self.hook and self._trained:
+            self.hook.commit(self.step, status=StepStatus.APPLIED)
+        elif self.hook:
             self.hook.consume(self._num_microbatches)
-            self.hook.commit(self.step, status=StepStatus.APPLIED if self._trained else StepStatus.SKIPPED_DATA)
+            self.hook.commit(self.step, status=StepStatus.SKIPPED_DATA)
 
     def log_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Of this or an earlier step."""

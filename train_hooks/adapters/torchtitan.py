@@ -3,11 +3,15 @@
     config.dataloader = ExportedTextDataLoader.Config(dataset="c4", run_dir=…, vocab_size=V)
 
 torchtitan's training step fetches all its micro-batches first and trains on each; so what was fetched since the last step
-is the step's, and a step is over when an optimizer steps. The loader is built on every rank; of the ranks that are fed the
+is the step's, and a step is over when an optimizer steps. Rows are matched `whole`: the loader finds the Trainer that has it,
+and the forward of its first model part gets the tokens as they were fetched. In a loop of one's own `listen` says which
+model that is; without it, and where a forward gets parts of rows (context parallelism) or is replayed from a CUDA graph, rows
+are matched `count`. The loader is built on every rank; of the ranks that are fed the
 same data (one dp_rank) the first writes. Its state is in torchtitan's checkpoints; there it waits for the export, and
 carries its state.
 """
 
+import gc
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +21,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torchtitan.hf_datasets.text_datasets import HuggingFaceTextDataLoader
+from torchtitan.trainer import Trainer
 
 from train_hooks.adapters.versions import require_version
 from train_hooks.tagged_loader import tagged
@@ -46,6 +51,11 @@ class ExportedTextDataLoader(HuggingFaceTextDataLoader):
         self._config, self._seq_len = config, seq_len
         self._resume: dict[str, Any] | None = None
         self._num_fetched = 0
+        self._model: nn.Module | None = None
+
+    def listen(self, model: nn.Module) -> None:
+        """Whose forward gets the tokens, in a loop that is not torchtitan's Trainer. Call it before the first iteration."""
+        self._model = model
 
     def __iter__(self) -> Iterator[Any]:
         if self.hook is None:
@@ -54,7 +64,7 @@ class ExportedTextDataLoader(HuggingFaceTextDataLoader):
                 tokenizer=self._config.tokenizer_file, config={"dataloader": self._config.to_dict()},
                 resume=self._resume, mesh=_SharedData(self.dp_rank, self.dp_world_size),
             )  # fmt: skip
-            self.hook.listen(None)
+            self.hook.listen(self._model or self._model_of_trainer(), counting=True)
             register_optimizer_step_post_hook(self._after_optimizer)
         return tagged(super().__iter__(), self._fetch)
 
@@ -72,6 +82,12 @@ class ExportedTextDataLoader(HuggingFaceTextDataLoader):
         if state_dict:
             self._resume = json.loads(state_dict[_STATE_KEY])
         super().load_state_dict({key: value for key, value in state_dict.items() if key != _STATE_KEY})
+
+    def _model_of_trainer(self) -> nn.Module | None:
+        """The first part of the model of the Trainer that reads this loader."""
+        trainers = [found for found in gc.get_objects() if issubclass(type(found), Trainer)]
+        models: list[nn.Module] = [trainer.model_parts[0] for trainer in trainers if trainer.dataloader is self]
+        return models[0] if models else None
 
     def _fetch(self, batch: Any) -> Any:
         assert self.hook is not None
