@@ -1,6 +1,7 @@
 """Every forward is accounted for: what it got is what the record has, or the step is refused."""
 
 import contextlib
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -545,9 +546,11 @@ def test_a_shuffle_buffer_behind_the_loader(tmp_path: Path) -> None:
 
 
 def test_hooks_that_end_in_the_order_of_their_beginning(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
     one, other = attach(Toy(), tmp_path / "one"), attach(Toy(), tmp_path / "other")
     one.close()
     other.close()
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_labels_that_are_the_very_tokens_until_they_are_masked(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def _sealed(run_dir: Path) -> bool:
 
 
 def test_an_exception_leaves_what_was_committed(tmp_path: Path) -> None:
-    model = Toy()
+    model, before = Toy(), signal.getsignal(signal.SIGTERM)
 
     def train() -> None:
         with attach(model, tmp_path) as hook:
@@ -62,7 +62,7 @@ def test_an_exception_leaves_what_was_committed(tmp_path: Path) -> None:
         train()
     assert same(exported_ids(tmp_path), model.seen)
     assert _sealed(tmp_path)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
     assert not model._forward_pre_hooks
 
 
