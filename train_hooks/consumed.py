@@ -187,6 +187,7 @@ class Consumed:
 
     def release(self) -> None:
         """Its arrays are not needed any more, or never will be."""
+        self.made = None  # which holds this method
         for copy in (*self.replaced.values(), *self.declared.values()):
             if not copy.late:
                 self.pool.give(copy)

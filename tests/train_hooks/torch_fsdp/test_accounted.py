@@ -1,6 +1,7 @@
 """Every forward is accounted for: what it got is what the record has, or the step is refused."""
 
 import contextlib
+import gc
 import signal
 import warnings
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from train_hooks import ExportHook
 from train_hooks.export_format.errors import ExportStopped, InputError, Mismatch
 from train_hooks.export_format.reader import RunReader
 from train_hooks.export_format.records import Evidence, Matched, StepStatus
-from train_hooks.exporter import ExporterOptions
+from train_hooks.exporter import ExporterOptions, StagedMicrobatch
 from train_hooks.snapshots import equal_bits
 
 Feed = Callable[[nn.Module, list[dict[str, Any]]], Any]
@@ -785,3 +786,19 @@ def test_equal_copies_are_not_repetitions_where_the_forward_is_recorded(tmp_path
             model(tokens)
         hook.commit(1)
     assert same(exported_ids(tmp_path), model.seen[:2])
+
+
+def test_memory_is_given_back_without_the_garbage_collector(tmp_path: Path) -> None:
+    model = Toy()
+    with attach(model, tmp_path) as hook:
+        gc.collect()
+        gc.disable()
+        try:
+            for step, batch in enumerate(hook.wrap(microbatches(30)), 1):
+                train_step(model, [batch])
+                hook.commit(step)
+            hook.checkpoint_barrier(30)
+            alive = sum(isinstance(found, StagedMicrobatch) for found in gc.get_objects())
+        finally:
+            gc.enable()
+    assert alive <= 2
