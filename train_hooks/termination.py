@@ -140,8 +140,13 @@ def _quietly(work: Callable[[], None]) -> None:
 
 
 def _after_fork() -> None:
-    for watch in list(_watches):
-        watch.in_child()
+    """Whoever came last gives back first, so that what was there before all of us is there again."""
+    left = list(_watches)
+    while left:
+        current = signal.getsignal(signal.SIGTERM)
+        last = next((watch for watch in left if watch._handler == current), left[-1])
+        left.remove(last)
+        last.in_child()
     _watches.clear()
 
 

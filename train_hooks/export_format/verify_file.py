@@ -110,7 +110,11 @@ def _frames(
         while end < len(acks) and acks[end].end - acks[start].start <= _BLOCK_BYTES:
             end += 1
         offset = acks[start].start
-        block = memoryview(attempt.run.file_system.read(path, offset, acks[end - 1].end))
+        try:
+            block = memoryview(attempt.run.file_system.read(path, offset, acks[end - 1].end))
+        except FileNotFoundError:  # it was sealed since it was looked for
+            path = attempt.directory / file.name.data
+            block = memoryview(attempt.run.file_system.read(path, offset, acks[end - 1].end))
         progress(len(block))
         for ack in acks[start:end]:
             yield ack, block[ack.start - offset : ack.end - offset]

@@ -164,7 +164,7 @@ class Pids(torch.utils.data.Dataset[int]):
 def test_a_signal_to_a_forked_child_stays_there(tmp_path: Path) -> None:
     model = Toy()
     hook: ExportHook
-    with attach(model, tmp_path) as hook:
+    with attach(Toy(), tmp_path / "another"), attach(model, tmp_path) as hook:
         child = os.fork()
         if child == 0:
             time.sleep(30)
