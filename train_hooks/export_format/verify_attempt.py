@@ -221,7 +221,11 @@ class AttemptCheck:
             self._damaged(self._directory / file.name.seal, f"is missing; {_RESTORE}")
             return
         path = next((path for path in (file.data_path, final[0]) if self._fs.exists(path)), None)
-        size = 0 if path is None else self._fs.size(path)
+        try:
+            size = 0 if path is None else self._fs.size(path)
+        except FileNotFoundError:  # it was sealed since it was looked for
+            path = final[0]
+            size = self._fs.size(path)
         if path is not None and size and not any(map(self._fs.exists, (file.acks_path, final[1]))):
             self._damaged(file.acks_path, f"is missing, and its data is there; {_RESTORE}")
             return

@@ -64,6 +64,35 @@ def test_readers_of_a_growing_export_never_fail(tmp_path: Path) -> None:
     assert verify(tmp_path).findings == ()
 
 
+@pytest.mark.parametrize(("operation", "call"), [("read", 1), ("size", 1), ("size", 2)])
+def test_a_file_that_is_sealed_between_two_looks_at_it(tmp_path: Path, operation: str, call: int) -> None:
+    run = begin_run(tmp_path)
+    info = begin_attempt(tmp_path, run)
+    builder = RowBuilder(run, info, 0, RunReader(tmp_path).secret())
+    writer = RankWriter(OsFileSystem(), ExportPaths(tmp_path).attempt_dir(1), run, info, 0)
+    writer.append([builder.frame(committed_step(1, 0))])
+    left, calls = [writer], [operation] * call
+
+    class Sealing(OsFileSystem):
+        def size(self, path: Path) -> int:
+            self._seal("size", path)
+            return super().size(path)
+
+        def read(self, path: Path, start: int = 0, end: int | None = None) -> bytes:
+            self._seal("read", path)
+            return super().read(path, start, end)
+
+        def _seal(self, done: str, path: Path) -> None:
+            if done == operation and path.name.endswith(".arrows.inprogress") and left:
+                calls.pop()
+                if not calls:
+                    left.pop().close()
+
+    assert verify(tmp_path, file_system=Sealing()).of(Severity.DAMAGED) == ()
+    assert left == []
+    assert verify(tmp_path).findings == ()
+
+
 def test_a_second_writer_of_a_dp_rank_is_refused(tmp_path: Path) -> None:
     run = begin_run(tmp_path)
     info = begin_attempt(tmp_path, run)
