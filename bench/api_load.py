@@ -28,15 +28,15 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.real_tokens import CACHE, TOKENIZER, VOCAB, real_tokens
-from indexer.build import update_index
-from indexer.index_reader import IndexReader
+from indexer.build.update import update_index
+from indexer.reader import IndexReader
 from train_hooks import Segment
-from train_hooks.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.filesystem import OsFileSystem
 from train_hooks.export_format.paths import ExportPaths
-from train_hooks.export_format.reader import RunReader
-from train_hooks.export_format.writer import RankWriter
-from train_hooks.exporter import Exporter, StagedMicrobatch
+from train_hooks.export_format.reading.reader import RunReader
+from train_hooks.export_format.writing.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
+from train_hooks.export_format.writing.writer import RankWriter
+from train_hooks.hook.export.exporter import Exporter, StagedMicrobatch
 
 LENGTH, SLOTS, PER_DOCUMENT = 20, 256, 30
 IN_FLIGHT = 200

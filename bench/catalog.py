@@ -24,11 +24,11 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from indexer.catalog import TABLES, create_views
-from indexer.ingest import StepRange
-from indexer.parts import GROUP_ROWS, PART_ROWS, PART_SCHEMAS, write_manifest, write_sorted
-from indexer.planning import FANOUT
-from indexer.shard import shard_name
+from indexer.build.catalog import TABLES, create_views
+from indexer.build.parts import GROUP_ROWS, PART_ROWS, PART_SCHEMAS, write_manifest, write_sorted
+from indexer.build.planning import FANOUT
+from indexer.storage.shard import shard_name
+from indexer.storage.step_range import StepRange
 from train_hooks.export_format.lineage import StepInterval
 
 PER_STEP, LENGTH = 1024, 4096

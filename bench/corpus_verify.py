@@ -25,14 +25,14 @@ from indexer.corpora.reader import CorpusReader
 from indexer.corpora.source_tokenizer import SourceTokenizer
 from indexer.corpora.verify import collect_claims, compare_with_corpus
 from train_hooks import Segment
-from train_hooks.attempts import RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.acknowledgement import AckKind
 from train_hooks.export_format.filesystem import OsFileSystem
 from train_hooks.export_format.paths import ExportPaths
-from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.records import StepStatus
-from train_hooks.export_format.writer import RankWriter
-from train_hooks.row_builder import CommittedStep, RowBuilder, StagedMicrobatch
+from train_hooks.export_format.writing.attempts import RunSpec, claim_attempt, open_or_create_run
+from train_hooks.export_format.writing.writer import RankWriter
+from train_hooks.hook.export.row_builder import CommittedStep, RowBuilder, StagedMicrobatch
 
 CORPUS = Path(__file__).resolve().parents[1] / "examples" / "corpus"
 LENGTH, VOCABULARY, A_STEP = 2048, 8000, 16

@@ -23,17 +23,19 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from indexer.documents import document_history
-from indexer.generations import new_generation, publish, write_generation
-from indexer.index_reader import IndexReader
-from indexer.ingest import RECORD_SCHEMA, STATUS_SCHEMA, RangeData, StepRange
-from indexer.paths import IndexPaths
-from indexer.shard import build_shard, manifest_sha256
-from train_hooks.attempts import RunSpec, claim_attempt, open_or_create_run
+from indexer.build.export_rows import RECORD_SCHEMA, STATUS_SCHEMA, RangeData
+from indexer.build.shard import build_shard
+from indexer.documents.history import document_history
+from indexer.reader import IndexReader
+from indexer.storage.generations import new_generation, publish, write_generation
+from indexer.storage.paths import IndexPaths
+from indexer.storage.shard import manifest_sha256
+from indexer.storage.step_range import StepRange
 from train_hooks.export_format.errors import QueryError
 from train_hooks.export_format.filesystem import OsFileSystem
-from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.records import AttemptInfo
+from train_hooks.export_format.writing.attempts import RunSpec, claim_attempt, open_or_create_run
 
 LENGTH, SEGMENTS, ROWS_A_STEP, STEPS_A_SHARD = 32, 8, 1024, 64
 ROWS = ROWS_A_STEP * STEPS_A_SHARD

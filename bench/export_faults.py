@@ -5,9 +5,9 @@
     python bench/export_faults.py --seeds 3            the first one with three seeds of what a power loss forgets
 
 In memory: EIO and ENOSPC once or from then on, death of the process, loss of power, at each write, datasync, create,
-rename, remove, mkdir and directory sync of the scripted job in `tests/faults/scenario.py`. On disk: a child process writes
-an export, says on a pipe which steps are acknowledged, and kills itself at the given operation. Then the parent reads: each
-acknowledged step must be there as it was fed, `verify` must find no damage, and `repair` must make it whole.
+rename, remove, mkdir and directory sync of the scripted job in `tests/support/crash_scenario.py`. On disk: a child process
+writes an export, says on a pipe which steps are acknowledged, and kills itself at the given operation. Then the parent reads:
+each acknowledged step must be there as it was fed, `verify` must find no damage, and `repair` must make it whole.
 """
 
 import argparse
@@ -21,17 +21,17 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from tests.example_exports import begin_run, committed_step
-from tests.faults.scenario import MODES, Fault, failure_of, operations
-from train_hooks.attempts import claim_attempt
+from tests.support.crash_scenario import MODES, Fault, failure_of, operations
+from tests.support.example_exports import begin_run, committed_step
 from train_hooks.export_format.filesystem import AppendFile, OsFileSystem
-from train_hooks.export_format.findings import Severity
 from train_hooks.export_format.paths import ExportPaths
-from train_hooks.export_format.reader import RunReader
-from train_hooks.export_format.repair import repair
-from train_hooks.export_format.verify import verify
-from train_hooks.export_format.writer import RankWriter
-from train_hooks.row_builder import RowBuilder, StagedMicrobatch
+from train_hooks.export_format.reading.reader import RunReader
+from train_hooks.export_format.upkeep.repair import repair
+from train_hooks.export_format.verify.findings import Severity
+from train_hooks.export_format.verify.run import verify
+from train_hooks.export_format.writing.attempts import claim_attempt
+from train_hooks.export_format.writing.writer import RankWriter
+from train_hooks.hook.export.row_builder import RowBuilder, StagedMicrobatch
 
 
 def in_memory(num_seeds: int, jobs: int) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from train_hooks import ExportHook
-from train_hooks.exporter import ExporterOptions
+from train_hooks.hook.export.exporter import ExporterOptions
 
 SLOTS, LENGTH, VOCAB = 8, 4096, 50_304
 Figures = dict[str, float]

@@ -19,16 +19,16 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from train_hooks.attempts import RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.acknowledgement import AckKind
-from train_hooks.export_format.compact import compact
 from train_hooks.export_format.filesystem import OsFileSystem
 from train_hooks.export_format.paths import ExportPaths
-from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.records import Segment, StepStatus
-from train_hooks.export_format.verify import verify
-from train_hooks.export_format.writer import RankWriter
-from train_hooks.row_builder import CommittedStep, RowBuilder, StagedMicrobatch
+from train_hooks.export_format.upkeep.compact import compact
+from train_hooks.export_format.verify.run import verify
+from train_hooks.export_format.writing.attempts import RunSpec, claim_attempt, open_or_create_run
+from train_hooks.export_format.writing.writer import RankWriter
+from train_hooks.hook.export.row_builder import CommittedStep, RowBuilder, StagedMicrobatch
 
 CORPUS = Path(__file__).parents[1] / "examples" / "corpus"
 VOCABULARY = 50_257

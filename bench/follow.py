@@ -20,13 +20,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from indexer.generations import published  # noqa: E402
-from indexer.index_reader import IndexReader  # noqa: E402
-from indexer.ngrams import count_of_ngram  # noqa: E402
-from indexer.paths import IndexPaths  # noqa: E402
-from indexer.selection import Selection  # noqa: E402
+from indexer.reader import IndexReader  # noqa: E402
+from indexer.selection.rows import Selection  # noqa: E402
+from indexer.storage.generations import published  # noqa: E402
+from indexer.storage.paths import IndexPaths  # noqa: E402
+from indexer.trace.ngrams import count_of_ngram  # noqa: E402
 from train_hooks.export_format.errors import KisekiError  # noqa: E402
-from train_hooks.export_format.reader import RunReader  # noqa: E402
+from train_hooks.export_format.reading.reader import RunReader  # noqa: E402
 
 LOOK_S = 0.5
 FOLLOW = "import os, sys; os.nice(19); sys.argv = ['kiseki', 'index', sys.argv[1], '--follow']; from ui.cli import main; main()"

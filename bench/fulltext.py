@@ -32,14 +32,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.real_tokens import CACHE, ROOT, TOKENIZER, real_tokens
 from bench.whole_trace import LENGTH, SLOTS, WRITERS, export_tokens
-from indexer.analysis import spaced_terms, terms_of
-from indexer.build import IndexOptions, update_index
-from indexer.fulltext import FullTextUnit, build_full_text
-from indexer.index_reader import IndexReader
-from indexer.query.compiler import Frequencies
-from indexer.search import SearchOptions, search
-from indexer.tokenization import RunTokenizer
-from train_hooks.export_format.reader import RunReader
+from indexer.build.update import IndexOptions, update_index
+from indexer.fulltext.engine import FullTextUnit, build_full_text
+from indexer.fulltext.terms import spaced_terms, terms_of
+from indexer.reader import IndexReader
+from indexer.search.query.compiler import Frequencies
+from indexer.search.search import SearchOptions, search
+from indexer.tokenizer.tokenizer import RunTokenizer
+from train_hooks.export_format.reading.reader import RunReader
 
 SEGMENT, JAPANESE = 700, CACHE / "tokenizer-ja.json"
 

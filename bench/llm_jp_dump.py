@@ -22,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from indexer.build import IndexOptions, update_index
+from indexer.build.update import IndexOptions, update_index
 from indexer.corpora.reader import CorpusReader
-from indexer.index_reader import IndexReader
-from indexer.llm_jp.importer import import_dump
-from indexer.trace import trace
+from indexer.importers.llm_jp.importer import import_dump
+from indexer.reader import IndexReader
+from indexer.trace.trace import trace
 
 CORPUS = Path(__file__).resolve().parents[1] / "examples" / "corpus"
 RANKS, FOLDS, A_STEP, VOCABULARY = 2, ("00", "01"), 8, 8000

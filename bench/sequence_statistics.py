@@ -26,9 +26,10 @@ from indexer.spans.build import build_span_arrays
 from indexer.spans.filters import Filter
 from indexer.statistics.anchors import anchors, bloom_filter
 from indexer.statistics.repetition import repeated_shares
-from indexer.statistics.scripts import bytes_of_tokens, script_shares
+from indexer.statistics.scripts import script_shares
 from indexer.statistics.seen import EarlierShard, seen_shares
 from indexer.statistics.sequences import compression_ratios
+from indexer.tokenizer.token_bytes import bytes_of_tokens
 from tests.conftest import CORPUS, byte_level_bpe
 
 VOCABULARY, PER_STEP = 16_000, 8

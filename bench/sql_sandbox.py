@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from indexer.index_reader import IndexReader
-from indexer.sql_sandbox import SqlLimitError, SqlLimits, SqlSandbox, run_untrusted
+from indexer.reader import IndexReader
+from indexer.sql.sandbox import SqlLimitError, SqlLimits, SqlSandbox, run_untrusted
 
 QUERIES = {
     "SELECT 1": "SELECT 1",

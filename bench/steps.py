@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 from fastapi.testclient import TestClient
 
-from indexer.build import update_index
-from indexer.index_reader import IndexReader
-from indexer.parts import PART_SCHEMAS, write_sorted
+from indexer.build.parts import PART_SCHEMAS, write_sorted
+from indexer.build.update import update_index
+from indexer.reader import IndexReader
 from search_api import Limits, Settings, create_app
-from tests.export_maker import MadeStep, make_attempt
-from train_hooks.attempts import RunSpec
+from tests.support.export_maker import MadeStep, make_attempt
+from train_hooks.export_format.writing.attempts import RunSpec
 
 NAMES = ("loss", "lr", "grad_norm", "tokens_per_s", "memory_gib", "weight_norm")
 SPIKE_EVERY = 10_000

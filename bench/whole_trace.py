@@ -18,17 +18,17 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.real_tokens import CACHE, TOKENIZER, VOCAB, real_tokens
-from indexer.build import update_index
-from indexer.index_reader import IndexReader
-from indexer.selection import Selection
-from indexer.trace import TraceOptions, trace
+from indexer.build.update import update_index
+from indexer.reader import IndexReader
+from indexer.selection.rows import Selection
+from indexer.trace.trace import TraceOptions, trace
 from train_hooks import Segment
-from train_hooks.attempts import RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.filesystem import OsFileSystem
 from train_hooks.export_format.paths import ExportPaths
-from train_hooks.export_format.reader import RunReader
-from train_hooks.export_format.writer import RankWriter
-from train_hooks.exporter import Exporter, StagedMicrobatch
+from train_hooks.export_format.reading.reader import RunReader
+from train_hooks.export_format.writing.attempts import RunSpec, claim_attempt, open_or_create_run
+from train_hooks.export_format.writing.writer import RankWriter
+from train_hooks.hook.export.exporter import Exporter, StagedMicrobatch
 
 LENGTH, SLOTS, WRITERS, DOCUMENT = 2048, 8, 2, 700
 

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from indexer.build import IndexOptions, Progress, update_index
-from indexer.generations import published
-from indexer.paths import IndexPaths
-from indexer.shard import Shard, ShardDamage
-from indexer.tombstones import TombstoneFile, visibility_of
-from train_hooks.export_format.reader import RunReader
+from indexer.build.update import IndexOptions, Progress, update_index
+from indexer.selection.tombstones import TombstoneFile, visibility_of
+from indexer.storage.generations import published
+from indexer.storage.paths import IndexPaths
+from indexer.storage.shard import Shard, ShardDamage
+from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.records import SequenceAddress
-from train_hooks.export_format.takedown import Takedown, take_out
+from train_hooks.export_format.upkeep.takedown import Takedown, take_out
 
 __all__ = ["FinishedTakedown", "finish_takedown"]
 

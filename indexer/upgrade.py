@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from indexer.generations import published
-from indexer.paths import IndexPaths
-from indexer.shard import SHARD_FORMAT
+from indexer.storage.generations import published
+from indexer.storage.paths import IndexPaths
+from indexer.storage.shard import SHARD_FORMAT
 from train_hooks.export_format.errors import RunError
-from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.records import FORMAT_VERSION, RunInfo
 
 __all__ = [

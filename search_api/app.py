@@ -12,7 +12,6 @@ from fastapi.openapi.utils import get_openapi
 from starlette.middleware.gzip import GZipMiddleware
 
 from search_api import problems
-from search_api.answers import ProblemAnswer
 from search_api.http_edge import HttpEdge
 from search_api.problems import MEDIA_TYPE, PROBLEMS
 from search_api.routes import (
@@ -28,6 +27,7 @@ from search_api.routes import (
     steps,
     traces,
 )
+from search_api.schemas import ProblemAnswer
 from search_api.service import Service
 from search_api.settings import Settings
 

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from indexer.visibility import EVERYTHING, Visibility
+from indexer.selection.visibility import EVERYTHING, Visibility
 from search_api.keys import Action, Key, KeyFile
 from search_api.problems import Problem
 from search_api.settings import Limits

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from indexer.tombstones import replace_synced
-from indexer.visibility import Visibility
+from indexer.selection.tombstones import replace_synced
+from indexer.selection.visibility import Visibility
 from train_hooks.export_format.errors import DamageError, InputError
 from train_hooks.export_format.json_files import decode_document, encode_document
 

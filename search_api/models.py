@@ -4,11 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from indexer.selection import Selection
-from indexer.thinned_steps import MIN_POINTS
-from indexer.trace import MIN_LENGTH_DEFAULT
-from indexer.trace_input import text_of_messages
-from indexer.visibility import Visibility
+from indexer.selection.rows import Selection
+from indexer.selection.visibility import Visibility
+from indexer.steps.thinned import MIN_POINTS
+from indexer.trace.input import text_of_messages
+from indexer.trace.trace import MIN_LENGTH_DEFAULT
 from search_api.settings import REQUEST
 from train_hooks.export_format.errors import QueryError
 

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from indexer.generations import published
-from indexer.index_reader import IndexReader
-from indexer.ngrams import count_of_ngram, hits_of_ngram
-from indexer.search import SearchOptions, search
-from indexer.selection import Selection
-from indexer.trace import trace
+from indexer.reader import IndexReader
+from indexer.search.search import SearchOptions, search
+from indexer.selection.rows import Selection
+from indexer.storage.generations import published
+from indexer.trace.ngrams import count_of_ngram, hits_of_ngram
+from indexer.trace.trace import trace
 from search_api.problems import Problem
 from search_api.settings import Limits
 from train_hooks.export_format.errors import InputError, KisekiError

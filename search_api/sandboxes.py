@@ -2,8 +2,8 @@
 
 import threading
 
-from indexer.index_reader import IndexReader
-from indexer.sql_sandbox import SqlSandbox
+from indexer.reader import IndexReader
+from indexer.sql.sandbox import SqlSandbox
 
 __all__ = ["Sandboxes"]
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from search_api.cursors import CursorSigner
-from search_api.finds import Finds
 from search_api.gate import Gate
+from search_api.infinigram_ranks import Finds
 from search_api.jobs import JobStore
 from search_api.keys import KeyFile
 from search_api.metrics import Metrics

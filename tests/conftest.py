@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from indexer.build import IndexOptions, update_index
-from tests.export_maker import MadeStep, make_attempt
+from indexer.build.update import IndexOptions, update_index
+from tests.support.export_maker import MadeStep, make_attempt
 from tests.support.second_reader import assert_readers_agree
 from train_hooks import Segment
-from train_hooks.attempts import RunSpec
+from train_hooks.export_format.writing.attempts import RunSpec
 
 CORPUS = Path(__file__).resolve().parents[1] / "examples" / "corpus"
 LENGTH, WRITERS, SLOTS = 64, 2, 2

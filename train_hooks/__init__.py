@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from train_hooks.export_format.records import Segment, SequenceAddress, StepStatus
 
 if TYPE_CHECKING:
-    from train_hooks.torch_fsdp import ExportHook
+    from train_hooks.hook.hook import ExportHook
 
 __all__ = ["ExportHook", "Segment", "SequenceAddress", "StepStatus"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "ExportHook":
-        from train_hooks.torch_fsdp import ExportHook  # torch is loaded by trainers alone
+        from train_hooks.hook.hook import ExportHook  # torch is loaded by trainers alone
 
         return ExportHook
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

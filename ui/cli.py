@@ -6,39 +6,41 @@ from typing import Any
 import typer
 
 from train_hooks.export_format.errors import KisekiError
-from ui.late_commands import LateCommand, LateGroup
-from ui.visible import safe
+from ui.lazy_commands import LateCommand, LateGroup
+from ui.terminal.visible import safe
 
 __all__ = ["app", "main"]
 
 COMMANDS = (
-    LateCommand("demo", "ui.demo_command:demo_command", "Train a small model, and trace what it writes."),
-    LateCommand("index", "ui.index_commands:index_command", "Index what the export holds by now."),
-    LateCommand("trace", "ui.query_commands:trace_command", "Find where a text occurs in what was trained on."),
-    LateCommand("count", "ui.query_commands:count_command", "Count how often exactly this text occurs."),
-    LateCommand("sequence", "ui.query_commands:sequence_command", "Show one packed sequence as the model saw it."),
+    LateCommand("demo", "ui.commands.demo:demo_command", "Train a small model, and trace what it writes."),
+    LateCommand("index", "ui.commands.index:index_command", "Index what the export holds by now."),
+    LateCommand("trace", "ui.commands.trace:trace_command", "Find where a text occurs in what was trained on."),
+    LateCommand("count", "ui.commands.trace:count_command", "Count how often exactly this text occurs."),
+    LateCommand("sequence", "ui.commands.trace:sequence_command", "Show one packed sequence as the model saw it."),
     LateCommand(
         "document",
-        "ui.document_command:document_command",
+        "ui.commands.document:document_command",
         "Show when and where training saw a document, and how much of it.",
     ),
-    LateCommand("search", "ui.search_command:search_command", "Search the segments of documents that were trained on."),
-    LateCommand("sql", "ui.sql_command:sql_command", "Query the catalog of steps, sequences and documents."),
-    LateCommand("serve", "ui.serve_commands:serve_command", "Serve the pages and the API of runs."),
+    LateCommand(
+        "search", "ui.commands.search:search_command", "Search the segments of documents that were trained on."
+    ),
+    LateCommand("sql", "ui.commands.sql:sql_command", "Query the catalog of steps, sequences and documents."),
+    LateCommand("serve", "ui.commands.serve:serve_command", "Serve the pages and the API of runs."),
     LateCommand(
         "doctor",
-        "ui.doctor_command:doctor_command",
+        "ui.commands.doctor:doctor_command",
         "Check this installation, and a run: what is wrong, and the way out.",
     ),
-    LateCommand("upgrade", "ui.upgrade_command:upgrade_command", "Say what an upgrade of kiseki changes for a run."),
+    LateCommand("upgrade", "ui.commands.upgrade:upgrade_command", "Say what an upgrade of kiseki changes for a run."),
     LateCommand(
-        "export", "ui.export_commands:export_app", "The record itself: state, verification, repair, compaction."
+        "export", "ui.commands.export:export_app", "The record itself: state, verification, repair, compaction."
     ),
-    LateCommand("import", "ui.import_command:import_app", "Take in what a trainer wrote elsewhere."),
-    LateCommand("steps", "ui.steps_commands:steps_app", "Steps with their loss, and what was special about one."),
-    LateCommand("keys", "ui.serve_commands:keys_app", "Keys to the API: who may ask what."),
+    LateCommand("import", "ui.commands.import_:import_app", "Take in what a trainer wrote elsewhere."),
+    LateCommand("steps", "ui.commands.steps:steps_app", "Steps with their loss, and what was special about one."),
+    LateCommand("keys", "ui.commands.serve:keys_app", "Keys to the API: who may ask what."),
     LateCommand(
-        "tombstone", "ui.tombstone_commands:tombstone_app", "Take rows, documents or spans out of every answer."
+        "tombstone", "ui.commands.tombstone:tombstone_app", "Take rows, documents or spans out of every answer."
     ),
 )
 

@@ -8,13 +8,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from indexer.build import update_index
-from indexer.index_reader import IndexReader
-from indexer.trace import TraceOptions, trace
-from indexer.trace_records import Span, Trace
+from indexer.build.update import update_index
+from indexer.reader import IndexReader
+from indexer.trace.records import Span, Trace
+from indexer.trace.trace import TraceOptions, trace
 from train_hooks.export_format.errors import IncompleteError, InputError, KisekiError
-from ui import console
-from ui.render import print_trace
+from ui.terminal import console
+from ui.terminal.trace import print_trace
 
 __all__ = ["run_demo"]
 

@@ -20,18 +20,18 @@ from typing import Literal
 
 import numpy as np
 
-from indexer.generations import published
-from indexer.index_reader import IndexReader
-from indexer.paths import IndexPaths
-from indexer.selection import Selection
+from indexer.reader import IndexReader
+from indexer.selection.rows import Selection
+from indexer.selection.tombstones import TombstoneFile
 from indexer.spans.build import build_span_arrays
 from indexer.spans.group import maximal_spans
-from indexer.tombstones import TombstoneFile
-from indexer.trace import TraceOptions, trace
+from indexer.storage.generations import published
+from indexer.storage.paths import IndexPaths
+from indexer.trace.trace import TraceOptions, trace
 from train_hooks.export_format.errors import DamageError, KisekiError
 from train_hooks.export_format.origin import origin_of
-from train_hooks.export_format.reader import RunReader
-from train_hooks.export_format.status import status
+from train_hooks.export_format.reading.reader import RunReader
+from train_hooks.export_format.upkeep.status import status
 from ui.kernels import kernel_directory
 
 __all__ = ["Check", "check_installation", "check_run"]

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from indexer.spans import kernels
-from ui import console
+from indexer.spans.kernels import packing as kernels
+from ui.terminal import console
 
 __all__ = ["kernel_directory", "say_if_compiling"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from train_hooks.export_format.errors import InputError
-from ui import console
+from ui.terminal import console
 
 __all__ = ["ServeOptions", "serve_runs"]
 

@@ -9,7 +9,7 @@ from bench.gpu_check.checks import DEVICE, HOST, CheckFailed, Found, Setting, ch
 from bench.gpu_check.trainings import Batch, Log, attach, cloned, compare, fetched, microbatches, moved, train
 from train_hooks import ExportHook
 from train_hooks.export_format.errors import KisekiError
-from train_hooks.exporter import ExporterOptions
+from train_hooks.hook.export.exporter import ExporterOptions
 
 
 @check("compile", "torch.compile", [("before attach",), ("after attach",), ("in place",), ("reduce-overhead",)])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bench.export_overhead import VOCAB
 from bench.gpu_check.checks import DEVICE, CheckFailed, Setting
 from train_hooks import ExportHook
-from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.records import Evidence
 from train_hooks.replay import ReplayDataset
 

@@ -10,7 +10,7 @@ from bench.export_microbenchmarks import Nothing
 from bench.gpu_check.checks import DEVICE, HOST, CheckFailed, Found, Setting, check
 from bench.gpu_check.recording import EDITS, edited
 from bench.gpu_check.trainings import NUM, attach
-from train_hooks.exporter import ExporterOptions
+from train_hooks.hook.export.exporter import ExporterOptions
 
 FEEDS = [("none", DEVICE), *((edit, HOST) for edit in EDITS if not edit.startswith("labels in"))]
 

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from indexer.corpora.layouts import positional_id
-from indexer.document_index import document_key
+from indexer.storage.document_index import document_key
 from train_hooks.export_format.errors import DamageError
-from train_hooks.export_format.reader import AttemptReader, RunReader, StepFrame, WriterLog
+from train_hooks.export_format.reading.reader import AttemptReader, RunReader, StepFrame, WriterLog
 from train_hooks.export_format.records import Row
 
 __all__ = ["CLAIM", "DIFFERENT", "EQUAL", "UNSEEN", "ClaimedFrames", "Claims", "tokens_digest"]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from train_hooks.documents.dolma_files import dolma_name
+from train_hooks.export_format.documents.dolma_files import dolma_name
 
 __all__ = ["LAYOUTS", "Layout", "Named", "file_of_id", "layout_of", "positional_id"]
 

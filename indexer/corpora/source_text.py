@@ -17,8 +17,8 @@ from indexer.corpora.layouts import positional_id
 from indexer.corpora.missing_files import FileNames
 from indexer.corpora.reader import CorpusDocument, CorpusReader
 from indexer.corpora.source_tokenizer import PLAIN, SourceTokenizer
-from indexer.documents import Exposure
-from indexer.index_reader import IndexReader
+from indexer.documents.history import Exposure
+from indexer.reader import IndexReader
 from train_hooks.export_format.errors import IncompleteError
 
 __all__ = ["SourceText", "TextPart", "source_text"]

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from indexer.tokenization import open_tokenizer
+from indexer.tokenizer.tokenizer import open_tokenizer
 from train_hooks.export_format.errors import RunError
-from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.reading.reader import RunReader
 
 __all__ = ["AROUND", "BEFORE", "PLAIN", "SPELLED", "STRIPPED", "SourceTokenizer"]
 

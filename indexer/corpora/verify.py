@@ -25,7 +25,7 @@ from indexer.corpora.missing_files import FileNames
 from indexer.corpora.reader import CorpusDocument, CorpusReader
 from indexer.corpora.source_tokenizer import PLAIN, SourceTokenizer
 from indexer.corpora.verify_records import CorpusFinding, CorpusReport, Reason
-from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.reading.reader import RunReader
 
 __all__ = ["Expected", "collect_claims", "compare_with_corpus"]
 

@@ -35,7 +35,7 @@ from indexer.spans.arrays import (
     open_span_arrays,
     token_dtype,
 )
-from indexer.spans.kernels import fill_side_arrays, keep_aligned
+from indexer.spans.kernels.packing import fill_side_arrays, keep_aligned
 
 __all__ = ["build_span_arrays", "max_tokens"]
 

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.spans import group_kernels
 from indexer.spans.arrays import SpanArrays, SpanIndexError
+from indexer.spans.kernels import group as group_kernels
+from indexer.spans.kernels.table import MergedTable
+from indexer.spans.parallel import search_spans
 from indexer.spans.prepare import filter_row, prepare
 from indexer.spans.search import AnyFilter, Query, as_tokens, new_work
-from indexer.spans.sharing import search_spans
-from indexer.spans.table_kernels import MergedTable
 
 __all__ = ["Member", "SpanGroup", "Spans", "maximal_spans", "span_group", "spans_of_group"]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from indexer.spans.arrays import SpanArrays, SpanIndexError
 from indexer.spans.filters import Filter
-from indexer.spans.kernels import Chosen, mark_stretches
+from indexer.spans.kernels.packing import Chosen, mark_stretches
 
 __all__ = ["PreparedFilter", "filter_row", "prepare"]
 

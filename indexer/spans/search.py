@@ -15,9 +15,11 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.spans import hit_kernels, kernels, match_kernels
 from indexer.spans.arrays import SpanArrays, SpanIndexError
 from indexer.spans.filters import Filter
+from indexer.spans.kernels import hits as hit_kernels
+from indexer.spans.kernels import matches as match_kernels
+from indexer.spans.kernels import packing as kernels
 from indexer.spans.prepare import PreparedFilter, prepare
 
 __all__ = [

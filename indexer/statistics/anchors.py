@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.distinct import distinct
-from indexer.spans.jit import jit
+from indexer.jit import jit
 
 __all__ = ["SEEN_LENGTH", "anchors", "bloom_filter", "in_bloom_filter"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.spans.jit import jit
+from indexer.jit import jit
 
 __all__ = ["GRAM", "repeated_shares"]
 

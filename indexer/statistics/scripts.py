@@ -5,18 +5,16 @@ character is looked up in a table of classes. Special tokens count for nothing, 
 """
 
 import unicodedata
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
-from indexer.spans.jit import jit
-from indexer.token_bytes import token_bytes
+from indexer.jit import jit
+from indexer.tokenizer.token_bytes import TokenBytes
 
-__all__ = ["CLASSES", "TokenBytes", "bytes_of_tokens", "script_shares"]
+__all__ = ["CLASSES", "script_shares"]
 
 CLASSES = ("latin", "han", "kana", "hangul", "cyrillic", "other_letter", "digit", "symbol")
 _OTHER, _DIGIT, _SYMBOL, _SPACE = 5, 6, 7, 255
@@ -32,34 +30,6 @@ _RANGES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenBytes:
-    """Bytes of each token id: data[starts[i]:starts[i + 1]], u8 and i64 [vocab_size + 1]."""
-
-    data: NDArray[np.uint8]
-    starts: NDArray[np.int64]
-
-
-def bytes_of_tokens(tokenizer: Tokenizer, vocab_size: int) -> TokenBytes:
-    """The bytes that each token id stands for. Special tokens have none.
-
-    Exact for byte-level tokenizers. Of others the pieces of the vocabulary are taken, which write ▁ for a space, ## before
-    the rest of a word and <0xE3> for a byte: good enough to know a script by.
-    """
-    found = token_bytes(tokenizer, vocab_size)
-    if found is None:
-        found = np.full(vocab_size, b"", object)
-        for piece, token_id in tokenizer.get_vocab(with_added_tokens=True).items():
-            if token_id < vocab_size:
-                found[token_id] = _bytes_of(piece)
-    for token_id, added in tokenizer.get_added_tokens_decoder().items():
-        if added.special and token_id < vocab_size:
-            found[token_id] = b""
-    starts = np.zeros(vocab_size + 1, np.int64)
-    np.cumsum([len(piece) for piece in found], out=starts[1:])
-    return TokenBytes(data=np.frombuffer(b"".join(found), np.uint8), starts=starts)
-
-
 def script_shares(tokens: NDArray[Any], starts: NDArray[np.int64], bytes_of: TokenBytes) -> NDArray[np.float32]:
     """Shares of each sequence's characters by class, f32 [s, len(CLASSES)]; zeros where it has none.
 
@@ -69,12 +39,6 @@ def script_shares(tokens: NDArray[Any], starts: NDArray[np.int64], bytes_of: Tok
     _count_characters(tokens, starts, bytes_of.data, bytes_of.starts, _class_table(), counts)
     counts = counts[:, : len(CLASSES)]
     return np.asarray(counts / np.maximum(1, counts.sum(axis=1, keepdims=True)), np.float32)
-
-
-def _bytes_of(piece: str) -> bytes:
-    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-        return bytes.fromhex(piece[3:5])
-    return piece.removeprefix("##").replace("▁", " ").encode("utf-8", "replace")
 
 
 @cache

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.jit import jit, prefetch
 from indexer.spans.arrays import SpanArrays
 from indexer.spans.filters import Filter
 from indexer.spans.group import maximal_spans
-from indexer.spans.jit import jit, prefetch
-from indexer.spans.kernels import ordinal_at
+from indexer.spans.kernels.packing import ordinal_at
 from indexer.spans.prepare import prepare
 from indexer.statistics.anchors import SEEN_LENGTH, WINDOW, anchors, in_bloom_filter
 

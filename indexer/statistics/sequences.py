@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from indexer.distinct import distinct
 from indexer.statistics.repetition import repeated_shares
-from indexer.statistics.scripts import CLASSES, TokenBytes, script_shares
+from indexer.statistics.scripts import CLASSES, script_shares
+from indexer.tokenizer.token_bytes import TokenBytes
 
 __all__ = ["SCRIPT_COLUMNS", "STATISTIC_FIELDS", "compression_ratios", "sequence_statistics"]
 

@@ -5,15 +5,15 @@ from typing import Annotated, Any
 import pyarrow as pa
 from fastapi import APIRouter, Query, Response
 
-from indexer.documents import document_history
-from indexer.index_reader import IndexReader
-from search_api.answers import DocumentAnswer
-from search_api.asks import Answer, Ask, asks
+from indexer.documents.history import document_history
+from indexer.reader import IndexReader
 from search_api.keys import Action
 from search_api.models import DocumentQuery, NamedDocumentQuery
 from search_api.negotiation import ROW_FORMATS, Rows
 from search_api.problems import Problem
+from search_api.request import Answer, Ask, asks
 from search_api.routes.documented import rows
+from search_api.schemas import DocumentAnswer
 from train_hooks.export_format.errors import QueryError
 
 __all__ = ["router"]

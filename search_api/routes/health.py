@@ -4,10 +4,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
-from search_api.asks import Ask, asks, service_of
 from search_api.keys import Action
 from search_api.negotiation import JSON
 from search_api.problems import Problem
+from search_api.request import Ask, asks, service_of
 from search_api.service import Service
 from train_hooks.export_format.errors import KisekiError
 

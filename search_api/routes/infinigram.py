@@ -15,18 +15,18 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from indexer.index_reader import IndexReader
-from indexer.ngrams import counts_by_shard, hit_of_shard, ids_of
-from indexer.selection import Selection
-from indexer.trace import TraceOptions, trace
-from indexer.trace_records import Hit, Span
-from search_api.answers import InfinigramAnswer
-from search_api.asks import Ask, asks
-from search_api.finds import RANKS_EACH, Find
+from indexer.reader import IndexReader
+from indexer.selection.rows import Selection
+from indexer.trace.ngrams import counts_by_shard, hit_of_shard, ids_of
+from indexer.trace.records import Hit, Span
+from indexer.trace.trace import TraceOptions, trace
+from search_api.infinigram_ranks import RANKS_EACH, Find
 from search_api.keys import Action
 from search_api.models import Text, TokenIds
 from search_api.negotiation import JSON, json_bytes
+from search_api.request import Ask, asks
 from search_api.routes.documented import one
+from search_api.schemas import InfinigramAnswer
 from train_hooks.export_format.errors import QueryError
 
 __all__ = ["router"]

@@ -7,14 +7,14 @@ from fastapi import APIRouter, Response
 from fastapi.responses import StreamingResponse
 
 from indexer.deadline import deadline
-from search_api.answers import JobAnswer
-from search_api.asks import Ask, asks
 from search_api.jobs import Item, Job
 from search_api.keys import Action
 from search_api.models import JobRequest, TraceItem
 from search_api.negotiation import JSON, NDJSON, json_bytes
+from search_api.request import Ask, asks
 from search_api.routes.documented import EVENTS, events, lines, one
 from search_api.routes.traces import trace_line
+from search_api.schemas import JobAnswer
 
 __all__ = ["router"]
 

@@ -5,15 +5,15 @@ from typing import Annotated, Any
 import pyarrow as pa
 from fastapi import APIRouter, Response
 
-from indexer.index_reader import IndexReader
-from indexer.ngrams import Place, count_of_ngram, hits_of_ngram, ids_of
-from indexer.trace_records import Hit
-from search_api.answers import CountAnswer, HitsAnswer
-from search_api.asks import Answer, Ask, asks
+from indexer.reader import IndexReader
+from indexer.trace.ngrams import Place, count_of_ngram, hits_of_ngram, ids_of
+from indexer.trace.records import Hit
 from search_api.keys import Action
 from search_api.models import CountRequest, HitsRequest
 from search_api.negotiation import ROW_FORMATS, Rows
+from search_api.request import Answer, Ask, asks
 from search_api.routes.documented import one, rows
+from search_api.schemas import CountAnswer, HitsAnswer
 
 __all__ = ["router"]
 

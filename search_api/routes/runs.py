@@ -7,13 +7,13 @@ import pyarrow as pa
 from fastapi import APIRouter, Response
 from fastapi.responses import Response as PlainResponse
 
-from indexer.completeness import completeness
-from indexer.index_reader import IndexReader
-from search_api.answers import AttemptsAnswer, GapsAnswer, RunAnswer, RunsAnswer
-from search_api.asks import Answer, Ask, asks
+from indexer.reader import IndexReader
+from indexer.steps.completeness import completeness
 from search_api.keys import Action
 from search_api.negotiation import JSON, ROW_FORMATS, Rows, json_bytes
+from search_api.request import Answer, Ask, asks
 from search_api.routes.documented import one, rows
+from search_api.schemas import AttemptsAnswer, GapsAnswer, RunAnswer, RunsAnswer
 from train_hooks.export_format.origin import origin_of
 
 __all__ = ["router"]

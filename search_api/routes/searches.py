@@ -6,16 +6,16 @@ from typing import Annotated, Any
 import pyarrow as pa
 from fastapi import APIRouter, Response
 
-from indexer.index_reader import IndexReader
-from indexer.search import SearchOptions, search
-from indexer.search_records import SearchHit
-from indexer.visibility import EVERYTHING
-from search_api.answers import SearchAnswer
-from search_api.asks import Answer, Ask, asks
+from indexer.reader import IndexReader
+from indexer.search.records import SearchHit
+from indexer.search.search import SearchOptions, search
+from indexer.selection.visibility import EVERYTHING
 from search_api.keys import Action
 from search_api.models import SearchRequest
 from search_api.negotiation import ROW_FORMATS, Rows
+from search_api.request import Answer, Ask, asks
 from search_api.routes.documented import rows
+from search_api.schemas import SearchAnswer
 
 __all__ = ["router"]
 

@@ -9,15 +9,15 @@ from typing import Annotated, Any
 import pyarrow as pa
 from fastapi import APIRouter, Query, Response
 
-from indexer.index_reader import IndexReader
-from indexer.sequence_details import describe_row, describe_tokens
-from search_api.answers import SequenceAnswer, SequencesAnswer
-from search_api.asks import Answer, Ask, asks
+from indexer.reader import IndexReader
+from indexer.sequence import describe_row, describe_tokens
 from search_api.keys import Action
 from search_api.models import BatchGetRequest, SequenceQuery
 from search_api.negotiation import ROW_FORMATS, Rows, etag_of, unchanged
 from search_api.problems import Problem
+from search_api.request import Answer, Ask, asks
 from search_api.routes.documented import one, rows
+from search_api.schemas import SequenceAnswer, SequencesAnswer
 from train_hooks.export_format.errors import QueryError
 from train_hooks.export_format.records import SequenceAddress
 

@@ -7,16 +7,16 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 
-from indexer.index_reader import IndexReader
-from indexer.sql_statement import distinct_names
-from indexer.visibility import EVERYTHING
-from search_api.answers import SqlAnswer
-from search_api.asks import Answer, Ask, asks
+from indexer.reader import IndexReader
+from indexer.selection.visibility import EVERYTHING
+from indexer.sql.statement import distinct_names
 from search_api.keys import Action
 from search_api.models import SqlRequest
 from search_api.negotiation import ROW_FORMATS, Rows
 from search_api.problems import Problem
+from search_api.request import Answer, Ask, asks
 from search_api.routes.documented import rows
+from search_api.schemas import SqlAnswer
 
 __all__ = ["router"]
 

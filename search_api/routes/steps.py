@@ -5,16 +5,16 @@ from typing import Annotated, Any
 import pyarrow as pa
 from fastapi import APIRouter, Query, Response
 
-from indexer.explain import explain_step
-from indexer.index_reader import IndexReader
-from indexer.steps import read_steps
-from indexer.thinned_steps import thin_steps
-from search_api.answers import ExplainAnswer, StepsAnswer
-from search_api.asks import Answer, Ask, asks
+from indexer.reader import IndexReader
+from indexer.steps.explain import explain_step
+from indexer.steps.steps import read_steps
+from indexer.steps.thinned import thin_steps
 from search_api.keys import Action
 from search_api.models import ExplainQuery, StepsQuery
 from search_api.negotiation import ROW_FORMATS, Rows
+from search_api.request import Answer, Ask, asks
 from search_api.routes.documented import one, rows
+from search_api.schemas import ExplainAnswer, StepsAnswer
 
 __all__ = ["router"]
 

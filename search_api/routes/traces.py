@@ -6,15 +6,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Response
 from fastapi.responses import StreamingResponse
 
-from indexer.index_reader import IndexReader
-from indexer.trace import TraceOptions, trace
-from search_api.answers import TraceAnswer
-from search_api.asks import Answer, Ask, asks
+from indexer.reader import IndexReader
+from indexer.trace.trace import TraceOptions, trace
 from search_api.keys import Action
 from search_api.models import TraceBatchRequest, TraceItem, TraceRequest
 from search_api.negotiation import NDJSON, json_bytes
 from search_api.problems import Problem
+from search_api.request import Answer, Ask, asks
 from search_api.routes.documented import lines, one
+from search_api.schemas import TraceAnswer
 from train_hooks.export_format.errors import KisekiError
 
 __all__ = ["router", "trace_line"]

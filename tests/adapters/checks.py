@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.adapters.data import segments_of, tokens_of
-from tests.train_hooks.torch_fsdp.torchrun import ROOT, free_port, start, where_it_hangs
+from tests.adapters.data.data import segments_of, tokens_of
+from tests.train_hooks.hook.torchrun import ROOT, free_port, start, where_it_hangs
 from train_hooks import Segment
-from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.records import Evidence, Matched
-from train_hooks.export_format.status import status
+from train_hooks.export_format.upkeep.status import status
 from train_hooks.replay import ReplayDataset, ReplayMicrobatch
 
 Key = tuple[int, int, int, int]  # attempt, global_step, dp_rank, microbatch

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from tests.adapters import job
 from tests.adapters.checks import Job, Key, check_matched, crash_and_resume, logged, updated, verify
-from tests.adapters.texts import EOD, SOURCES, VOCAB, all_tokens, check_documents, texts
-from tests.train_hooks.torch_fsdp.torchrun import ROOT
+from tests.adapters.data.texts import EOD, SOURCES, VOCAB, all_tokens, check_documents, texts
+from tests.train_hooks.hook.torchrun import ROOT
 from train_hooks.documents.megatron_preprocessing import write_indexed
-from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.records import StepStatus
 from train_hooks.replay import ReplayDataset, ReplayMicrobatch
 
@@ -49,7 +49,7 @@ def prepare(directory: Path) -> dict[str, str]:
 def trained(script: str, run: Path, rows_a_step: int) -> Job:
     """The job of the test."""
     return Job(
-        script=Path(__file__).parent / script, run=run, last_step=job.STEPS,
+        script=Path(__file__).parent / "jobs" / script, run=run, last_step=job.STEPS,
         killed_step=job.KILLED_STEP, resume_step=job.RESUME_STEP, rows_a_step=rows_a_step, timeout_s=400,
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(find_spec("composer") is None, reason="make test
 
 def test_trainer(tmp_path: Path) -> None:
     trained = Job(
-        script=Path(__file__).parent / "composer_job.py", run=tmp_path / "run", last_step=job.STEPS,
+        script=Path(__file__).parent / "jobs" / "composer_job.py", run=tmp_path / "run", last_step=job.STEPS,
         killed_step=job.KILLED_STEP, resume_step=job.RESUME_STEP,
         rows_a_step=job.ACCUMULATION * job.MICRO_BATCH * job.RANKS,
     )  # fmt: skip

@@ -10,14 +10,14 @@ import torch
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
 
-from tests.adapters.data import collate
-from tests.adapters.models import Small
-from tests.adapters.texts import SOURCES, VOCAB_OF_BYTES, bytes_tokenizer, check_documents, texts
+from tests.adapters.data.data import collate
+from tests.adapters.data.models import Small
+from tests.adapters.data.texts import SOURCES, VOCAB_OF_BYTES, bytes_tokenizer, check_documents, texts
 from train_hooks import ExportHook
 from train_hooks.documents.datatrove import DatatroveDocuments
 from train_hooks.documents.datatrove_names import name_documents
-from train_hooks.documents.sidecar import Sidecar
-from train_hooks.documents_in_batches import CarryingDocuments, Indexed
+from train_hooks.documents.in_batches import CarryingDocuments, Indexed
+from train_hooks.export_format.documents.sidecar import Sidecar
 from train_hooks.export_format.errors import InputError
 from train_hooks.replay import ReplayDataset
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="make tes
 @pytest.mark.parametrize("stage", ["1", "3"])
 def test_engine(tmp_path: Path, stage: str) -> None:
     trained = Job(
-        script=Path(__file__).parent / "deepspeed_job.py", run=tmp_path / "run", last_step=job.STEPS,
+        script=Path(__file__).parent / "jobs" / "deepspeed_job.py", run=tmp_path / "run", last_step=job.STEPS,
         killed_step=job.KILLED_STEP, resume_step=job.RESUME_STEP,
         rows_a_step=job.ACCUMULATION * job.MICRO_BATCH * job.RANKS,
     )  # fmt: skip

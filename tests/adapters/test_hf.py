@@ -7,10 +7,10 @@ import pytest
 
 from tests.adapters import job
 from tests.adapters.checks import Job, check_export, check_seen, crash_and_resume, exported, metrics_of
-from tests.adapters.data import padded_tokens, unpadded_segments
+from tests.adapters.data.data import padded_tokens, unpadded_segments
 
 pytestmark = pytest.mark.skipif(find_spec("transformers") is None, reason="make test-adapters has transformers")
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "jobs"
 
 
 def job_of(script: str, run: Path) -> Job:

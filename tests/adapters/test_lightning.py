@@ -23,10 +23,10 @@ from tests.adapters.checks import (
     updated,
     verify,
 )
-from tests.adapters.data import LENGTH, VOCAB, Packed, collate
-from tests.adapters.models import Small
-from train_hooks.documents_in_batches import CarryingDocuments
-from train_hooks.export_format.reader import RunReader
+from tests.adapters.data.data import LENGTH, VOCAB, Packed, collate
+from tests.adapters.data.models import Small
+from train_hooks.documents.in_batches import CarryingDocuments
+from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.records import StepStatus
 
 pytestmark = pytest.mark.skipif(find_spec("lightning") is None, reason="make test-adapters has lightning")
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(find_spec("lightning") is None, reason="make tes
 
 def job_of(run: Path) -> Job:
     return Job(
-        script=Path(__file__).parent / "lightning_job.py", run=run, last_step=job.STEPS,
+        script=Path(__file__).parent / "jobs" / "lightning_job.py", run=run, last_step=job.STEPS,
         killed_step=job.KILLED_STEP, resume_step=job.RESUME_STEP,
         rows_a_step=job.ACCUMULATION * job.MICRO_BATCH * job.RANKS, goes_on=False,
     )  # fmt: skip

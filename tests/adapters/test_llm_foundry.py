@@ -19,7 +19,7 @@ if find_spec("llmfoundry") is None:
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the framework's own imports
-    from tests.adapters.llm_foundry_data import LENGTH, SHARD_BYTES, all_texts, prepare, tokenize
+    from tests.adapters.data.llm_foundry_data import LENGTH, SHARD_BYTES, all_texts, prepare, tokenize
 
     # isort: split
     from llmfoundry import registry
@@ -29,7 +29,7 @@ with warnings.catch_warnings():
     from streaming.base.format.mds.reader import MDSReader
     from transformers import AutoTokenizer
 
-from tests.adapters.texts import EOS, check_documents
+from tests.adapters.data.texts import EOS, check_documents
 from train_hooks import Segment
 from train_hooks.documents.mds import MdsPlaces, concatenated
 from train_hooks.export_format.errors import InputError
@@ -44,7 +44,7 @@ def trained(directory: Path, loader: dict[str, Any]) -> Path:
     run = directory / "run"
     prepare(directory)
     of_job = Job(
-        script=Path(__file__).parent / "llm_foundry_job.py", run=run, last_step=job.STEPS, killed_step=job.KILLED_STEP,
+        script=Path(__file__).parent / "jobs" / "llm_foundry_job.py", run=run, last_step=job.STEPS, killed_step=job.KILLED_STEP,
         resume_step=job.RESUME_STEP, rows_a_step=ROWS_A_STEP,
     )  # fmt: skip
     crash_and_resume(of_job, json.dumps(loader), NODE_RANK="0", HF_HUB_OFFLINE="1")

@@ -13,7 +13,7 @@ import torch
 from tests.adapters import job
 from tests.adapters.checks import Job, Key, check_matched, check_seen, crash_and_resume, exported, logged, verify
 from train_hooks.export_format.errors import InputError
-from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.records import StepStatus
 from train_hooks.replay import ReplayMicrobatch
 
@@ -24,10 +24,10 @@ import torch.distributed as dist
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the framework's own imports
-    from tests.adapters.megatron_data import halves, prepare, train_dataset, with_builder
-    from tests.adapters.megatron_job import OVERFLOW_STEP, RERUN_STEP, SKIPPED_STEP
-from tests.adapters.texts import LENGTH, SOURCES, all_tokens, check_documents, texts, tokens_of
-from tests.train_hooks.torch_fsdp.torchrun import free_port
+    from tests.adapters.data.megatron_data import halves, prepare, train_dataset, with_builder
+    from tests.adapters.jobs.megatron_job import OVERFLOW_STEP, RERUN_STEP, SKIPPED_STEP
+from tests.adapters.data.texts import LENGTH, SOURCES, all_tokens, check_documents, texts, tokens_of
+from tests.train_hooks.hook.torchrun import free_port
 from train_hooks.documents.megatron import MegatronDocuments
 from train_hooks.documents.megatron_preprocessing import name_documents
 
@@ -111,7 +111,7 @@ def test_training(tmp_path: Path) -> None:
     run = tmp_path / "run"
     prepare(tmp_path / "data")
     trained = Job(
-        script=Path(__file__).parent / "megatron_job.py", run=run, last_step=job.STEPS, killed_step=job.KILLED_STEP,
+        script=Path(__file__).parent / "jobs" / "megatron_job.py", run=run, last_step=job.STEPS, killed_step=job.KILLED_STEP,
         resume_step=job.RESUME_STEP, rows_a_step=0,
     )  # fmt: skip
     crash_and_resume(trained)

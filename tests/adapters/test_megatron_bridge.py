@@ -8,8 +8,8 @@ import pytest
 
 from tests.adapters import job
 from tests.adapters.checks import check_matched, logged, metrics_of, run_once
+from tests.adapters.jobs.without_bridge_packages import without_packages
 from tests.adapters.megatron_loops import check_forwards, check_stages, exported, prepare, resumed, trained
-from tests.adapters.without_bridge_packages import without_packages
 from train_hooks.export_format.errors import InputError
 
 pytestmark = [

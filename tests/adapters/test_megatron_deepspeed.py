@@ -23,10 +23,10 @@ from tests.adapters.checks import (
     run_ranks,
     verify,
 )
+from tests.adapters.data.texts import LENGTH, SOURCES, all_tokens, check_documents
 from tests.adapters.megatron_loops import check, check_overflow, exported, needs, prepare, resumed, trained
-from tests.adapters.texts import LENGTH, SOURCES, all_tokens, check_documents
-from train_hooks.export_format.reader import RunReader
-from train_hooks.export_format.verify import verify as verify_export
+from train_hooks.export_format.reading.reader import RunReader
+from train_hooks.export_format.verify.run import verify as verify_export
 from train_hooks.replay import ReplayMicrobatch
 
 pytestmark = needs(  # deepspeed compiles its collectives the first time

@@ -8,6 +8,7 @@ import torch
 
 from tests.adapters import job
 from tests.adapters.checks import Job, check_matched, check_seen, crash_and_resume, logged, run_once, verify
+from tests.adapters.data.texts import all_tokens, check_documents
 from tests.adapters.megatron_loops import (
     check,
     check_forwards,
@@ -19,7 +20,6 @@ from tests.adapters.megatron_loops import (
     resumed,
     trained,
 )
-from tests.adapters.texts import all_tokens, check_documents
 
 pytestmark = needs("Megatron-LM, core_v0.16.1", "KISEKI_MEGATRON_LM", "megatron")
 

@@ -26,14 +26,14 @@ from tests.adapters.checks import (
     run_once,
     verify,
 )
+from tests.adapters.data.texts import EOS, SOURCES, bytes_tokenizer, check_documents, texts
+from tests.adapters.jobs.without_flash_attention import without_flash_attention
 from tests.adapters.megatron_loops import exported as exported_by
 from tests.adapters.megatron_loops import trained
-from tests.adapters.texts import EOS, SOURCES, bytes_tokenizer, check_documents, texts
-from tests.adapters.without_flash_attention import without_flash_attention
-from tests.train_hooks.torch_fsdp.torchrun import ROOT
+from tests.train_hooks.hook.torchrun import ROOT
 from train_hooks.documents.datatrove_names import name_documents
 from train_hooks.export_format.errors import InputError
-from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.reading.reader import RunReader
 
 CHECKOUT, DATATROVE = os.environ.get("KISEKI_NANOTRON", ""), os.environ.get("KISEKI_DATATROVE", "")
 pytestmark = [

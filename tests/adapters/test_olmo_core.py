@@ -11,7 +11,7 @@ import torch
 from tests.adapters import job
 from tests.adapters.checks import Job, check_matched, check_seen, crash_and_resume, exported, logged, metrics_of, verify
 from train_hooks.export_format.errors import InputError
-from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.records import StepStatus
 
 if find_spec("olmo_core") is None:
@@ -19,9 +19,9 @@ if find_spec("olmo_core") is None:
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the framework's own imports
-    from tests.adapters.olmo_core_job import SKIPPED_STEP
-    from tests.adapters.olmo_data import dataset_of, named_tokens, prepare
-from tests.adapters.texts import LENGTH, SOURCES, check_documents
+    from tests.adapters.data.olmo_data import dataset_of, named_tokens, prepare
+    from tests.adapters.jobs.olmo_core_job import SKIPPED_STEP
+from tests.adapters.data.texts import LENGTH, SOURCES, check_documents
 from train_hooks.documents.olmo import OlmoDocuments
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -33,7 +33,7 @@ def test_training(tmp_path: Path) -> None:
     run = tmp_path / "run"
     prepare(tmp_path / "data")
     trained = Job(
-        script=Path(__file__).parent / "olmo_core_job.py", run=run, last_step=job.STEPS, killed_step=job.KILLED_STEP,
+        script=Path(__file__).parent / "jobs" / "olmo_core_job.py", run=run, last_step=job.STEPS, killed_step=job.KILLED_STEP,
         resume_step=job.RESUME_STEP, rows_a_step=ROWS,
     )  # fmt: skip
     crash_and_resume(trained)

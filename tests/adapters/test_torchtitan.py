@@ -10,10 +10,10 @@ import torch
 
 from tests.adapters import job
 from tests.adapters.checks import Job, check_matched, check_seen, crash_and_resume, exported, logged, verify
-from tests.adapters.models import Small
-from tests.adapters.texts import SOURCES, bytes_tokenizer, texts
-from train_hooks.export_format.reader import RunReader
-from train_hooks.export_format.status import status
+from tests.adapters.data.models import Small
+from tests.adapters.data.texts import SOURCES, bytes_tokenizer, texts
+from train_hooks.export_format.reading.reader import RunReader
+from train_hooks.export_format.upkeep.status import status
 
 pytestmark = pytest.mark.skipif(find_spec("torchtitan") is None, reason="make test-adapters has torchtitan")
 NAMES = {"input_ids": "0.input", "position_ids": "0.positions", "labels": "1"}
@@ -33,7 +33,7 @@ def test_loader(tmp_path: Path) -> None:
     run = tmp_path / "run"
     prepare(tmp_path)
     trained = Job(
-        script=Path(__file__).parent / "torchtitan_job.py", run=run, last_step=job.STEPS, killed_step=job.KILLED_STEP,
+        script=Path(__file__).parent / "jobs" / "torchtitan_job.py", run=run, last_step=job.STEPS, killed_step=job.KILLED_STEP,
         resume_step=job.RESUME_STEP, rows_a_step=job.ACCUMULATION * job.MICRO_BATCH * job.RANKS,
     )  # fmt: skip
     crash_and_resume(trained, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="1")

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from indexer.build import IndexOptions, update_index
-from indexer.index_reader import IndexReader
-from indexer.selection import Selection
-from indexer.trace import TraceOptions, trace
+from indexer.build.update import IndexOptions, update_index
+from indexer.reader import IndexReader
+from indexer.selection.rows import Selection
+from indexer.trace.trace import TraceOptions, trace
 from tests.conftest import CORPUS
-from tests.export_maker import all_rows, brute_force_spans
+from tests.support.export_maker import all_rows, brute_force_spans
 from train_hooks.export_format.records import Row
 from train_hooks.export_format.tensors import decode_tensor
-from train_hooks.export_format.verify import verify
+from train_hooks.export_format.verify.run import verify
 
 EXAMPLES = CORPUS.parent
 STEPS, LENGTH = 6, 64

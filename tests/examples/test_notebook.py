@@ -8,7 +8,7 @@ from nbclient import NotebookClient
 
 from search_api import Settings
 from tests.conftest import TextRun
-from tests.search_api.live_server import live_server
+from tests.support.live_server import live_server
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "examples" / "trace.ipynb"
 

@@ -9,7 +9,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from tests.faults.scenario import MODES, Fault, failure_of, operations
+from tests.support.crash_scenario import MODES, Fault, failure_of, operations
 
 pytestmark = pytest.mark.alone
 

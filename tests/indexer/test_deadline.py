@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from indexer.deadline import DeadlineError, check_deadline, deadline
-from indexer.index_reader import IndexReader
-from indexer.trace import TraceOptions, trace
+from indexer.reader import IndexReader
+from indexer.trace.trace import TraceOptions, trace
 from tests.conftest import TextRun
 
 pytestmark = pytest.mark.alone

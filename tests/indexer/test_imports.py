@@ -6,7 +6,9 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("modules", ["indexer", "search_api", "indexer.trace, indexer.build, search_api.app", "ui.cli"])
+@pytest.mark.parametrize(
+    "modules", ["indexer", "search_api", "indexer.trace.trace, indexer.build.update, search_api.app", "ui.cli"]
+)
 def test_search_side_imports_no_torch(modules: str) -> None:
     every_command = "; [command.load() for command in ui.cli.COMMANDS]" if modules == "ui.cli" else ""
     script = (

@@ -7,20 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexer.build import IndexOptions, update_index
-from indexer.index_reader import IndexReader
-from indexer.ngrams import count_of_ngram
-from indexer.paths import IndexPaths
-from indexer.selection import Selection
+from indexer.build.update import IndexOptions, update_index
+from indexer.reader import IndexReader
+from indexer.selection.rows import Selection
+from indexer.selection.tombstones import TombstoneFile, visibility_of
+from indexer.storage.paths import IndexPaths
 from indexer.takedown import finish_takedown
-from indexer.tombstones import TombstoneFile, visibility_of
+from indexer.trace.ngrams import count_of_ngram
 from tests.conftest import TextRun
-from tests.export_maker import all_rows
+from tests.support.export_maker import all_rows
 from train_hooks.export_format.errors import InputError
-from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.records import Row
-from train_hooks.export_format.takedown import Takedown, take_out
-from train_hooks.export_format.verify import verify
+from train_hooks.export_format.upkeep.takedown import Takedown, take_out
+from train_hooks.export_format.verify.run import verify
 
 
 @pytest.fixture

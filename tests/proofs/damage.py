@@ -20,12 +20,12 @@ from tests.proofs.outcome import Outcome
 from tests.proofs.random_exports import all_rows, sealed_export, some_takedown
 from tests.simulated_job.job import RUN_DIR
 from tests.simulated_job.memory_files import MemoryFileSystem
-from train_hooks.export_format.compact import compact
-from train_hooks.export_format.findings import Severity
 from train_hooks.export_format.paths import IN_PROGRESS, SegmentFileName
-from train_hooks.export_format.reader import RunReader
-from train_hooks.export_format.takedown import take_out
-from train_hooks.export_format.verify import verify
+from train_hooks.export_format.reading.reader import RunReader
+from train_hooks.export_format.upkeep.compact import compact
+from train_hooks.export_format.upkeep.takedown import take_out
+from train_hooks.export_format.verify.findings import Severity
+from train_hooks.export_format.verify.run import verify
 
 __all__ = ["EXPORTS", "KINDS", "damaged_export", "prove_damage"]
 

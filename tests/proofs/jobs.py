@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from tests.faults.scenario import MODES, Fault, failure_of, operations
 from tests.proofs.outcome import Outcome
 from tests.simulated_job.__main__ import play_range
+from tests.support.crash_scenario import MODES, Fault, failure_of, operations
 from tests.support.second_reader import assert_readers_agree
-from tests.train_hooks.torch_fsdp.crashes import crash_and_compare
-from train_hooks.export_format.findings import Severity
-from train_hooks.export_format.verify import verify
+from tests.train_hooks.hook.crashes import crash_and_compare
+from train_hooks.export_format.verify.findings import Severity
+from train_hooks.export_format.verify.run import verify
 
 __all__ = ["fault_points", "prove_faults", "prove_kills", "prove_simulator"]
 

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 
 from tests.simulated_job.memory_files import MemoryFileSystem
 from train_hooks.export_format.acknowledgement import AckKind
-from train_hooks.export_format.chain import SegmentFile
-from train_hooks.export_format.compacted import CompactedFiles, CompactedPart, Piece
-from train_hooks.export_format.reader import AttemptReader
+from train_hooks.export_format.reading.chain import SegmentFile
+from train_hooks.export_format.reading.compacted import CompactedFiles, CompactedPart, Piece
+from train_hooks.export_format.reading.reader import AttemptReader
 from train_hooks.export_format.schema import file_metadata, row_schema
 from train_hooks.export_format.seals import read_seal
 

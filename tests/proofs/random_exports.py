@@ -14,11 +14,9 @@ import numpy.typing as npt
 from tests.simulated_job.content import loss_of
 from tests.simulated_job.job import RUN_DIR, Job, Rank
 from tests.simulated_job.memory_files import MemoryFileSystem
-from train_hooks.attempts import RunSpec
 from train_hooks.export_format.acknowledgement import AckKind
-from train_hooks.export_format.compact import compact
 from train_hooks.export_format.errors import IncompleteError
-from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.records import (
     Evidence,
     Matched,
@@ -29,9 +27,11 @@ from train_hooks.export_format.records import (
     StepRecord,
     StepStatus,
 )
-from train_hooks.export_format.repair import repair
-from train_hooks.export_format.takedown import Takedown, take_out
-from train_hooks.row_builder import CommittedStep, StagedMicrobatch, gap_of, losses_record, note_of
+from train_hooks.export_format.upkeep.compact import compact
+from train_hooks.export_format.upkeep.repair import repair
+from train_hooks.export_format.upkeep.takedown import Takedown, take_out
+from train_hooks.export_format.writing.attempts import RunSpec
+from train_hooks.hook.export.row_builder import CommittedStep, StagedMicrobatch, gap_of, losses_record, note_of
 
 __all__ = ["RichJob", "all_rows", "random_export", "sealed_export", "some_takedown"]
 

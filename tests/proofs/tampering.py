@@ -14,10 +14,10 @@ from tests.proofs.opened_files import Compacted, OpenedFile, Sealed
 from tests.proofs.outcome import Outcome
 from tests.proofs.random_exports import RichJob, all_rows, sealed_export, some_takedown
 from tests.simulated_job.job import RUN_DIR
-from train_hooks.export_format.compact import compact
-from train_hooks.export_format.reader import RunReader
-from train_hooks.export_format.takedown import take_out
-from train_hooks.export_format.verify import verify
+from train_hooks.export_format.reading.reader import RunReader
+from train_hooks.export_format.upkeep.compact import compact
+from train_hooks.export_format.upkeep.takedown import take_out
+from train_hooks.export_format.verify.run import verify
 
 __all__ = ["KINDS", "Tampered", "prove_tampering", "tamper"]
 

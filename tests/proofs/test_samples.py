@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.example_exports import write_export
 from tests.proofs.changes import CHANGES
 from tests.proofs.damage import EXPORTS, damaged_export
 from tests.proofs.random_exports import random_export
@@ -13,10 +12,11 @@ from tests.proofs.tampering import KINDS, tamper
 from tests.simulated_job.finality import FinalSteps
 from tests.simulated_job.job import RUN_DIR
 from tests.simulated_job.memory_files import MemoryFileSystem
+from tests.support.example_exports import write_export
 from tests.support.second_reader import assert_readers_agree
-from train_hooks.attempts import ResumeToken
-from train_hooks.export_format import verify_file
-from train_hooks.export_format.reader import AttemptReader
+from train_hooks.export_format.reading.reader import AttemptReader
+from train_hooks.export_format.verify import file as verify_file
+from train_hooks.export_format.writing.attempts import ResumeToken
 
 
 @pytest.mark.parametrize("kind", KINDS)

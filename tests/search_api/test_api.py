@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from indexer.index_reader import IndexReader
-from indexer.trace import TraceOptions, trace
+from indexer.reader import IndexReader
+from indexer.trace.trace import TraceOptions, trace
 from search_api import Limits, Settings, create_app
 from tests.conftest import TextRun
 

@@ -16,23 +16,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from indexer.build import update_index
-from indexer.documents import document_history
-from indexer.explain import explain_step
-from indexer.index_reader import IndexReader
-from indexer.ngrams import count_of_ngram
-from indexer.search import SearchOptions, search
-from indexer.selection import Selection
+from indexer.build.update import update_index
+from indexer.documents.history import document_history
+from indexer.reader import IndexReader
+from indexer.search.search import SearchOptions, search
+from indexer.selection.rows import Selection
+from indexer.steps.explain import explain_step
+from indexer.trace.ngrams import count_of_ngram
 from search_api import Limits, Settings
-from search_api.async_client import AsyncClient
 from search_api.client import ApiError, Client, ClientOptions, RequestError
-from search_api.trace_html import marked_html
+from search_api.client.asynchronous import AsyncClient
+from search_api.client.trace_html import marked_html
 from tests.conftest import TextRun
-from tests.coroutines import run_coroutine
-from tests.export_maker import MadeStep, make_attempt
-from tests.search_api.live_server import live_server
+from tests.support.coroutines import run_coroutine
+from tests.support.export_maker import MadeStep, make_attempt
+from tests.support.live_server import live_server
 from train_hooks import Segment
-from train_hooks.attempts import RunSpec
+from train_hooks.export_format.writing.attempts import RunSpec
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -86,7 +86,7 @@ def test_answers(url: str, text_run: TextRun, passage: str) -> None:
 
 
 def test_pages_and_tables(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("search_api.client_requests.ROWS_AT_ONCE", 25)
+    monkeypatch.setattr("search_api.client.requests.ROWS_AT_ONCE", 25)
     monkeypatch.setattr("search_api.client.SEQUENCES_AT_ONCE", 3)
     with Client(url) as client:
         rows = list(client.hits(" the", context_tokens=2))
@@ -101,7 +101,7 @@ def test_pages_and_tables(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_searches(url: str, text_run: TextRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("search_api.client_requests.SEARCHED_AT_ONCE", 7)
+    monkeypatch.setattr("search_api.client.requests.SEARCHED_AT_ONCE", 7)
     expected = search(IndexReader.open(text_run.run_dir), "the", SearchOptions(limit=1000, sort="step", facets=True))
     assert expected.facets is not None and expected.count > 14
     with Client(url) as client:
@@ -119,7 +119,7 @@ def test_searches(url: str, text_run: TextRun, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_steps_and_sql(url: str, text_run: TextRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("search_api.client_requests.ROWS_AT_ONCE", 9)
+    monkeypatch.setattr("search_api.client.requests.ROWS_AT_ONCE", 9)
     reader = IndexReader.open(text_run.run_dir)
     expected = reader.sql("SELECT global_step, num_tokens FROM steps WHERE canonical ORDER BY 1")
     with Client(url) as client:
@@ -140,7 +140,7 @@ def test_steps_and_sql(url: str, text_run: TextRun, monkeypatch: pytest.MonkeyPa
 
 
 def test_documents_by_any_name(url: str, text_run: TextRun, odd_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("search_api.client_requests.ROWS_AT_ONCE", 1)
+    monkeypatch.setattr("search_api.client.requests.ROWS_AT_ONCE", 1)
     source, document_id = next(iter(text_run.documents))
     expected = document_history(IndexReader.open(text_run.run_dir), source, document_id)
     with Client(url) as client:

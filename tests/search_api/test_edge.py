@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from search_api import Limits, Settings, create_app
 from tests.conftest import TextRun
-from tests.coroutines import run_coroutine
 from tests.search_api.test_api import check_problem
+from tests.support.coroutines import run_coroutine
 
 ADDRESS = "/v1/sequences/text/a1/s2/r1/m0/q0"
 

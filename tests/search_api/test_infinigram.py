@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from search_api import Settings, create_app
 from tests.conftest import TextRun
-from tests.export_maker import all_rows, brute_force_spans
+from tests.support.export_maker import all_rows, brute_force_spans
 from train_hooks.export_format.records import Row
 
 PATH = "/compat/infinigram"

@@ -13,8 +13,8 @@ from fastapi.testclient import TestClient
 from search_api import Limits, Settings, create_app
 from search_api.routes.traces import trace_line
 from tests.conftest import TextRun
-from tests.search_api.live_server import live_server
 from tests.search_api.test_api import check_problem
+from tests.support.live_server import live_server
 
 Json = dict[str, Any]
 

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from indexer.build import IndexOptions, update_index
+from indexer.build.update import IndexOptions, update_index
 from search_api import Limits, Settings, create_app
 from search_api.keys import Action, KeyFile
 from tests.conftest import byte_level_bpe, read_documents
-from tests.export_maker import MadeStep, make_attempt
 from tests.search_api.test_api import check_problem
+from tests.support.export_maker import MadeStep, make_attempt
 from train_hooks import Segment
-from train_hooks.attempts import RunSpec
+from train_hooks.export_format.writing.attempts import RunSpec
 
 LENGTH, PIECE = 64, 16
 OPEN, CLOSED = "devils-dictionary", "tatoeba-ja"

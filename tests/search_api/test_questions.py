@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
 
-from indexer.documents import document_history
-from indexer.explain import explain_step
-from indexer.index_reader import IndexReader
-from indexer.search import SearchOptions, search
-from indexer.steps import read_steps
+from indexer.documents.history import document_history
+from indexer.reader import IndexReader
+from indexer.search.search import SearchOptions, search
+from indexer.steps.explain import explain_step
+from indexer.steps.steps import read_steps
 from search_api import Limits, Settings, create_app
 from search_api.negotiation import ARROW, CSV
 from tests.conftest import TextRun

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from indexer.build import IndexOptions, update_index
+from indexer.build.update import IndexOptions, update_index
 from search_api import Limits, Settings, create_app
 from tests.conftest import TextRun
-from tests.export_maker import MadeStep, make_attempt
-from tests.search_api.live_server import live_server
 from tests.search_api.test_api import check_problem
-from train_hooks.attempts import ResumeToken, RunSpec
+from tests.support.export_maker import MadeStep, make_attempt
+from tests.support.live_server import live_server
 from train_hooks.export_format.errors import InputError
+from train_hooks.export_format.writing.attempts import ResumeToken, RunSpec
 
 LENGTH = 16
 GRAM = [7, 7, 7]

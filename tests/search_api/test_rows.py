@@ -15,8 +15,8 @@ from search_api import Limits, Settings, create_app
 from search_api.negotiation import ARROW, CSV, NDJSON, PARQUET, ROW_FORMATS, choose
 from search_api.problems import Problem
 from tests.conftest import TextRun
-from tests.export_maker import all_rows
 from tests.search_api.test_api import check_problem
+from tests.support.export_maker import all_rows
 
 Json = dict[str, Any]
 

@@ -20,7 +20,7 @@ from schemathesis.specs.openapi import checks as openapi_checks
 
 from search_api import Limits, Settings, create_app
 from tests.conftest import TextRun
-from tests.search_api.live_server import live_server
+from tests.support.live_server import live_server
 
 CASES = int(os.environ.get("KISEKI_SCHEMA_CASES", "40"))
 CHECKS = [

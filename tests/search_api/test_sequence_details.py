@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from indexer.build import IndexOptions, update_index
+from indexer.build.update import IndexOptions, update_index
 from search_api import Settings, create_app
 from tests.conftest import byte_level_bpe, read_documents
-from tests.export_maker import MadeStep, all_rows, make_attempt
+from tests.support.export_maker import MadeStep, all_rows, make_attempt
 from train_hooks import Segment, StepStatus
-from train_hooks.attempts import ResumeToken, RunSpec
 from train_hooks.export_format.records import Row
+from train_hooks.export_format.writing.attempts import ResumeToken, RunSpec
 
 LENGTH, IGNORED = 32, -100
 

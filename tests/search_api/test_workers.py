@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from indexer.ngrams import count_of_ngram
+from indexer.trace.ngrams import count_of_ngram
 from search_api import Limits, Settings
 from search_api.problems import Problem
 from search_api.workers import Workers
 from tests.conftest import TextRun
-from tests.coroutines import run_coroutine
-from tests.search_api.live_server import live_server
+from tests.support.coroutines import run_coroutine
+from tests.support.live_server import live_server
 
 pytestmark = pytest.mark.alone
 

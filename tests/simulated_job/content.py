@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from train_hooks.attempts import DECLARED
 from train_hooks.export_format.records import (
     AttemptInfo,
     Evidence,
@@ -19,7 +18,8 @@ from train_hooks.export_format.records import (
     StepStatus,
 )
 from train_hooks.export_format.tensors import decode_tensor
-from train_hooks.row_builder import StagedMicrobatch
+from train_hooks.export_format.writing.attempts import DECLARED
+from train_hooks.hook.export.row_builder import StagedMicrobatch
 
 __all__ = [
     "LENGTH",

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.simulated_job.memory_files import MemoryFileSystem
-from train_hooks.attempts import ResumeToken
 from train_hooks.export_format.acknowledgement import AckKind
 from train_hooks.export_format.errors import KisekiError
-from train_hooks.export_format.reader import AttemptReader, RunReader, WriterLog
+from train_hooks.export_format.reading.reader import AttemptReader, RunReader, WriterLog
+from train_hooks.export_format.writing.attempts import ResumeToken
 
 __all__ = ["FinalSteps"]
 

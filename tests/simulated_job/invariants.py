@@ -8,15 +8,15 @@ from tests.simulated_job.content import as_fed, loss_bits
 from tests.simulated_job.job import RUN_DIR, Job, Rank
 from tests.support.second_reader import assert_readers_agree
 from train_hooks.export_format.acknowledgement import AckKind
-from train_hooks.export_format.compact import compact
 from train_hooks.export_format.errors import DamageError
-from train_hooks.export_format.findings import Severity
 from train_hooks.export_format.lineage import canonical_attempt, lineage
-from train_hooks.export_format.reader import AttemptReader, RunReader, WriterLog
+from train_hooks.export_format.reading.reader import AttemptReader, RunReader, WriterLog
 from train_hooks.export_format.records import RowLoss
-from train_hooks.export_format.repair import repair
-from train_hooks.export_format.status import status
-from train_hooks.export_format.verify import verify
+from train_hooks.export_format.upkeep.compact import compact
+from train_hooks.export_format.upkeep.repair import repair
+from train_hooks.export_format.upkeep.status import status
+from train_hooks.export_format.verify.findings import Severity
+from train_hooks.export_format.verify.run import verify
 
 __all__ = ["check", "check_second_reader", "check_verified", "finish", "play"]
 

@@ -21,14 +21,21 @@ from tests.simulated_job.content import (
 )
 from tests.simulated_job.finality import FinalSteps
 from tests.simulated_job.memory_files import MemoryFileSystem
-from train_hooks.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.acknowledgement import AckKind
 from train_hooks.export_format.barriers import write_barrier
 from train_hooks.export_format.paths import ExportPaths
-from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.records import AttemptInfo, RowLoss, RunInfo, StepRecord, StepStatus
-from train_hooks.export_format.writer import RankWriter
-from train_hooks.row_builder import CommittedStep, RowBuilder, StagedMicrobatch, gap_of, losses_record, note_of
+from train_hooks.export_format.writing.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
+from train_hooks.export_format.writing.writer import RankWriter
+from train_hooks.hook.export.row_builder import (
+    CommittedStep,
+    RowBuilder,
+    StagedMicrobatch,
+    gap_of,
+    losses_record,
+    note_of,
+)
 
 __all__ = ["LENGTH", "RUN_DIR", "FedRow", "Job", "Rank"]
 

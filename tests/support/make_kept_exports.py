@@ -34,17 +34,17 @@ from unittest import mock
 import numpy as np
 import numpy.typing as npt
 
-from train_hooks.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.acknowledgement import AckKind
-from train_hooks.export_format.compact import compact
 from train_hooks.export_format.filesystem import OsFileSystem
 from train_hooks.export_format.paths import ExportPaths
-from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.records import AttemptInfo, RunInfo, Segment, SequenceAddress, StepRecord, StepStatus
-from train_hooks.export_format.takedown import Takedown, take_out
-from train_hooks.export_format.verify import verify
-from train_hooks.export_format.writer import RankWriter
-from train_hooks.row_builder import CommittedStep, RowBuilder, StagedMicrobatch, gap_of, note_of
+from train_hooks.export_format.upkeep.compact import compact
+from train_hooks.export_format.upkeep.takedown import Takedown, take_out
+from train_hooks.export_format.verify.run import verify
+from train_hooks.export_format.writing.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
+from train_hooks.export_format.writing.writer import RankWriter
+from train_hooks.hook.export.row_builder import CommittedStep, RowBuilder, StagedMicrobatch, gap_of, note_of
 
 EXPORTS = Path(__file__).resolve().parents[1] / "exports"
 RUN_ID, LENGTH, VOCABULARY, END_OF_TEXT = "kept", 300, 257, 256
@@ -176,7 +176,7 @@ def note(version: int, step: int, dp_rank: int) -> CommittedStep:
     records = [late] if dp_rank == 0 else []
     if version == 3:
         from train_hooks.export_format.records import RowLoss
-        from train_hooks.row_builder import losses_record
+        from train_hooks.hook.export.row_builder import losses_record
 
         losses = [RowLoss(microbatch=0, slot=0, loss=3.25), RowLoss(microbatch=1, slot=0, loss=None, segments=(2.0,))]
         if dp_rank == 0:
@@ -298,7 +298,7 @@ def without_chance(seed: str) -> Iterator[None]:
             ("secrets.token_hex", lambda size: chance.randbytes(size).hex()),
             ("time.time", lambda: UNIX_S),
             ("socket.gethostname", lambda: "host"),
-            ("train_hooks.attempts.os.getpid", lambda: 1),
+            ("train_hooks.export_format.writing.attempts.os.getpid", lambda: 1),
         ):
             patches.enter_context(mock.patch(name, value))
         yield

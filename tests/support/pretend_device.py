@@ -32,8 +32,8 @@ from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from train_hooks import host_copies
-from train_hooks.exporter import Exporter
+from train_hooks.hook.export.exporter import Exporter
+from train_hooks.hook.tensors import host_copies
 
 __all__ = ["PretendDevice", "Waits", "is_on_device", "pretend_device"]
 

@@ -14,13 +14,13 @@ from typing import Any
 
 from tests.support.independent_reader import ReadAttempt, ReadRun, Refused, read_run
 from train_hooks.export_format.errors import KisekiError
-from train_hooks.export_format.findings import Severity
 from train_hooks.export_format.lineage import canonical_attempt, lineage
-from train_hooks.export_format.reader import AttemptReader, RunReader
+from train_hooks.export_format.reading.reader import AttemptReader, RunReader
 from train_hooks.export_format.records import AttemptInfo, Row, RowLoss, Segment, StepRecord, TensorRecord
 from train_hooks.export_format.removal import removal_of
 from train_hooks.export_format.tensors import as_current_tensor, decode_tensor
-from train_hooks.export_format.verify import verify
+from train_hooks.export_format.verify.findings import Severity
+from train_hooks.export_format.verify.run import verify
 
 __all__ = ["AttemptContent", "Content", "assert_readers_agree", "our_content", "their_content"]
 

@@ -12,11 +12,11 @@ import pytest
 from typer.main import get_command
 
 from tests.conftest import TextRun, byte_level_bpe
-from tests.export_maker import MadeStep, make_attempt
-from train_hooks.attempts import RunSpec
+from tests.support.export_maker import MadeStep, make_attempt
+from train_hooks.export_format.writing.attempts import RunSpec
 from ui.cli import COMMANDS, app, main
-from ui.late_commands import LateCommand
-from ui.visible import safe
+from ui.lazy_commands import LateCommand
+from ui.terminal.visible import safe
 
 PROGRAM = Path(sys.executable).with_name("kiseki")
 
@@ -146,7 +146,7 @@ sys.argv = ["kiseki", {!r}]
 try:
     main()
 finally:
-    print([name for name in ("pyarrow", "rich", "numba", "ui.arguments") if name in sys.modules])
+    print([name for name in ("pyarrow", "rich", "numba", "ui.commands.arguments") if name in sys.modules])
 """
     for argument, code in (("--help", 0), ("nonsense", 2)):
         done = subprocess.run(

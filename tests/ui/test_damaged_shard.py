@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from indexer.index_reader import IndexReader
+from indexer.reader import IndexReader
 from tests.conftest import TextRun
-from tests.export_maker import all_rows
+from tests.support.export_maker import all_rows
 from tests.ui.test_cli import run_here
 
 WORD = " the"

@@ -9,11 +9,11 @@ import pytest
 from tokenizers import Tokenizer
 
 from tests.conftest import CORPUS, TextRun
-from tests.export_maker import MadeStep, make_attempt
+from tests.support.export_maker import MadeStep, make_attempt
 from tests.ui.test_cli import run_here
 from train_hooks import Segment
-from train_hooks.attempts import RunSpec
-from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.reading.reader import RunReader
+from train_hooks.export_format.writing.attempts import RunSpec
 
 
 @pytest.fixture

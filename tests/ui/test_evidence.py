@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from indexer.build import update_index
-from indexer.index_reader import IndexReader
-from indexer.sequence_details import describe_row
+from indexer.build.update import update_index
+from indexer.reader import IndexReader
+from indexer.sequence import describe_row
 from tests.support.make_kept_exports import EXPORTS, RUN_ID
 from tests.ui.test_cli import run_here
 from train_hooks.export_format.records import Evidence, Matched

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from tests.train_hooks.torch_fsdp.toy import attach
+from tests.train_hooks.hook.toy import attach
 from tests.zoo.log import ForwardLog, noted
 from train_hooks.export_format.errors import KisekiError
 

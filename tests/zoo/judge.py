@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.zoo.log import Fetched, Forward, ForwardLog, Step
 from tests.zoo.table import Loop
-from train_hooks.export_format.reader import AttemptReader, RunReader
+from train_hooks.export_format.reading.reader import AttemptReader, RunReader
 from train_hooks.export_format.records import AttemptInfo, Evidence, Matched, Row, StepStatus
 from train_hooks.replay import ReplayMicrobatches
 

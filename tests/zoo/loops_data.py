@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 from tests.zoo.job import Job
 from tests.zoo.models import Lm, batches, plain, sgd, update
 from tests.zoo.table import loop
-from train_hooks.documents_in_batches import CarryingDocuments
+from train_hooks.documents.in_batches import CarryingDocuments
 
 Item = dict[str, Any]
 

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from tests.zoo.job import Job
 from tests.zoo.models import Lm, batches, next_token_loss, plain, sgd, update
 from tests.zoo.table import loop
-from train_hooks.exporter import ExporterOptions
+from train_hooks.hook.export.exporter import ExporterOptions
 
 
 @loop("exact")

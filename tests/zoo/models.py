@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.train_hooks.torch_fsdp.toy import LENGTH, SLOTS, VOCAB, microbatch
+from tests.train_hooks.hook.toy import LENGTH, SLOTS, VOCAB, microbatch
 
 __all__ = [
     "IGNORED", "LENGTH", "MASK", "SLOTS", "VOCAB", "KwargsLm", "Lm", "Pairs", "TupleLm", "VisionLm",

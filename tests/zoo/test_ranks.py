@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train_hooks.torch_fsdp.torchrun import run
+from tests.train_hooks.hook.torchrun import run
 from tests.zoo import ranks_job
 from tests.zoo.judge import differences, read_record
 from tests.zoo.table import Loop
-from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.reading.reader import RunReader
 
 SLICES = {"context_parallel": "slice"}
 NUM_WRITERS = {"uneven_inputs": 4, "uneven_steps": 4, "hybrid_sharding": 4}

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from train_hooks.adapters.versions import require_version
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.records import StepStatus
-from train_hooks.torch_fsdp import ExportHook
+from train_hooks.hook.hook import ExportHook
 
 __all__ = ["ExportCheckpoints"]
 

@@ -21,9 +21,9 @@ from composer import Callback, Logger, State
 from composer.algorithms import SeqLengthWarmup
 
 from train_hooks.adapters.versions import require_version
-from train_hooks.batches import METADATA_KEYS, TokensSelector
 from train_hooks.export_format.errors import InputError
-from train_hooks.torch_fsdp import ExportHook
+from train_hooks.hook.hook import ExportHook
+from train_hooks.hook.tensors.batches import METADATA_KEYS, TokensSelector
 
 __all__ = ["ExportCallback"]
 

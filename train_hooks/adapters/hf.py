@@ -16,10 +16,10 @@ from typing import Any, Self
 from transformers import Trainer, TrainerCallback
 
 from train_hooks.adapters.versions import require_version
-from train_hooks.batches import TokensSelector
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.records import StepStatus
-from train_hooks.torch_fsdp import ExportHook
+from train_hooks.hook.hook import ExportHook
+from train_hooks.hook.tensors.batches import TokensSelector
 
 __all__ = ["ExportCallback"]
 

@@ -23,8 +23,8 @@ from typing import Any
 from llmfoundry.data import StreamingTextDataset, build_text_dataloader
 
 from train_hooks.adapters.versions import require_version
+from train_hooks.documents.in_batches import CarryingDocuments
 from train_hooks.documents.mds import MdsPlaces, segments_of_column
-from train_hooks.documents_in_batches import CarryingDocuments
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.records import Segment
 

@@ -17,11 +17,11 @@ from typing import Any
 
 from llama_recipes.utils.train_utils import train
 
+from train_hooks.adapters.megatron_iterations import MegatronIterations
+from train_hooks.documents.in_batches import Indexed
 from train_hooks.documents.megatron import MegatronDocuments
 from train_hooks.documents.megatron_deepspeed import Blend, IndexedSamples
-from train_hooks.documents_in_batches import Indexed
 from train_hooks.export_format.errors import InputError
-from train_hooks.megatron_iterations import MegatronIterations
 
 __all__ = ["ExportedLoader", "exported"]
 

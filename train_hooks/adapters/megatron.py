@@ -26,18 +26,18 @@ from typing import Any
 
 from megatron.core import package_info, parallel_state
 
-from train_hooks.adapters.versions import require_version
-from train_hooks.documents.megatron import MegatronDocuments
-from train_hooks.documents_in_batches import Indexed
-from train_hooks.export_format.errors import InputError
-from train_hooks.megatron_iterations import (
+from train_hooks.adapters.megatron_iterations import (
     MegatronIterations,
     MegatronLayout,
     context_parallel_columns,
     with_train_set,
 )
-from train_hooks.snapshots import Columns
-from train_hooks.torch_fsdp import ExportHook
+from train_hooks.adapters.versions import require_version
+from train_hooks.documents.in_batches import Indexed
+from train_hooks.documents.megatron import MegatronDocuments
+from train_hooks.export_format.errors import InputError
+from train_hooks.hook.hook import ExportHook
+from train_hooks.hook.tensors.snapshots import Columns
 
 __all__ = ["MegatronExport"]
 

@@ -27,13 +27,13 @@ from megatron.bridge.training.callbacks import Callback, CallbackContext
 from megatron.bridge.training.utils.pg_utils import get_pg_collection
 from torch import nn
 
+from train_hooks.adapters.megatron_iterations import MegatronIterations, context_parallel_columns, with_train_set
 from train_hooks.adapters.versions import require_version
+from train_hooks.documents.in_batches import Indexed
 from train_hooks.documents.megatron import MegatronDocuments
-from train_hooks.documents_in_batches import Indexed
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.records import StepStatus
-from train_hooks.megatron_iterations import MegatronIterations, context_parallel_columns, with_train_set
-from train_hooks.torch_fsdp import ExportHook
+from train_hooks.hook.hook import ExportHook
 
 __all__ = ["MegatronBridgeExport"]
 

@@ -31,17 +31,17 @@ from typing import Any
 
 from megatron.core import package_info, parallel_state
 
+from train_hooks.adapters.cut_samples import cut_with_places
+from train_hooks.adapters.megatron_iterations import MegatronIterations, MegatronLayout, with_train_set
 from train_hooks.adapters.versions import require_version
-from train_hooks.batches import without_metadata
-from train_hooks.cut_samples import cut_with_places
+from train_hooks.documents.in_batches import Indexed
 from train_hooks.documents.megatron import MegatronDocuments
 from train_hooks.documents.megatron_deepspeed import as_megatron
-from train_hooks.documents_in_batches import Indexed
 from train_hooks.export_format.errors import InputError
-from train_hooks.megatron_iterations import MegatronIterations, MegatronLayout, with_train_set
-from train_hooks.snapshots import Columns
-from train_hooks.tagged_loader import tagged
-from train_hooks.torch_fsdp import ExportHook
+from train_hooks.hook.hook import ExportHook
+from train_hooks.hook.tagged_loader import tagged
+from train_hooks.hook.tensors.batches import without_metadata
+from train_hooks.hook.tensors.snapshots import Columns
 
 __all__ = ["MegatronDeepSpeedExport"]
 

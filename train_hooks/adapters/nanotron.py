@@ -32,16 +32,16 @@ from nanotron import distributed
 from nanotron.serialize.metadata import DataStageMetadata
 from torch.utils.data import DataLoader
 
-from train_hooks.collectives import on_first_rank
 from train_hooks.documents import DocumentResolver
 from train_hooks.documents.boundaries import BoundaryDocuments
 from train_hooks.documents.datatrove import DatatroveDocuments
-from train_hooks.documents_in_batches import Indexed
+from train_hooks.documents.in_batches import Indexed
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.records import Segment
-from train_hooks.snapshots import Columns
-from train_hooks.tagged_loader import tagged
-from train_hooks.torch_fsdp import ExportHook
+from train_hooks.hook.collectives import on_first_rank
+from train_hooks.hook.hook import ExportHook
+from train_hooks.hook.tagged_loader import tagged
+from train_hooks.hook.tensors.snapshots import Columns
 
 __all__ = ["exported"]
 

@@ -33,14 +33,14 @@ from nemo.lightning.megatron_parallel import MegatronStep
 from nemo.lightning.pytorch.strategies import MegatronStrategy
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from train_hooks.adapters.megatron_iterations import MegatronLayout, context_parallel_columns
 from train_hooks.adapters.versions import require_version
+from train_hooks.documents.in_batches import Indexed
 from train_hooks.documents.megatron import MegatronDocuments
-from train_hooks.documents_in_batches import Indexed
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.records import StepStatus
-from train_hooks.megatron_iterations import MegatronLayout, context_parallel_columns
-from train_hooks.tagged_loader import tagged
-from train_hooks.torch_fsdp import ExportHook
+from train_hooks.hook.hook import ExportHook
+from train_hooks.hook.tagged_loader import tagged
 
 __all__ = ["NemoExport"]
 

@@ -18,7 +18,7 @@ from train_hooks.adapters.versions import require_version
 from train_hooks.documents.olmo import OlmoDocuments
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.records import StepStatus
-from train_hooks.torch_fsdp import ExportHook
+from train_hooks.hook.hook import ExportHook
 
 __all__ = ["ExportCallback"]
 

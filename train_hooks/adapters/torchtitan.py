@@ -24,8 +24,8 @@ from torchtitan.hf_datasets.text_datasets import HuggingFaceTextDataLoader
 from torchtitan.trainer import Trainer
 
 from train_hooks.adapters.versions import require_version
-from train_hooks.tagged_loader import tagged
-from train_hooks.torch_fsdp import ExportHook
+from train_hooks.hook.hook import ExportHook
+from train_hooks.hook.tagged_loader import tagged
 
 __all__ = ["ExportedTextDataLoader"]
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from train_hooks.documents.datatrove import TokenizedFile, open_tokenized
 from train_hooks.documents.megatron_preprocessing import SourceText
-from train_hooks.documents.sidecar import DocumentName, Sidecar, SidecarWriter
+from train_hooks.export_format.documents.sidecar import DocumentName, Sidecar, SidecarWriter
 from train_hooks.export_format.errors import InputError
 
 __all__ = ["name_documents"]

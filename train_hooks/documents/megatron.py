@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from train_hooks.documents.sidecar import Sidecar, sidecar_path
+from train_hooks.export_format.documents.sidecar import Sidecar, sidecar_path
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.records import Segment
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from train_hooks.documents.sidecar import DocumentName, SidecarWriter
+from train_hooks.export_format.documents.sidecar import DocumentName, SidecarWriter
 from train_hooks.export_format.errors import InputError
 
 __all__ = ["SourceText", "name_documents", "write_indexed"]

@@ -16,7 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from train_hooks.documents.dolma_files import TokenFileDocuments, names_path, require_below, token_file_documents
+from train_hooks.export_format.documents.dolma_files import (
+    TokenFileDocuments,
+    names_path,
+    require_below,
+    token_file_documents,
+)
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.records import Segment
 

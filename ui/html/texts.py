@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Protocol
 
-from ui.html.japanese import documents, every_page, runs, search, sequence, sql, steps, trace
+from ui.html.locale.ja import documents, every_page, runs, search, sequence, sql, steps, trace
 
 __all__ = ["JAPANESE", "LANGUAGES", "Say", "say_in"]
 

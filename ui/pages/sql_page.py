@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import streamlit as st
 
 from search_api.client import ApiError
-from search_api.client_answers import Table
+from search_api.client.answers import Table
 from ui.html.canned_queries import QUERIES, TITLES
 from ui.html.escape import text_html
 from ui.html.messages import message_html, problem_html

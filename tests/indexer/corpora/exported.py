@@ -8,9 +8,9 @@ from tokenizers import Tokenizer
 
 from indexer.corpora.reader import CorpusDocument
 from tests.conftest import byte_level_bpe
-from tests.export_maker import MadeStep, make_attempt
+from tests.support.export_maker import MadeStep, make_attempt
 from train_hooks import Segment
-from train_hooks.attempts import RunSpec
+from train_hooks.export_format.writing.attempts import RunSpec
 
 __all__ = ["LENGTH", "VOCABULARY", "export_documents", "save_tokenizer"]
 

@@ -13,25 +13,25 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from indexer.build import update_index
+from indexer.build.update import update_index
 from indexer.corpora.claims import Claims
 from indexer.corpora.reader import CorpusDocument, CorpusReader
 from indexer.corpora.source_text import source_text
 from indexer.corpora.source_tokenizer import AROUND, BEFORE
 from indexer.corpora.verify import collect_claims, compare_with_corpus
 from indexer.corpora.verify_records import CorpusReport, Reason
-from indexer.documents import document_history
-from indexer.index_reader import IndexReader
-from indexer.trace import TraceOptions, trace
+from indexer.documents.history import document_history
+from indexer.reader import IndexReader
+from indexer.trace.trace import TraceOptions, trace
 from tests.conftest import PEAK_KIB
-from tests.export_maker import MadeStep, all_rows, make_attempt
 from tests.indexer.corpora.exported import LENGTH, VOCABULARY, export_documents, save_tokenizer
 from tests.indexer.corpora.published import CORPORA, texts, write_lines
+from tests.support.export_maker import MadeStep, all_rows, make_attempt
 from train_hooks import Segment
-from train_hooks.attempts import ResumeToken, RunSpec
 from train_hooks.export_format.acknowledgement import ack_size
 from train_hooks.export_format.errors import IncompleteError, InputError, RunError
-from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.reading.reader import RunReader
+from train_hooks.export_format.writing.attempts import ResumeToken, RunSpec
 
 
 def compare(run_dir: Path, corpus: Path, tokenizer: Path | None = None) -> CorpusReport:
@@ -411,7 +411,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
 import sys, tempfile
 from pathlib import Path
 from indexer.corpora.verify import collect_claims, compare_with_corpus
-from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.reading.reader import RunReader
 run = RunReader(sys.argv[1])
 with tempfile.TemporaryDirectory() as directory:
     compare_with_corpus(run, collect_claims(run, Path(directory)), Path(sys.argv[2]))

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from indexer.build import IndexOptions, update_index
-from indexer.index_reader import IndexReader
+from indexer.build.update import IndexOptions, update_index
+from indexer.reader import IndexReader
 from tests.conftest import LENGTH, byte_level_bpe, pack, read_documents
-from tests.export_maker import MadeStep, all_rows, make_attempt
 from tests.indexer.search.oracle import Scanned, scan
+from tests.support.export_maker import MadeStep, all_rows, make_attempt
 from train_hooks import Segment, StepStatus
-from train_hooks.attempts import ResumeToken, RunSpec
+from train_hooks.export_format.writing.attempts import ResumeToken, RunSpec
 
 WRITERS, SLOTS, VOCAB, ROLLED_BACK = 2, 2, 3000, 6
 KOREAN = (

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer.analysis import located_terms, spaced_terms, terms_of
+from indexer.fulltext.terms import located_terms, spaced_terms, terms_of
 from tests.conftest import read_documents
 from tests.indexer.search.oracle import folded, terms_by_hand
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from indexer.search import SearchOptions, search
-from indexer.selection import Selection
+from indexer.search.search import SearchOptions, search
+from indexer.selection.rows import Selection
 from tests.indexer.search.conftest import Searched
 from train_hooks.export_format.errors import QueryError
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer.ngrams import units_of_ngram
-from indexer.shard import SegmentUnits
 from indexer.spans.arrays import SpanArrays
+from indexer.storage.shard import SegmentUnits
+from indexer.trace.ngrams import units_of_ngram
 from tests.indexer.search.conftest import Searched
 from tests.indexer.spans.shards import build
 

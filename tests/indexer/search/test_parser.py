@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from indexer.query import parse
-from indexer.query.lexer import FIELDS, MAX_QUERY_CHARACTERS
-from indexer.query.parser import MAX_CLAUSES, MAX_DEPTH, MAX_EXPANDED, MAX_SLOP
-from indexer.query.patterns import MAX_PHRASE_TERMS
-from indexer.query.records import And, Fuzzy, Ids, Ngram, Node, Not, NumberRange, Or, Phrase, Prefix, Value, Word
+from indexer.search.query import parse
+from indexer.search.query.lexer import FIELDS, MAX_QUERY_CHARACTERS
+from indexer.search.query.parser import MAX_CLAUSES, MAX_DEPTH, MAX_EXPANDED, MAX_SLOP
+from indexer.search.query.patterns import MAX_PHRASE_TERMS
+from indexer.search.query.records import And, Fuzzy, Ids, Ngram, Node, Not, NumberRange, Or, Phrase, Prefix, Value, Word
 from train_hooks.export_format.errors import QueryError, QuerySyntaxError
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "query_language.md"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from indexer.search import SearchOptions, search
-from indexer.search_records import SearchResult
-from indexer.selection import Selection
+from indexer.search.records import SearchResult
+from indexer.search.search import SearchOptions, search
+from indexer.selection.rows import Selection
 from tests.indexer.search.conftest import Searched, keys
 from tests.indexer.search.oracle import Scanned, terms_by_hand
 

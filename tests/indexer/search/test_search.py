@@ -10,20 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from indexer.build import IndexOptions, update_index
-from indexer.fulltext import FullTextIndex
-from indexer.index_reader import IndexReader
-from indexer.search import MAX_DEPTH_OF_PAGES, SearchOptions, Sort, search
-from indexer.search_records import SearchHit
-from indexer.selection import Selection
-from indexer.shard import SHARD_FORMAT
+from indexer.build.update import IndexOptions, update_index
+from indexer.fulltext.engine import FullTextIndex
+from indexer.reader import IndexReader
+from indexer.search.records import SearchHit
+from indexer.search.search import MAX_DEPTH_OF_PAGES, SearchOptions, Sort, search
+from indexer.selection.rows import Selection
+from indexer.storage.shard import SHARD_FORMAT
 from tests.conftest import LENGTH, TextRun
-from tests.export_maker import MadeStep, all_rows, make_attempt
 from tests.indexer.search.conftest import Searched
 from tests.indexer.search.oracle import scan, terms_by_hand
+from tests.support.export_maker import MadeStep, all_rows, make_attempt
 from train_hooks import Segment
-from train_hooks.attempts import RunSpec
 from train_hooks.export_format.errors import IncompleteError, QueryError
+from train_hooks.export_format.writing.attempts import RunSpec
 
 EVERY = Selection(lineage="all")
 QUERIES = ("the", "the OR of OR です", "-the", '"of the"', "の source:tatoeba-ja", "s*", "step:3..20")

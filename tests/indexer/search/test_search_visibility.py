@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from indexer.search import SearchOptions, search
-from indexer.selection import Selection
-from indexer.visibility import Visibility
+from indexer.search.search import SearchOptions, search
+from indexer.selection.rows import Selection
+from indexer.selection.visibility import Visibility
 from tests.indexer.search.conftest import Searched
 from tests.indexer.search.oracle import Scanned
 from train_hooks.export_format.records import SequenceAddress

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import DTypeLike
 
-from indexer.spans import group, reference, sharing
+from indexer.spans import group, reference
+from indexer.spans import parallel as sharing
 from indexer.spans.arrays import BLOCK, SpanArrays, SpanIndexError
 from indexer.spans.filters import Filter
 from indexer.spans.group import Member, Spans, span_group, spans_of_group

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer.spans import group, hit_kernels, reference, search
+from indexer.spans import group, reference, search
 from indexer.spans.arrays import SpanArrays, SpanIndexError
 from indexer.spans.filters import Filter
+from indexer.spans.kernels import hits as hit_kernels
 from indexer.spans.prepare import prepare
 from tests.indexer.spans import shards
 

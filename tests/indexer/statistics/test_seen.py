@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer.build import IndexOptions, update_index
-from indexer.index_reader import IndexReader
+from indexer.build.update import IndexOptions, update_index
+from indexer.reader import IndexReader
 from indexer.spans.build import build_span_arrays
 from indexer.spans.filters import Filter
 from indexer.statistics.anchors import SEEN_LENGTH, anchors, bloom_filter, in_bloom_filter
 from indexer.statistics.seen import EarlierShard, seen_shares
-from tests.export_maker import MadeStep, all_rows, make_attempt
+from tests.support.export_maker import MadeStep, all_rows, make_attempt
 from train_hooks import StepStatus
-from train_hooks.attempts import ResumeToken, RunSpec
+from train_hooks.export_format.writing.attempts import ResumeToken, RunSpec
 
 Row = list[int]
 

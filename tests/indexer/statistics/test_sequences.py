@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from indexer.statistics.repetition import repeated_shares
-from indexer.statistics.scripts import CLASSES, bytes_of_tokens, script_shares
+from indexer.statistics.scripts import CLASSES, script_shares
 from indexer.statistics.sequences import SCRIPT_COLUMNS, sequence_statistics
+from indexer.tokenizer.token_bytes import bytes_of_tokens
 from tests.conftest import byte_level_bpe
 
 Sequences = list[list[int]]

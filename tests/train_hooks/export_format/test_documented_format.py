@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.example_exports import begin_attempt, begin_run, write_export, write_steps
+from tests.support.example_exports import begin_attempt, begin_run, write_export, write_steps
 from tests.support.independent_reader import read_run
-from train_hooks.export_format.compact import compact
-from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.reading.reader import RunReader
+from train_hooks.export_format.upkeep.compact import compact
 
 
 def read(run_dir: Path) -> dict[str, tuple[tuple[int, ...], bytes]]:
@@ -52,7 +52,7 @@ def test_an_export_whose_writers_died(tmp_path: Path) -> None:
 
 def test_the_document_names_every_key_and_column() -> None:
     from train_hooks.export_format.barriers import BarrierRecord
-    from train_hooks.export_format.compacted import CompactionManifest
+    from train_hooks.export_format.reading.compacted import CompactionManifest
     from train_hooks.export_format.records import AttemptInfo, RunInfo
     from train_hooks.export_format.schema import ROW_FIELDS
     from train_hooks.export_format.seals import Seal

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from indexer.build import update_index
-from indexer.index_reader import IndexReader
-from indexer.llm_jp.exporter import export_dump
-from indexer.resolved_export import Boundaries, resolve_export
-from indexer.trace import TraceOptions, trace
+from indexer.build.update import update_index
+from indexer.importers.llm_jp.exporter import export_dump
+from indexer.importers.resolved import Boundaries, resolve_export
+from indexer.reader import IndexReader
+from indexer.trace.trace import TraceOptions, trace
 from tests.support.independent_reader import Refused, read_run
 from tests.support.make_kept_exports import (
     END_OF_TEXT,
@@ -26,24 +26,24 @@ from tests.support.make_kept_exports import (
     committed_step,
     tokenizer_json,
 )
-from train_hooks.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.barriers import write_barrier
-from train_hooks.export_format.compact import compact
 from train_hooks.export_format.errors import DamageError, RowError, RunError
 from train_hooks.export_format.filesystem import OsFileSystem
-from train_hooks.export_format.findings import Severity
 from train_hooks.export_format.json_files import encode_document
 from train_hooks.export_format.paths import ExportPaths
-from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.records import AttemptInfo, Row, RunInfo, SequenceAddress
 from train_hooks.export_format.removal import removal_of
-from train_hooks.export_format.repair import repair
-from train_hooks.export_format.status import status
-from train_hooks.export_format.takedown import Takedown, take_out
-from train_hooks.export_format.verify import verify
-from train_hooks.export_format.writer import RankWriter
+from train_hooks.export_format.upkeep.compact import compact
+from train_hooks.export_format.upkeep.repair import repair
+from train_hooks.export_format.upkeep.status import status
+from train_hooks.export_format.upkeep.takedown import Takedown, take_out
+from train_hooks.export_format.verify.findings import Severity
+from train_hooks.export_format.verify.run import verify
+from train_hooks.export_format.writing.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
+from train_hooks.export_format.writing.writer import RankWriter
+from train_hooks.hook.export.row_builder import CommittedStep, RowBuilder, StagedMicrobatch
 from train_hooks.replay import ReplayDataset
-from train_hooks.row_builder import CommittedStep, RowBuilder, StagedMicrobatch
 
 OLD_FORMATS = (1, 2)
 OLD_STEPS, LAST_STEP = 4, 6

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.example_exports import begin_attempt, begin_run
+from tests.support.example_exports import begin_attempt, begin_run
 from train_hooks.export_format.errors import DamageError, RunError
 from train_hooks.export_format.filesystem import OsFileSystem
 from train_hooks.export_format.json_files import (

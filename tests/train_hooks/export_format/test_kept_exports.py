@@ -16,21 +16,21 @@ import numpy as np
 import pytest
 import torch
 
-from indexer.build import update_index
-from indexer.index_reader import IndexReader
-from indexer.trace import trace
+from indexer.build.update import update_index
+from indexer.reader import IndexReader
+from indexer.trace.trace import trace
 from tests.support.independent_reader import read_run
 from tests.support.make_kept_exports import EXPORTS, STATES, committed_step
 from train_hooks.export_format.errors import IncompleteError
-from train_hooks.export_format.findings import Severity
-from train_hooks.export_format.reader import AttemptReader, RunReader
+from train_hooks.export_format.reading.reader import AttemptReader, RunReader
 from train_hooks.export_format.records import Evidence, Matched, Row, StepStatus
 from train_hooks.export_format.removal import removal_of
-from train_hooks.export_format.repair import repair
-from train_hooks.export_format.status import status
-from train_hooks.export_format.verify import verify
+from train_hooks.export_format.upkeep.repair import repair
+from train_hooks.export_format.upkeep.status import status
+from train_hooks.export_format.verify.findings import Severity
+from train_hooks.export_format.verify.run import verify
+from train_hooks.hook.export.row_builder import StagedMicrobatch
 from train_hooks.replay import ReplayDataset
-from train_hooks.row_builder import StagedMicrobatch
 
 FORMATS = (1, 2, 3)
 EXPECTED: dict[str, Any] = json.loads((EXPORTS / "expected.json").read_bytes())

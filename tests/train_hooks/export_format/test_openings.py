@@ -6,7 +6,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from tests.train_hooks.export_format.test_takedown import made_row
+from tests.train_hooks.export_format.upkeep.test_takedown import made_row
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.leaf import chunk_hash, part_hash
 from train_hooks.export_format.openings import PartOpening, open_part

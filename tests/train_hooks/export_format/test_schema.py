@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.example_exports import LENGTH, begin_attempt, begin_run, committed_step, write_export
+from tests.support.example_exports import LENGTH, begin_attempt, begin_run, committed_step, write_export
 from train_hooks.export_format.errors import DamageError
 from train_hooks.export_format.paths import SegmentFileName
-from train_hooks.export_format.reader import RunReader
+from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.records import AttemptInfo, Row, RowLoss, RunInfo, StepRecord
 from train_hooks.export_format.schema import (
     END_OF_STREAM,
@@ -22,7 +22,7 @@ from train_hooks.export_format.schema import (
     row_schema,
     rows_of_batch,
 )
-from train_hooks.row_builder import RowBuilder
+from train_hooks.hook.export.row_builder import RowBuilder
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from indexer.build import IndexOptions, update_index
+from indexer.build.update import IndexOptions, update_index
 from tests.conftest import byte_level_bpe, read_documents
-from tests.export_maker import MadeStep, make_attempt
+from tests.support.export_maker import MadeStep, make_attempt
 from train_hooks import Segment
-from train_hooks.attempts import ResumeToken, RunSpec
+from train_hooks.export_format.writing.attempts import ResumeToken, RunSpec
 
 __all__ = ["HOSTILE", "PagesRun", "make_pages_run"]
 

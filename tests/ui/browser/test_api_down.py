@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect
 
-from indexer.build import update_index
-from indexer.olmo_core.reconstruct import reconstruct_olmo_core
+from indexer.build.update import update_index
+from indexer.importers.olmo_core.reconstruct import reconstruct_olmo_core
 from search_api import Settings
-from tests.indexer.olmo_core.test_reconstruct import FILES, ORDER
-from tests.search_api.live_server import live_server
+from tests.indexer.importers.olmo_core.test_reconstruct import FILES, ORDER
+from tests.support.live_server import live_server
 from tests.ui.browser.conftest import Served, wait_for
 from ui.html.texts import JAPANESE
 

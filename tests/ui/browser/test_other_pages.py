@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 from playwright.sync_api import Page, expect
 
-from indexer.index_reader import IndexReader
-from tests.export_maker import all_rows
+from indexer.reader import IndexReader
+from tests.support.export_maker import all_rows
 from tests.ui.browser.conftest import Served
 from tests.ui.browser.test_trace_page import trace_url
 from ui.html.texts import JAPANESE

@@ -1,0 +1,1 @@
+"""`kiseki index`: everything that writes an index."""

@@ -1,0 +1,1 @@
+"""`kiseki document`: when a document was trained on."""

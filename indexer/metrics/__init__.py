@@ -1,0 +1,1 @@
+"""`kiseki import metrics`: numbers of a training that its export does not hold."""

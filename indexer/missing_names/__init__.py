@@ -1,0 +1,1 @@
+"""What to answer to a name that is not there: the names that are near."""

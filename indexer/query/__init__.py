@@ -1,6 +1,0 @@
-"""The query language of `kiseki search`: text → records → query objects of the engine. docs/query_language.md has it."""
-
-from indexer.query.parser import parse
-from indexer.query.records import Node
-
-__all__ = ["Node", "parse"]

@@ -1,0 +1,1 @@
+"""`kiseki search`: the query language, hits, facets, snippets."""

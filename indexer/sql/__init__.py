@@ -1,0 +1,1 @@
+"""`kiseki sql`: questions in SQL, of the owner and of strangers."""

@@ -1,0 +1,1 @@
+"""`kiseki steps`: metrics of steps, loss spikes and their explanation."""

@@ -1,0 +1,1 @@
+"""What lies below RUN/index, opened for reading."""

@@ -1,0 +1,1 @@
+"""The run's tokenizer: text to tokens, tokens to text and bytes."""

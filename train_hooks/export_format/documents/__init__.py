@@ -1,0 +1,1 @@
+"""File formats of documents beside tokenized data: sidecars and Dolma's lists."""

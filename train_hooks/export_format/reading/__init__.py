@@ -1,0 +1,1 @@
+"""Reading an export, whole or growing."""

@@ -1,0 +1,1 @@
+"""Changes to an export after training: repair, compaction, takedown."""

@@ -1,0 +1,1 @@
+"""`kiseki export verify`: is everything there, and unchanged?"""

@@ -1,0 +1,1 @@
+"""Writing an export: runs, attempts and the files of a writer rank."""

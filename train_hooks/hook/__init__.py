@@ -1,0 +1,1 @@
+"""`ExportHook`: it watches a training loop and exports what the forwards got."""

@@ -1,0 +1,1 @@
+"""Which fetched micro-batch is it that a forward got?"""

@@ -1,0 +1,1 @@
+"""A loader's micro-batches as named tensors, and copies of them that nobody else writes to."""

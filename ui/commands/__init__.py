@@ -1,0 +1,1 @@
+"""The `kiseki` command, a module a subcommand."""

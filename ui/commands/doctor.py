@@ -1,0 +1,35 @@
+"""`kiseki doctor`: is everything as it should be, and if not, what to do."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from ui.commands.arguments import JsonOption
+from ui.doctor import check_installation, check_run
+from ui.terminal import console
+
+__all__ = ["doctor_command"]
+
+_STYLES = {"fine": "green", "note": "yellow", "wrong": "bold red"}
+
+
+def doctor_command(
+    run: Annotated[Path | None, typer.Argument(help="A run to look at as well.", show_default=False)] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check this installation, and a run: what is wrong, and the way out. Exit code 1 where something is."""
+    checks = []
+    for check in itertools.chain(check_installation(), () if run is None else check_run(run)):
+        checks.append(check)
+        if not as_json:
+            line = Text.assemble((f"{check.verdict:6}", _STYLES[check.verdict]), f"{check.name}: {check.found}")
+            console.output.print(line)
+            if check.do:
+                console.output.print(f"        → {check.do}", markup=False)
+    if as_json:
+        console.print_json([dataclasses.asdict(check) for check in checks])
+    raise typer.Exit(any(check.verdict == "wrong" for check in checks))
