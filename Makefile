@@ -10,7 +10,7 @@ ADAPTERS ?= hf lightning deepspeed megatron composer llm-foundry olmo-core torch
   $(if $(KISEKI_MEGATRON_DEEPSPEED),megatron-deepspeed) $(if $(KISEKI_MEGATRON_LM),megatron-lm) \
   $(if $(KISEKI_LLM_RECIPES),llm-recipes)
 
-.PHONY: demo test proofs gpu-check browser test-adapters lint bench env clean
+.PHONY: demo test needs proofs gpu-check browser test-adapters lint bench bench-report env clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("kiseki needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -32,9 +32,12 @@ lint: env
 	$(BIN)/lint-imports
 
 # Two processes, each with whole files, so that the fixtures of a module are made once; then what must be alone on the machine.
-test: lint browser
+test: needs lint browser
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not alone'
 	$(BIN)/python -m pytest -m alone
+
+needs:
+	@echo "make test needs Python 3.11 or newer, 3 GB of disk for .venv, 4 GB of memory, the package registry, and for the pages a Chromium"
 
 # The long proofs, whole: half an hour on two cores. Each adds a line to bench/history.jsonl; .ci/run takes a sample of each.
 proofs: env
@@ -48,9 +51,12 @@ APT := timeout 300 apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=2
 
 # The browser of the tests of the pages: a Chromium of the system, which is installed where we may.
 browser:
-	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
-	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && $(APT) update && $(APT) install -y chromium >/dev/null; } || \
-	  echo "WARNING: no chromium and no google-chrome on PATH: the browser tests of the pages will be skipped" >&2
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "The tests of the pages need a Chromium, and none is on PATH: installing the package chromium with apt-get"; \
+	    $(APT) update && $(APT) install -y chromium >/dev/null; \
+	  else false; fi; } || \
+	  echo "WARNING: no chromium and no google-chrome on PATH: the tests of the pages in a browser will be skipped" >&2
 
 # What an environment has beside kiseki, where that is not the extra of its name. The sources of the first two, and of
 # Megatron-DeepSpeed, are in no package: KISEKI_LLM_RECIPES, KISEKI_MEGATRON_LM and KISEKI_MEGATRON_DEEPSPEED are the paths of checkouts.
@@ -129,6 +135,10 @@ WITH_nanotron := datatrove dacite==1.9.2 datasets==5.2.0 einops==0.8.2 psutil py
 
 test-adapters: $(ADAPTERS:%=.venv-adapters/%/.installed)
 	for name in $(ADAPTERS); do .venv-adapters/$$name/bin/python -m pytest tests/adapters/test_$$(echo $$name | tr - _).py || exit 1; done
+
+# What each bench measured over the commits.
+bench-report: env
+	$(BIN)/python bench/report.py
 
 bench: env
 	@ls -d bench/*.py bench/gpu_check | sed 's/^/  $(subst /,\/,$(BIN))\/python /'

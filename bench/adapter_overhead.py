@@ -9,7 +9,6 @@ hook, commit) is timed, outermost calls alone, against the time from step to ste
 against steps of 100 ms, shorter than any real training's of this many tokens.
 """
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from torch.utils.data import Dataset
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.export_overhead import Block
+from bench.support.history import Figures, bench_options, recorded
 from train_hooks import ExportHook
 
 LENGTH, VOCAB, MICRO_BATCH, ACCUMULATION, WIDTH = 1024, 8_192, 4, 2, 128
@@ -64,11 +64,14 @@ class Timed:
         self.ends.append(time.perf_counter())
         self.spent.append(0.0)
 
-    def report(self, name: str) -> None:
-        """Medians after the warm-up."""
+    def report(self, name: str, figures: Figures) -> None:
+        """Print and keep medians after the warm-up."""
         steps = statistics.median(np.diff(self.ends)[WARM_UP:])
         spent = statistics.median(self.spent[WARM_UP:-1])
         worst = max(self.spent[WARM_UP:-1])
+        figures.add("step, median", steps * 1e3, "ms")
+        figures.add("our calls in a step, median", spent * 1e6, "µs")
+        figures.add("our calls in a step, worst", worst * 1e6, "µs")
         print("adapter       step ms   ours µs (median, worst)   share of step   share of a step of 100 ms")
         print(
             f"{name:10} {steps * 1e3:10.1f} {spent * 1e6:11.0f} {worst * 1e6:11.0f} {spent / steps:20.3%} {spent / 0.1:27.3%}"
@@ -161,14 +164,15 @@ def lightning(directory: Path, num_steps: int, timed: Timed) -> None:
 
 def main() -> None:
     """Run one and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_options(__doc__)
     parser.add_argument("trainer", choices=["hf", "lightning"])
     parser.add_argument("--steps", type=int, default=30)
     arguments = parser.parse_args()
     timed = Timed()
     with tempfile.TemporaryDirectory() as directory:
         {"hf": hugging_face, "lightning": lightning}[arguments.trainer](Path(directory), arguments.steps, timed)
-    timed.report(arguments.trainer)
+    with recorded("adapter_overhead", arguments) as figures:
+        timed.report(arguments.trainer, figures)
 
 
 if __name__ == "__main__":

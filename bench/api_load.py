@@ -2,7 +2,7 @@
 
     python bench/api_load.py [--run DIR] [--sequences 100000] [--rate 100] [--seconds 60] [--publish 10]
 
-The run holds real tokens of bench/real_tokens.py in short sequences, so that there are many; with --run it is kept, and taken
+The run holds real tokens of support/real_tokens.py in short sequences, so that there are many; with --run it is kept, and taken
 as it is when it is there. With --publish, so many generations are built and published meanwhile by a third process. Requests
 go to 127.0.0.1 alone, at most rate x seconds of them. The rate does not wait for answers: a slow server is seen as it is.
 """
@@ -27,7 +27,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.real_tokens import CACHE, TOKENIZER, VOCAB, real_tokens
+from bench.support.history import Figures, bench_options, recorded
+from bench.support.real_tokens import CACHE, TOKENIZER, VOCAB, real_tokens
 from indexer.build.update import update_index
 from indexer.reader import IndexReader
 from train_hooks import Segment
@@ -36,7 +37,8 @@ from train_hooks.export_format.paths import ExportPaths
 from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.writing.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.writing.writer import RankWriter
-from train_hooks.hook.export.exporter import Exporter, StagedMicrobatch
+from train_hooks.hook.export.exporter import Exporter
+from train_hooks.hook.export.staging import StagedMicrobatch
 
 LENGTH, SLOTS, PER_DOCUMENT = 20, 256, 30
 IN_FLIGHT = 200
@@ -143,8 +145,8 @@ def _words(text: str) -> str:
     return " AND ".join(f'"{word}"' for word in words[:2]) or '"the"'
 
 
-async def load(url: str, pid: int, asked: list[Question], rate: float) -> None:
-    """Ask at the rate, and print a table."""
+async def load(url: str, pid: int, asked: list[Question], rate: float, figures: Figures) -> None:
+    """Ask at the rate, print a table, and keep its figures."""
     times: dict[str, list[float]] = defaultdict(list)
     statuses: Counter[str] = Counter()
     limits = httpx.Limits(max_connections=IN_FLIGHT, max_keepalive_connections=IN_FLIGHT)
@@ -167,13 +169,19 @@ async def load(url: str, pid: int, asked: list[Question], rate: float) -> None:
 
         await asyncio.gather(*(ask(index) for index in range(len(asked))))
         took_s = time.perf_counter() - began
+    server_ms = (_cpu_s(pid) - cpu_s) / len(asked) * 1e3
+    figures.add("requests that succeeded", statuses["ok"] / len(asked))
+    figures.add("CPU time of the server for a request", server_ms, "ms")
     print(
         f"{len(asked):,} requests in {took_s:.1f} s ({len(asked) / took_s:.0f} a second): {dict(statuses)}; "
-        f"{(_cpu_s(pid) - cpu_s) / len(asked) * 1e3:.1f} CPU-ms of the server each"
+        f"{server_ms:.1f} CPU-ms of the server each"
     )
     print(f"  {'kind':9} {'number':>7} {'p50':>8} {'p95':>8} {'p99':>8} {'slowest':>8}  ms from when each was due")
     for kind, all_ms in [*sorted(times.items()), ("all", [ms for part in times.values() for ms in part])]:
-        cells = [f"{np.percentile(all_ms, share):8.1f}" for share in (50, 95, 99, 100)]
+        percentiles = [float(np.percentile(all_ms, share)) for share in (50, 95, 99, 100)]
+        cells = [f"{value:8.1f}" for value in percentiles]
+        figures.add(f"{kind}, p50", percentiles[0], "ms")
+        figures.add(f"{kind}, p99", percentiles[2], "ms")
         print(f"  {kind:9} {len(all_ms):7,} {' '.join(cells)}")
 
 
@@ -188,7 +196,7 @@ def publish(run_dir: Path, num: int) -> None:
         print(f"  published generation {report.generation}: steps to {report.last_step}", flush=True)
 
 
-def bench(run_dir: Path, options: argparse.Namespace) -> None:
+def bench(run_dir: Path, options: argparse.Namespace, figures: Figures) -> None:
     """Make the run where it is not there, start the server, and load it."""
     if not (run_dir / "export").exists():
         num = options.sequences // SLOTS * SLOTS
@@ -206,19 +214,19 @@ def bench(run_dir: Path, options: argparse.Namespace) -> None:
     num = min(MAX_REQUESTS, int(options.rate * options.seconds))
     asked = questions(IndexReader.open(run_dir), num)
     with server(run_dir) as (url, pid):
-        asyncio.run(load(url, pid, asked[: max(1, num // 10)], options.rate))
+        asyncio.run(load(url, pid, asked[: max(1, num // 10)], options.rate, Figures()))
         if not options.publish:
-            asyncio.run(load(url, pid, asked, options.rate))
+            asyncio.run(load(url, pid, asked, options.rate, figures))
             return
         command = [sys.executable, __file__, "--run", str(run_dir), "--only-publish", str(options.publish)]
         with subprocess.Popen(command) as publisher:
-            asyncio.run(load(url, pid, asked, options.rate))
+            asyncio.run(load(url, pid, asked, options.rate, figures))
             publisher.wait()
 
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_options(__doc__)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--sequences", type=int, default=100_000)
     parser.add_argument("--rate", type=float, default=100.0)
@@ -228,12 +236,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.only_publish:
         publish(options.run, options.only_publish)
-    elif options.run is not None:
-        bench(options.run, options)
-    else:
-        CACHE.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE) as name:
-            bench(Path(name) / "run", options)
+        return
+    CACHE.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as name, recorded("api_load", options) as figures:
+        bench(options.run or Path(name) / "run", options, figures)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from bench.support.history import Figures, bench_options, recorded
 from indexer.build.catalog import TABLES, create_views
 from indexer.build.parts import GROUP_ROWS, PART_ROWS, PART_SCHEMAS, write_manifest, write_sorted
 from indexer.build.planning import FANOUT
@@ -154,11 +155,17 @@ def forget(directory: Path) -> None:
 
 def main() -> None:
     """Write, ask, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_options(__doc__)
     parser.add_argument("--rows", type=float, default=25e6)
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--leaf", action="store_true", help="write the leaves as well")
     options = parser.parse_args()
+    with recorded("catalog", options) as figures:
+        bench(options, figures)
+
+
+def bench(options: argparse.Namespace, figures: Figures) -> None:
+    """Write the parts, ask each question, print and keep what it took."""
     directory: Path = options.directory.resolve()
     started, done, parts = time.monotonic(), 0, []
     for size in part_sizes(int(options.rows)):
@@ -174,6 +181,8 @@ def main() -> None:
         create_views(connection, "run", [StepInterval(attempt=1, first_step=1, last_step=None)], directory, parts)
     publish_s = time.perf_counter() - began
     size_bytes = sum(file.stat().st_size for file in directory.rglob("*.parquet"))
+    figures.add("size of a row", size_bytes / done, "bytes")
+    figures.add("new catalog file", publish_s, "s")
     print(
         f"\n{done:,} rows in {len(parts)} parts, {size_bytes / done:.1f} bytes a row; new catalog file {publish_s:.2f} s\n"
     )
@@ -184,6 +193,8 @@ def main() -> None:
         forget(directory)
         _, (cold_s, *_) = ask(path, sql)
         rows, (first_s, *again_s) = ask(path, sql)
+        figures.add(f"{name}, cold", 1000 * cold_s, "ms")
+        figures.add(f"{name}, again", 1000 * min(again_s), "ms")
         print(
             f"{name:44s} {rows:8,d} {1000 * cold_s:6.0f} ms {1000 * first_s:6.0f} ms {1000 * min(again_s):6.0f} ms",
             flush=True,

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from bench.support.history import bench_options, recorded
 from indexer.corpora.reader import CorpusReader
 from indexer.corpora.source_tokenizer import SourceTokenizer
 from indexer.corpora.verify import collect_claims, compare_with_corpus
@@ -32,7 +33,9 @@ from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.records import StepStatus
 from train_hooks.export_format.writing.attempts import RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.writing.writer import RankWriter
-from train_hooks.hook.export.row_builder import CommittedStep, RowBuilder, StagedMicrobatch
+from train_hooks.hook.export.committed_step import CommittedStep
+from train_hooks.hook.export.row_builder import RowBuilder
+from train_hooks.hook.export.staging import StagedMicrobatch
 
 CORPUS = Path(__file__).resolve().parents[1] / "examples" / "corpus"
 LENGTH, VOCABULARY, A_STEP = 2048, 8000, 16
@@ -129,7 +132,7 @@ def peak_mb() -> float:
 
 def main() -> None:
     """Make, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_options(__doc__)
     parser.add_argument("--copies", type=int, default=4)
     parser.add_argument("--only", choices=["tokenize", "verify"], help=argparse.SUPPRESS)
     parser.add_argument("--dir", type=Path, help=argparse.SUPPRESS)
@@ -137,7 +140,7 @@ def main() -> None:
     if options.only:
         only(options.only, options.dir)
         return
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, recorded("corpus_verify", options) as figures:
         directory = Path(temporary)
         num_tokens = make(directory, options.copies)
         print(f"{num_tokens:,} tokens exported")
@@ -147,7 +150,10 @@ def main() -> None:
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             cpu_s, peak_mb = map(float, done.stdout.split()[-2:])
             seconds[what] = cpu_s
+            figures.add(what, num_tokens / cpu_s, "tokens/CPU-s")
+            figures.add(f"{what}, memory at most", peak_mb, "MB")
             print(f"{what:9} {num_tokens / cpu_s:12,.0f} tokens a CPU-second {peak_mb:8.0f} MB at most")
+        figures.add("CPU of comparing over that of tokenizing", seconds["verify"] / seconds["tokenize"])
         print(f"comparing takes {seconds['verify'] / seconds['tokenize']:.2f} times the CPU of tokenizing")
 
 

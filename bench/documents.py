@@ -8,7 +8,6 @@ taken as it is when it is there. Peers: DuckDB over the shards' Parquet files as
 filters on document_id. Each opens its files anew where it says cold (the page cache is warm everywhere).
 """
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.support.history import Figures, bench_options, recorded
 from indexer.build.export_rows import RECORD_SCHEMA, STATUS_SCHEMA, RangeData
 from indexer.build.shard import build_shard
 from indexer.documents.history import document_history
@@ -124,7 +124,7 @@ def p50_ms(action: Callable[[str], object], ids: list[str]) -> tuple[float, floa
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_options(__doc__)
     parser.add_argument("--segments-millions", type=float, default=10)
     parser.add_argument("--dir", type=Path)
     arguments = parser.parse_args()
@@ -132,15 +132,17 @@ def main() -> None:
         run_dir = arguments.dir or Path(temporary) / "run"
         if not (run_dir / "index" / "CURRENT").exists():
             build(run_dir, int(arguments.segments_millions * 1e6))
-        measure(run_dir)
+        with recorded("documents", arguments) as figures:
+            measure(run_dir, figures)
 
 
-def measure(run_dir: Path) -> None:
-    """Print what each way takes."""
+def measure(run_dir: Path, figures: Figures) -> None:
+    """Print and keep what each way takes."""
     reader = IndexReader.open(run_dir)
     total = sum(shard.info.num_segments for shard in reader.shards)
     size = sum((shard.directory / name).stat().st_size for shard in reader.shards
                for name in ("document_keys.npy", "document_places.npy"))  # fmt: skip
+    figures.add("document index, for a segment", size / total, "bytes")
     print(f"{total:,} segments in {len(reader.shards)} shards; document indexes {size / total:.1f} bytes a segment")
     chance = np.random.default_rng(1)
     places = [
@@ -192,6 +194,7 @@ def measure(run_dir: Path) -> None:
     ]
     base = rows[0][1][0]
     for name, (middle, most) in rows:
+        figures.add(f"{name}, p50", middle, "ms")
         print(f"{name:32} p50 {middle:10.2f} ms   most {most:10.2f} ms   {middle / base:8.1f} ×")
     for name, after in (("first page", None), ("a page from the middle", "middle")):
         source = next(shard.segment_at(0).source for shard in reader.shards)
@@ -199,6 +202,7 @@ def measure(run_dir: Path) -> None:
         middle_shard = reader.shards[len(reader.shards) // 2]
         cursor = None if after is None else f"{middle_shard.address(0)}:0"
         taken, _ = p50_ms(lambda _, s=source, c=cursor: document_history(reader, s, "everywhere", after=c), [""] * 5)  # type: ignore[misc]
+        figures.add(f"a document of everywhere, {name}, p50", taken, "ms")
         print(f"a document of {whole.num_exposures:,} exposures, {name}: p50 {taken:.1f} ms")
 
 

@@ -6,23 +6,28 @@ Kinds: one flipped bit, a cut, a deleted, doubled, copied or swapped file. The e
 taken out, and growing (`tests/proofs/damage.py`). Exit code 1 where one was not found, or not named.
 """
 
-import argparse
 import sys
 import time
 
+from bench.support.history import bench_options, recorded
 from tests.proofs.damage import prove_damage
 
 
 def main() -> int:
     """Exit code 0 where all were found."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = bench_options(__doc__)
     parser.add_argument("--num", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
-    began = time.monotonic()
-    outcome = prove_damage(options.num, options.seed, options.jobs)
-    print(f"{dict(outcome.figure)}, {time.monotonic() - began:.0f} s")
+    with recorded("export_damage", options) as figures:
+        began = time.monotonic()
+        outcome = prove_damage(options.num, options.seed, options.jobs)
+        seconds = time.monotonic() - began
+        for name, number in outcome.figure.items():
+            figures.add(name, number)
+        figures.add("time", seconds, "s")
+    print(f"{dict(outcome.figure)}, {seconds:.0f} s")
     for text in outcome.failures[:20]:
         print("missed:", text)
     return 1 if outcome.failures else 0

@@ -21,6 +21,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from bench.support.history import Figures, bench_options, recorded
 from tests.support.crash_scenario import MODES, Fault, failure_of, operations
 from tests.support.example_exports import begin_run, committed_step
 from train_hooks.export_format.filesystem import AppendFile, OsFileSystem
@@ -31,10 +32,11 @@ from train_hooks.export_format.verify.findings import Severity
 from train_hooks.export_format.verify.run import verify
 from train_hooks.export_format.writing.attempts import claim_attempt
 from train_hooks.export_format.writing.writer import RankWriter
-from train_hooks.hook.export.row_builder import RowBuilder, StagedMicrobatch
+from train_hooks.hook.export.row_builder import RowBuilder
+from train_hooks.hook.export.staging import StagedMicrobatch
 
 
-def in_memory(num_seeds: int, jobs: int) -> int:
+def in_memory(num_seeds: int, jobs: int, figures: Figures) -> int:
     """All points in memory; the number of failures."""
     num_operations = len(operations())
     faults = [
@@ -43,6 +45,9 @@ def in_memory(num_seeds: int, jobs: int) -> int:
     began = time.monotonic()
     with ProcessPoolExecutor(jobs) as pool:
         failures = [failure for failure in pool.map(failure_of, faults, chunksize=50) if failure]
+    figures.add("fault points in memory", len(faults))
+    figures.add("failures", len(failures))
+    figures.add("time", time.monotonic() - began, "s")
     print(f"in memory: {num_operations} operations, {len(faults)} fault points, {len(failures)} failures, "
           f"{time.monotonic() - began:.0f} s")  # fmt: skip
     for failure in failures[:5]:
@@ -155,7 +160,7 @@ def read_steps(run_dir: Path) -> dict[tuple[int, int], list[list[int]]]:
     return found
 
 
-def on_disk(num: int) -> int:
+def on_disk(num: int, figures: Figures) -> int:
     """`num` real kills; the number of failures."""
     began, failures = time.monotonic(), 0
     with tempfile.TemporaryDirectory() as directory:
@@ -166,13 +171,16 @@ def on_disk(num: int) -> int:
                 failures += 1
                 print(f"killed at operation {1 + number * 240 // num}: {failure}")
             shutil.rmtree(run_dir, ignore_errors=True)
+    figures.add("processes killed", num)
+    figures.add("failures", failures)
+    figures.add("time", time.monotonic() - began, "s")
     print(f"on disk: {num} processes killed, {failures} failures, {time.monotonic() - began:.0f} s")
     return failures
 
 
 def main() -> int:
     """Exit code 1 where something broke."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = bench_options(__doc__)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--kill", type=int, default=0)
@@ -182,7 +190,8 @@ def main() -> int:
     if options.child is not None:
         child(options.child, options.at)
         return 0
-    failures = on_disk(options.kill) if options.kill else in_memory(options.seeds, options.jobs)
+    with recorded("export_faults", options) as figures:
+        failures = on_disk(options.kill, figures) if options.kill else in_memory(options.seeds, options.jobs, figures)
     return 1 if failures else 0
 
 

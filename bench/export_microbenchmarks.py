@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bench.support.history import bench_options, recorded
 from train_hooks import ExportHook
 from train_hooks.hook.export.exporter import ExporterOptions
 
@@ -195,6 +196,14 @@ def measure(disk: Path | None) -> Figures:
     return figures
 
 
+def main() -> None:
+    """Measure and print."""
+    options = bench_options(__doc__).parse_args()
+    with recorded("export_microbenchmarks", options) as figures:
+        for name, value in measure(None).items():
+            figures.add(name, value)
+            print(f"{name:<60} {value:>14,.4f}")
+
+
 if __name__ == "__main__":
-    for name, value in measure(None).items():
-        print(f"{name:<60} {value:>14,.4f}")
+    main()

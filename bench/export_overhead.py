@@ -30,6 +30,7 @@ from torch.distributed.fsdp import fully_shard
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.export_microbenchmarks import Figures, measure, rss_bytes
+from bench.support.history import bench_options, recorded
 from train_hooks import ExportHook
 
 VOCAB = 8_192
@@ -215,7 +216,7 @@ def compare(report: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description="Measure what the export hook costs a training.")
+    parser = bench_options("Measure what the export hook costs a training.")
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--micro-batch", type=int, default=1)
@@ -241,6 +242,9 @@ def main() -> None:
         figures[f"whole processes, pair {number + 1}, memory with minus without, MiB"] = grown / 2**20
     own: Figures = measure(options.disk)
     figures.update(own)
+    with recorded("export_overhead", options) as kept:
+        for name, value in figures.items():
+            kept.add(name, value)
     if options.json:
         print(json.dumps(figures, indent=1))
         return

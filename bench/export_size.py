@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from bench.support.history import Figures, bench_options, recorded
 from train_hooks.export_format.acknowledgement import AckKind
 from train_hooks.export_format.filesystem import OsFileSystem
 from train_hooks.export_format.paths import ExportPaths
@@ -28,7 +29,9 @@ from train_hooks.export_format.upkeep.compact import compact
 from train_hooks.export_format.verify.run import verify
 from train_hooks.export_format.writing.attempts import RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.writing.writer import RankWriter
-from train_hooks.hook.export.row_builder import CommittedStep, RowBuilder, StagedMicrobatch
+from train_hooks.hook.export.committed_step import CommittedStep
+from train_hooks.hook.export.row_builder import RowBuilder
+from train_hooks.hook.export.staging import StagedMicrobatch
 
 CORPUS = Path(__file__).parents[1] / "examples" / "corpus"
 VOCABULARY = 50_257
@@ -94,11 +97,17 @@ def staged(rows: list[tuple[list[int], tuple[Segment, ...]]]) -> StagedMicrobatc
 
 def main() -> None:
     """Prints one line a measure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = bench_options(__doc__)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--micro-batch", type=int, default=8)
     parser.add_argument("--copies", type=int, default=1)
     options = parser.parse_args()
+    with recorded("export_size", options) as figures:
+        bench(options, figures)
+
+
+def bench(options: argparse.Namespace, figures: Figures) -> None:
+    """Write, verify and compact; print and keep sizes and rates."""
     documents = tokenized()
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as directory:
@@ -139,6 +148,13 @@ def main() -> None:
         assert verify(run_dir).findings == report.findings == ()
         verified_again = time.perf_counter() - began
         acks = sum(path.stat().st_size for path in (run_dir / "export").rglob("*") if path.is_file())
+    figures.add("written, for a token", done.size_before_bytes / num_tokens, "bytes")
+    figures.add("compacted, for a token", done.size_after_bytes / num_tokens, "bytes")
+    figures.add("in all, for a token", acks / num_tokens, "bytes")
+    for name, seconds in (
+        ("write", written), ("verify", verified), ("compact", compacted), ("verify compacted", verified_again),
+    ):  # fmt: skip
+        figures.add(name, num_tokens / seconds, "tokens/s")
     print(f"{num_tokens} tokens in sequences of {options.length}, vocabulary {VOCABULARY}")
     print(
         f"written:   {done.size_before_bytes / num_tokens:.3f} bytes a token, {num_tokens / written / 1e6:.1f} M tokens/s"

@@ -6,7 +6,6 @@ Trains the example twice, alone and with a follower at the lowest priority (the 
 lag runs from when it was first seen acknowledged to when a published generation holds it.
 """
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -20,11 +19,12 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench.support.history import bench_options, recorded  # noqa: E402
 from indexer.reader import IndexReader  # noqa: E402
 from indexer.selection.rows import Selection  # noqa: E402
 from indexer.storage.generations import published  # noqa: E402
 from indexer.storage.paths import IndexPaths  # noqa: E402
-from indexer.trace.ngrams import count_of_ngram  # noqa: E402
+from indexer.trace.counts import count_of_ngram  # noqa: E402
 from train_hooks.export_format.errors import KisekiError  # noqa: E402
 from train_hooks.export_format.reading.reader import RunReader  # noqa: E402
 
@@ -83,10 +83,10 @@ def step_seconds(run_dir: Path) -> float:
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_options(__doc__)
     parser.add_argument("--steps", type=int, default=300)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, recorded("follow", options) as figures:
         alone, followed = Path(name) / "alone", Path(name) / "followed"
         started = time.monotonic()
         if train(alone, options.steps).wait() != 0:
@@ -106,6 +106,12 @@ def main() -> None:
         if count_of_ngram(reader, reader.shards[-1].tokens(0)[:8].tolist(), Selection()).count < 1:
             raise SystemExit("the last steps are not found")
         print(f"{options.steps} steps, {reader.generation.number} generations, {len(reader.shards)} shards")
+        figures.add("lag of a step, median", statistics.median(lags), "s")
+        figures.add("lag of a step, greatest", max(lags), "s")
+        figures.add("step time alone", step_seconds(alone) * 1e3, "ms")
+        figures.add("step time followed", step_seconds(followed) * 1e3, "ms")
+        figures.add("whole training alone", alone_s, "s")
+        figures.add("whole training followed", followed_s, "s")
         print(f"lag of a step, s: median {statistics.median(lags):.1f}, max {max(lags):.1f}")
         print(
             f"step time, ms: alone {step_seconds(alone) * 1e3:.1f}, followed {step_seconds(followed) * 1e3:.1f}, "

@@ -2,13 +2,12 @@
 
     python bench/fulltext.py [--tokens-millions 20] [--cjk-millions 4] [--queries 40] [--dir DIR]
 
-English and code are the tokens of bench/real_tokens.py; Japanese is that of the example corpus with a tokenizer of its own,
+English and code are the tokens of support/real_tokens.py; Japanese is that of the example corpus with a tokenizer of its own,
 repeated in another order as often as needed. Runs are written by the real exporter and indexed as `kiseki index` does it.
 Rates are tokens a CPU-second of this process, all its threads; latencies are of whole answers with ten snippets, in process.
 The peers get decoded texts and answer with ten row numbers.
 """
 
-import argparse
 import gzip
 import json
 import random
@@ -30,7 +29,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.real_tokens import CACHE, ROOT, TOKENIZER, real_tokens
+from bench.support.history import Figures, bench_options, recorded
+from bench.support.real_tokens import CACHE, ROOT, TOKENIZER, real_tokens
 from bench.whole_trace import LENGTH, SLOTS, WRITERS, export_tokens
 from indexer.build.update import IndexOptions, update_index
 from indexer.fulltext.engine import FullTextUnit, build_full_text
@@ -92,12 +92,13 @@ def japanese(num: int) -> np.ndarray:
     return np.concatenate(pieces)[:num]
 
 
-def corpus(name: str, run_dir: Path) -> Corpus:
+def corpus(name: str, run_dir: Path, figures: Figures) -> Corpus:
     """What a run holds, indexed; prints what the whole `kiseki index` took."""
     started = cpu_s()
     report = update_index(run_dir)
     if report.published:
         rate = report.num_tokens / (cpu_s() - started) / 1e6
+        figures.add(f"{name}: whole index", rate * 1e6, "tokens/CPU-s")
         print(f"{name}: whole `kiseki index`: {rate:.2f} million tokens a CPU-second", flush=True)
     shards = IndexReader.open(run_dir).shards
     tokens = np.concatenate([shard.tokens(row) for shard in shards for row in range(shard.info.num_sequences)])
@@ -120,7 +121,7 @@ def size_of(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
-def build_rates(made: Corpus, directory: Path) -> None:
+def build_rates(made: Corpus, directory: Path, figures: Figures) -> None:
     """The full text, and what stands before it; SQLite FTS5 over the same texts."""
     num = len(made.tokens)
     tokenizer = RunTokenizer(RunReader(made.run_dir))
@@ -137,6 +138,9 @@ def build_rates(made: Corpus, directory: Path) -> None:
         ("full text, with cutting", text, size_of(directory / "text")),
         ("SQLite FTS5, text alone", fts, bytes_of_fts),
     ):
+        figures.add(f"{made.name}: {name}", num / seconds, "tokens/CPU-s")
+        if size is not None:
+            figures.add(f"{made.name}: {name}, for a token", size / num, "bytes")
         print(f"{name:34}{num / seconds / 1e6:>16.2f}{'' if size is None else f'{size / num:.2f}':>14}", flush=True)
 
 
@@ -205,8 +209,8 @@ def show(times: list[float]) -> str:
     return f"{statistics.median(times):.2f} / {sorted(times)[int(0.95 * (len(times) - 1))]:.2f}"
 
 
-def latencies(made: Corpus, directory: Path, num: int) -> None:
-    """The table of latencies."""
+def latencies(made: Corpus, directory: Path, num: int, figures: Figures) -> None:
+    """Print and keep the latencies."""
     reader = IndexReader.open(made.run_dir)
     sqlite = sqlite3.connect(directory / f"{made.name}.sqlite")
     memory = duckdb.connect()
@@ -224,6 +228,8 @@ def latencies(made: Corpus, directory: Path, num: int) -> None:
             milliseconds(lambda query: _fts(sqlite, query), peers),
             milliseconds(lambda text: _scan(memory, text), scans[:8]),
         )
+        for peer, times in zip(("kiseki", "count and facets", "FTS5", "DuckDB"), columns, strict=True):
+            figures.add(f"{made.name}: {kind}, {peer}, p50", statistics.median(times), "ms")
         print(f"{kind:26}" + "".join(f"{show(times):>18}" for times in columns), flush=True)
 
 
@@ -236,7 +242,7 @@ def _scan(connection: duckdb.DuckDBPyConnection, text: str) -> object:
     return connection.execute("SELECT count(*) FROM t WHERE contains(text, ?)", [text]).fetchone()
 
 
-def score_errors(made: Corpus, directory: Path, num: int) -> None:
+def score_errors(made: Corpus, directory: Path, num: int, figures: Figures) -> None:
     """The top ten in one shard and in eight or nine over the same export, with scores corrected and as the engine has them."""
     cut_dir = directory / "cut"
     cut_dir.mkdir()
@@ -253,19 +259,21 @@ def score_errors(made: Corpus, directory: Path, num: int) -> None:
         same = statistics.mean(len(a.keys() & b.keys()) / len(a) for a, b in zip(best, found, strict=True) if a)
         errors = [abs(b[key] / a[key] - 1) for a, b in zip(best, found, strict=True) for key in a.keys() & b.keys()]
         off = f"scores off by {statistics.mean(errors):.2%}, worst {max(errors):.1%}"
+        figures.add(f"scores {name}: of the best ten the same", same)
+        figures.add(f"scores {name}: off by", statistics.mean(errors))
         print(f"{name:24} of the best ten {same:.0%} the same; {off}")
 
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_options(__doc__)
     parser.add_argument("--tokens-millions", type=float, default=20)
     parser.add_argument("--cjk-millions", type=float, default=4)
     parser.add_argument("--queries", type=int, default=40)
     parser.add_argument("--dir", type=Path, help="keep the runs here, and take them as they are when they are there")
     arguments = parser.parse_args()
     step = LENGTH * SLOTS * WRITERS
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, recorded("fulltext", arguments) as figures:
         directory = arguments.dir or Path(scratch)
         for name, millions in (("english", arguments.tokens_millions), ("japanese", arguments.cjk_millions)):
             num = int(millions * 1e6) // step * step
@@ -276,11 +284,11 @@ def main() -> None:
                 export_tokens(run_dir, real_tokens(num, 400_000)[0], TOKENIZER)
             elif not (run_dir / "export").exists():
                 export_tokens(run_dir, japanese(num), JAPANESE)
-            made = corpus(name, run_dir)
-            build_rates(made, Path(scratch))
-            latencies(made, Path(scratch), arguments.queries)
+            made = corpus(name, run_dir, figures)
+            build_rates(made, Path(scratch), figures)
+            latencies(made, Path(scratch), arguments.queries, figures)
             if name == "english":
-                score_errors(made, Path(scratch), 2 * arguments.queries)
+                score_errors(made, Path(scratch), 2 * arguments.queries, figures)
 
 
 if __name__ == "__main__":

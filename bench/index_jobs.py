@@ -7,13 +7,14 @@ some ten million tokens shows what jobs are worth; `python bench/fulltext.py --d
 its own, as the command is, with all that it starts. The better of the repeats counts.
 """
 
-import argparse
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from bench.support.history import bench_options, recorded
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,7 +40,7 @@ def cpu_s() -> float:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_options(__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--shard-tokens", type=int, default=64_000_000)
@@ -47,10 +48,13 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"{'jobs':>6}{'wall s':>10}{'CPU s':>10}{'ratio':>8}", flush=True)
     first = None
-    for jobs in (1, arguments.jobs):
-        wall, cpu = min(build(arguments.run, jobs, arguments.shard_tokens) for _ in range(arguments.repeats))
-        first = first or wall
-        print(f"{jobs:>6}{wall:>10.1f}{cpu:>10.1f}{first / wall:>8.2f}", flush=True)
+    with recorded("index_jobs", arguments) as figures:
+        for jobs in (1, arguments.jobs):
+            wall, cpu = min(build(arguments.run, jobs, arguments.shard_tokens) for _ in range(arguments.repeats))
+            first = first or wall
+            figures.add(f"{jobs} jobs, wall time", wall, "s")
+            figures.add(f"{jobs} jobs, CPU time", cpu, "s")
+            print(f"{jobs:>6}{wall:>10.1f}{cpu:>10.1f}{first / wall:>8.2f}", flush=True)
 
 
 if __name__ == "__main__":

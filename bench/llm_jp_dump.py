@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from bench.support.history import bench_options, recorded
 from indexer.build.update import IndexOptions, update_index
 from indexer.corpora.reader import CorpusReader
 from indexer.importers.llm_jp.importer import import_dump
@@ -99,7 +100,7 @@ def peak_mb() -> float:
 
 def main() -> None:
     """Make the dump if need be, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_options(__doc__)
     parser.add_argument("--lines-millions", type=float, default=1.0)
     parser.add_argument("--length", type=int, default=65)
     parser.add_argument("--dir", type=Path)
@@ -110,7 +111,7 @@ def main() -> None:
     if options.only:
         only(options.only, options.dir, options.run)
         return
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, recorded("llm_jp_dump", options) as figures:
         directory = options.dir or Path(temporary) / "dump"
         if not (directory / "tokenizer.json").exists():
             directory.mkdir(parents=True, exist_ok=True)
@@ -124,6 +125,9 @@ def main() -> None:
         print(f"{num_lines:,} lines, {num_tokens:,} tokens, {size / 1e6:,.0f} MB compressed")
         results = {what: measured(what, directory, run_dir) for what in ("parse", "import")}
         for what, (cpu_s, wall_s, peak_mb) in results.items():
+            figures.add(what, num_tokens / cpu_s, "tokens/CPU-s")
+            figures.add(f"{what}, wall time", wall_s, "s")
+            figures.add(f"{what}, memory at most", peak_mb, "MB")
             print(f"{what:7} {num_tokens / cpu_s:12,.0f} tokens a CPU-second {wall_s:8.1f} s {peak_mb:8.0f} MB at most")
         print(f"import takes {results['import'][0] / results['parse'][0]:.1f} times the CPU of parsing")
         if options.index:

@@ -5,7 +5,6 @@
 The texts are sequences of the run, cut by words that are not in it. The API's own time is beside it.
 """
 
-import argparse
 import os
 import shutil
 import statistics
@@ -17,14 +16,15 @@ from playwright.sync_api import Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.page_screenshots import served
+from bench.support.history import bench_options, recorded
+from bench.support.page_screenshots import served
 from search_api.client import Client, ClientOptions
 
 NUM_TOKENS = (100, 500, 2_000, 10_000)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_options(__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--repeat", type=int, default=3)
     arguments = parser.parse_args()
@@ -32,7 +32,7 @@ def main() -> None:
     print(
         f"{'tokens':>8} {'spans':>7} {'API, s':>8} {'page, s':>8} {'a span, s':>10}   (medians of {arguments.repeat})"
     )
-    with served(arguments.run) as url, sync_playwright() as playwright:
+    with served(arguments.run) as url, sync_playwright() as playwright, recorded("pages", arguments) as figures:
         sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = playwright.chromium.launch(executable_path=chromium, args=sandbox)
         page = browser.new_page()
@@ -45,6 +45,9 @@ def main() -> None:
             times = [looks(page, url, text, number) for number in range(arguments.repeat)]
             page_s, span_s = (statistics.median(column) for column in zip(*times, strict=True))
             asked = f"{found['num_tokens']:>8,} {len(found.spans):>7,} {found['took_ms'] / 1000:>8.2f}"
+            figures.add(f"{num_tokens} tokens, answer of the API", found["took_ms"] / 1000, "s")
+            figures.add(f"{num_tokens} tokens, spans shown", page_s, "s")
+            figures.add(f"{num_tokens} tokens, one span opened", span_s, "s")
             print(f"{asked} {page_s:>8.2f} {span_s:>10.2f}")
         browser.close()
 

@@ -16,25 +16,18 @@ Exit code 1 where something does not hold; each failure is a line that says how 
 """
 
 import argparse
-import datetime
-import json
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from bench.support.history import Figures, append_figures, bench_options
 from tests.proofs.damage import prove_damage
 from tests.proofs.jobs import prove_faults, prove_kills, prove_simulator
 from tests.proofs.loops import prove_loops
 from tests.proofs.outcome import Outcome
 from tests.proofs.readers import prove_readers
 from tests.proofs.tampering import prove_tampering
-
-ROOT = Path(__file__).resolve().parents[1]
-HISTORY = ROOT / "bench" / "history.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +66,7 @@ PROOFS: Mapping[str, Proof] = {
 
 def main() -> int:
     """Exit code 1 where a proof failed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = bench_options(__doc__)
     parser.add_argument("--sample", action="store_true", help="a twentieth of each, and no line in the history")
     parser.add_argument("--only", choices=[*PROOFS], action="append", help="this one; may be given more than once")
     parser.add_argument("--jobs", type=int, default=2)
@@ -101,30 +94,13 @@ def _in_words(outcome: Outcome) -> str:
 
 
 def _append(name: str, outcome: Outcome, options: argparse.Namespace, seconds: float) -> None:
-    """A line of the history: what was counted, and on what."""
-    line = {
-        "proof": name,
-        "figure": dict(outcome.figure),
-        "commit": _commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "seed": options.seed,
-        "seconds": round(seconds),
-        "python": platform.python_version(),
-        "cores": options.jobs,
-    }
-    with HISTORY.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def _commit() -> str:
-    """The commit that was proved; with a plus where the working tree has other changes than the history's."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    changed = git("status", "--porcelain", "--", ".", ":(exclude)bench/history.jsonl")
-    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")
+    """A line of the history: what was counted. Which other proofs were run in the same call does not matter to it."""
+    figures = Figures()
+    for counted, number in outcome.figure.items():
+        figures.add(counted, number)
+    figures.add("time", round(seconds), "s")
+    kept = argparse.Namespace(seed=options.seed, jobs=options.jobs, no_history=options.no_history)
+    append_figures(f"proofs {name}", figures, kept)
 
 
 if __name__ == "__main__":

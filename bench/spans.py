@@ -9,11 +9,9 @@ and medians.
 """
 
 import argparse
-import ctypes
 import functools
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,7 +26,8 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.real_tokens import CACHE, real_tokens
+from bench.support.history import Figures, append_figures, bench_options
+from bench.support.real_tokens import CACHE, real_tokens
 from indexer.spans.arrays import SpanArrays, open_span_arrays
 from indexer.spans.build import build_span_arrays
 from indexer.spans.filters import Filter
@@ -95,9 +94,41 @@ def milliseconds(work: Callable[[Any], object], items: Sequence[Any], rounds: in
     return [statistics.median(values) for values in times]
 
 
-def row(name: str, *values: object) -> None:
-    """A line of the table."""
-    print(f"{name:58} " + " ".join(f"{value:>14}" for value in values), flush=True)
+class Table:
+    """Prints rows, and keeps their numbers as figures under the heading before them: of `p50/p95` the p50."""
+
+    def __init__(self) -> None:
+        self.figures = Figures()
+        self._heading: tuple[str, tuple[str, ...]] = ("", ())
+
+    def row(self, name: str, *values: object, kept: bool = True) -> None:
+        """A line of the table. One without a number is a heading; one that is not `kept` is no figure."""
+        cells = [str(value) for value in values]
+        print(f"{name:58} " + " ".join(f"{cell:>14}" for cell in cells), flush=True)
+        numbers = [_number(cell) for cell in cells]
+        if all(number is None for number in numbers):
+            self._heading = (name, tuple(cells))
+            return
+        if not kept:
+            return
+        heading, columns = self._heading if name.startswith("  ") else ("", ())
+        for index, number in enumerate(numbers):
+            if number is not None:
+                column = columns[index] if index < len(columns) else ""
+                figure = ", ".join(filter(None, (heading, name.strip(), column)))
+                times = sum(known.partition(" #")[0] == figure for known in self.figures.values)
+                self.figures.add(f"{figure} #{times + 1}" if times else figure, number)
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell.partition("/")[0].strip().removesuffix("x").replace(",", ""))
+    except ValueError:
+        return None
+
+
+TABLE = Table()
+row = TABLE.row
 
 
 def _spans(arrays: SpanArrays, min_length: int, chosen: Filter | None, query: Rows) -> object:
@@ -114,17 +145,37 @@ def shown(times: Sequence[float]) -> str:
 
 
 def bench_build(rows: Rows, directory: Path) -> None:
-    """Build in this process; its peak memory is the process's growth."""
-    build_span_arrays(rows[:8], np.uint16, _fresh(directory / "warm"))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    cpu, wall = time.process_time(), time.perf_counter()
-    built = build_span_arrays(rows, np.uint16, _fresh(directory / "ours"))
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    """Build in a process of its own, whose memory has no earlier peak."""
+    np.save(directory / "rows.npy", rows)
+    command: list[str | Path] = [sys.executable, __file__, "--build", directory]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    built = json.loads(done.stdout)
     size = sum(path.stat().st_size for path in (directory / "ours").iterdir())
-    row("build, million tokens a CPU-second", f"{built.num_tokens / cpu / 1e6:.2f}")
-    row("build, bytes of memory a token at the peak", f"{peak / built.num_tokens:.1f}")
-    row("index, bytes a token on disk, tokens and fingerprints included", f"{size / built.num_tokens:.2f}")
+    row("build, million tokens a CPU-second", f"{built['num_tokens'] / built['cpu_s'] / 1e6:.2f}")
+    row("build, bytes of memory a token at the peak", f"{built['peak_bytes'] / built['num_tokens']:.1f}")
+    row("index, bytes a token on disk, tokens and fingerprints included", f"{size / built['num_tokens']:.2f}")
+
+
+def build_process(directory: Path) -> None:
+    """What `bench_build` starts: builds from rows.npy, and prints one JSON line."""
+    rows = np.load(directory / "rows.npy")
+    build_span_arrays(rows[:8], np.uint16, _fresh(directory / "warm"))
+    before, cpu = _reset_peak(), time.process_time()
+    built = build_span_arrays(rows, np.uint16, _fresh(directory / "ours"))
+    cpu = time.process_time() - cpu
+    print(json.dumps({"num_tokens": built.num_tokens, "cpu_s": cpu, "peak_bytes": _memory("VmHWM") - before}))
+
+
+def _reset_peak() -> int:
+    """Forget the peak so far; returns the bytes that are resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _memory("VmRSS")
+
+
+def _memory(field: str) -> int:
+    """A field of /proc/self/status in bytes."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[field].split()[0]) * 1024
 
 
 def _fresh(directory: Path) -> Path:
@@ -149,6 +200,7 @@ def bench_latency(
             row(
                 f"    slowest: query {worst}, {len(maximal_spans(arrays, batch[worst], min_length))} spans",
                 f"{ours[worst]:.3f}",
+                kept=False,
             )
 
 
@@ -308,10 +360,9 @@ def simulate_large(group: SpanGroup, asked: dict[str, Rows]) -> None:
             row(f"  min length {min_length}, {where}", *(f"{each / 1e3:,.0f}" for each in reads), f"{seconds:.2f}")
 
 
-def peer_engine(python: Path, rows: Rows, directory: Path) -> Callable[[Rows, int], dict[str, Any]]:
-    """Build the peer's index; returns a function that asks it."""
-    script = Path(__file__).with_name("peer_infinigram.py")
-    np.save(directory / "rows.npy", rows)
+def peer_engine(python: Path, directory: Path) -> Callable[[Rows, int], dict[str, Any]]:
+    """Build the peer's index from rows.npy; returns a function that asks it."""
+    script = Path(__file__).parent / "support" / "peer_infinigram.py"
 
     def run(*arguments: object) -> dict[str, Any]:
         done = subprocess.run([python, script, *map(str, arguments)], stdout=subprocess.PIPE, text=True, check=True)
@@ -330,20 +381,23 @@ def peer_engine(python: Path, rows: Rows, directory: Path) -> Callable[[Rows, in
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_options(__doc__)
     parser.add_argument("--tokens-millions", type=float, default=20.0)
     parser.add_argument("--tokens", type=Path, help="u16 [n] token ids of your own")
     parser.add_argument("--peer-python", type=Path, help="python of an environment that has infini-gram")
     parser.add_argument("--queries", type=int, default=60)
     parser.add_argument("--cold", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--build", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.build is not None:
+        build_process(options.build)
+        return
     if options.cold is not None:
         cold_process(options.cold)
         return
     num = int(options.tokens_millions * 1e6) // LENGTH * LENGTH
     training, held = real_tokens(num, 400_000, options.tokens)
     rows = training.reshape(-1, LENGTH)
-    ctypes.CDLL(None).malloc_trim(0)
     print(f"{num:,} tokens in sequences of {LENGTH}, {options.queries} queries of {QUERY} of each kind")
     CACHE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as name:
@@ -354,11 +408,12 @@ def main() -> None:
         asked = {kind: found[kind] for kind in KINDS}
         bench_cold(directory, asked)
         arrays = _in_memory(directory / "ours")
-        peer = peer_engine(options.peer_python, rows, directory) if options.peer_python else None
+        peer = peer_engine(options.peer_python, directory) if options.peer_python else None
         bench_latency(arrays, asked, peer)
         bench_filters(arrays, asked)
         bench_frequent(arrays)
         bench_shards(rows, directory, asked)
+    append_figures("spans", TABLE.figures, options)
 
 
 if __name__ == "__main__":

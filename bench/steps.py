@@ -7,7 +7,6 @@ planted spike every 10,000 steps) in the place of its part, as `kiseki index` la
 this process; "first" is the first question of its kind, "again" the best of three more. Not in the figures: the page's drawing.
 """
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from fastapi.testclient import TestClient
 
+from bench.support.history import Figures, bench_options, recorded
 from indexer.build.parts import PART_SCHEMAS, write_sorted
 from indexer.build.update import update_index
 from indexer.reader import IndexReader
@@ -53,10 +53,11 @@ def write_steps(part: Path, num_steps: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_options(__doc__)
     parser.add_argument("--steps", type=float, default=1e6)
-    num_steps = int(parser.parse_args().steps)
-    with tempfile.TemporaryDirectory() as directory:
+    options = parser.parse_args()
+    num_steps = int(options.steps)
+    with tempfile.TemporaryDirectory() as directory, recorded("steps", options) as figures:
         run_dir = Path(directory) / "run"
         spec = RunSpec(sequence_length=8, vocab_size=100, run_id="long", config={})
         make_attempt(run_dir, spec, [MadeStep(microbatches={0: [np.arange(16).reshape(2, 8)]})])
@@ -69,7 +70,10 @@ def main() -> None:
             print(f"{'question':<40}{'first s':>9}{'again s':>9}{'rows':>8}{'spikes':>8}{'KB':>8}")
             for name, asked in QUESTIONS.items():
                 measure(
-                    client, name, {key: int(value * num_steps) if value < 1 else value for key, value in asked.items()}
+                    figures,
+                    client,
+                    name,
+                    {key: int(value * num_steps) if value < 1 else value for key, value in asked.items()},
                 )
 
 
@@ -81,7 +85,7 @@ QUESTIONS: dict[str, dict[str, float]] = {
 }
 
 
-def measure(client: TestClient, name: str, asked: dict[str, float]) -> None:
+def measure(figures: Figures, client: TestClient, name: str, asked: dict[str, float]) -> None:
     """One line of the table."""
     times = []
     for _ in range(4):
@@ -91,6 +95,8 @@ def measure(client: TestClient, name: str, asked: dict[str, float]) -> None:
         assert response.status_code == 200, response.text
     rows = response.json()["steps"]
     spikes = sum(bool(row["spikes"]) for row in rows)
+    figures.add(f"{name}, first", times[0], "s")
+    figures.add(f"{name}, again", min(times[1:]), "s")
     print(
         f"{name:<40}{times[0]:>9.2f}{min(times[1:]):>9.2f}{len(rows):>8,}{spikes:>8,}{len(response.content) / 1e3:>8,.0f}",
         flush=True,

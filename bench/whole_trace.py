@@ -2,11 +2,10 @@
 
     python bench/whole_trace.py [--tokens-millions 20] [--queries 60] [--run DIR]
 
-The tokens are those of bench/real_tokens.py, written by the real exporter as two data-parallel ranks. With --run the run is
+The tokens are those of support/real_tokens.py, written by the real exporter as two data-parallel ranks. With --run the run is
 kept, and taken as it is when it is there. Machines are noisy: look at ratios and medians.
 """
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -17,7 +16,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.real_tokens import CACHE, TOKENIZER, VOCAB, real_tokens
+from bench.support.history import Figures, bench_options, recorded
+from bench.support.real_tokens import CACHE, TOKENIZER, VOCAB, real_tokens
 from indexer.build.update import update_index
 from indexer.reader import IndexReader
 from indexer.selection.rows import Selection
@@ -28,7 +28,8 @@ from train_hooks.export_format.paths import ExportPaths
 from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.writing.attempts import RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.writing.writer import RankWriter
-from train_hooks.hook.export.exporter import Exporter, StagedMicrobatch
+from train_hooks.hook.export.exporter import Exporter
+from train_hooks.hook.export.staging import StagedMicrobatch
 
 LENGTH, SLOTS, WRITERS, DOCUMENT = 2048, 8, 2, 700
 
@@ -90,16 +91,18 @@ def texts(reader: IndexReader, held: np.ndarray, num: int) -> dict[str, list[str
     return found
 
 
-def bench(run_dir: Path, num: int, num_queries: int) -> None:
-    """Print the table."""
+def bench(run_dir: Path, num: int, num_queries: int, figures: Figures) -> None:
+    """Print the table, and keep its figures."""
     if not (run_dir / "export").exists():
         started = time.perf_counter()
         export(run_dir, num)
+        figures.add("export", num / (time.perf_counter() - started), "tokens/s")
         print(f"export: {num / (time.perf_counter() - started) / 1e6:.2f} million tokens a second")
     cpu, started = time.process_time(), time.perf_counter()
     report = update_index(run_dir)
     if report.published:
         cpu, wall = time.process_time() - cpu, time.perf_counter() - started
+        figures.add("index with text and catalog", report.num_tokens / cpu, "tokens/CPU-s")
         print(
             f"index with text and catalog: {report.num_tokens / cpu / 1e6:.2f} million tokens a CPU-second, {wall:.0f} s"
         )
@@ -116,24 +119,23 @@ def bench(run_dir: Path, num: int, num_queries: int) -> None:
                 times.append((time.perf_counter() - started) * 1e3)
                 spans, hits = spans + len(found.spans), hits + sum(len(span.hits) for span in found.spans)
             times = times[3:]
+            figures.add(f"{kind}, {name}, p50", statistics.median(times), "ms")
+            figures.add(f"{kind}, {name}, p95", float(np.percentile(times, 95)), "ms")
             cells = f"{statistics.median(times):7.1f} / {np.percentile(times, 95):7.1f} / {max(times):7.1f}"
             print(f"  {kind:9} {name:12} {cells}   {spans / len(batch):.0f} spans, {hits / len(batch):.0f} hits")
 
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_options(__doc__)
     parser.add_argument("--tokens-millions", type=float, default=20.0)
     parser.add_argument("--queries", type=int, default=60)
     parser.add_argument("--run", type=Path)
     options = parser.parse_args()
     num = int(options.tokens_millions * 1e6) // (LENGTH * SLOTS * WRITERS) * LENGTH * SLOTS * WRITERS
-    if options.run is not None:
-        bench(options.run, num, options.queries)
-        return
     CACHE.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=CACHE) as name:
-        bench(Path(name) / "run", num, options.queries)
+    with tempfile.TemporaryDirectory(dir=CACHE) as name, recorded("whole_trace", options) as figures:
+        bench(options.run or Path(name) / "run", num, options.queries, figures)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,16 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 
-from indexer.lru_cache import Recent
+from indexer.lru_cache import LruCache
 from indexer.selection.rows import SelectedShard, Selection, select_of_shard
 from indexer.selection.tombstones import TombstoneFile
 from indexer.selection.visibility import EVERYTHING, Visibility, VisibleShard, visible_shard
-from indexer.spans.group import SpanGroup, span_group
-from indexer.storage.catalog import connect_catalog
+from indexer.storage.catalog import connect_catalog, rows_of_catalog
 from indexer.storage.generations import Generation, published
 from indexer.storage.paths import IndexPaths
 from indexer.storage.shard import OldShard, Shard, ShardDamage
@@ -28,6 +26,11 @@ from train_hooks.export_format.lineage import StepInterval, lineage
 from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.reading.summaries import EvidenceShares
 from train_hooks.export_format.records import RunInfo, Segment, SequenceAddress
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from indexer.spans.group import SpanGroup
 
 __all__ = ["IndexReader", "PackedSequence"]
 
@@ -59,8 +62,8 @@ class IndexReader:
         self.shards: list[Shard] = []
         self.failed: list[str] = []
         self._tombstones = TombstoneFile(paths)
-        self._visible: Recent[tuple[str, Visibility], VisibleShard | None] = Recent(NUM_VISIBLE)
-        self._frequencies: Recent[Visibility, npt.NDArray[np.float64]] = Recent(NUM_FREQUENCIES)
+        self._visible: LruCache[tuple[str, Visibility], VisibleShard | None] = LruCache(NUM_VISIBLE)
+        self._frequencies: LruCache[Visibility, npt.NDArray[np.float64]] = LruCache(NUM_FREQUENCIES)
         known = {} if before is None else before.shards_by_manifest()
         for name, manifest in generation.shards.items():
             try:
@@ -80,7 +83,7 @@ class IndexReader:
         """The shards that answer, by name and SHA-256 of their manifest."""
         return {(shard.info.name, self.generation.shards[shard.info.name]): shard for shard in self.shards}
 
-    def fail(self, damage: ShardDamage) -> None:
+    def _leave_out(self, damage: ShardDamage) -> None:
         """Ask a damaged shard no more; answers say that it is missing. Raises `damage` where it was the last one."""
         left = [shard for shard in self.shards if shard.info.name != damage.shard]
         if not left:
@@ -88,13 +91,13 @@ class IndexReader:
         self.shards = left
         self.failed = [*self.failed, f"{damage.shard}: {damage}"]
 
-    def of_sound_shards(self, answer: Callable[[], T]) -> T:
+    def retry_without_damaged(self, answer: Callable[[], T]) -> T:
         """`answer()`, again without each shard that turns out to be damaged. Raises ShardDamage for the last one."""
         while True:
             try:
                 return answer()
             except ShardDamage as damage:
-                self.fail(damage)
+                self._leave_out(damage)
 
     @classmethod
     def open(cls, run_dir: Path | str) -> Self:
@@ -130,12 +133,14 @@ class IndexReader:
         return {interval.attempt: interval for interval in lineage(attempts, self.generation.canonical_attempt)}
 
     @cached_property
-    def span_group(self) -> SpanGroup:
+    def span_group(self) -> "SpanGroup":
         """All shards that could be opened, for one search; also those that failed since, whom nobody asks."""
+        from indexer.spans.group import span_group  # it loads numba, which only who looks for spans needs
+
         return span_group([shard.spans for shard in self._opened])
 
     @cached_property
-    def numbers(self) -> dict[str, int]:
+    def group_numbers(self) -> dict[str, int]:
         """Number in the `span_group` by shard name."""
         return {shard.info.name: number for number, shard in enumerate(self._opened)}
 
@@ -173,7 +178,7 @@ class IndexReader:
                 num_sequences += shard.info.num_sequences
                 num_tokens += shard.info.num_tokens
             else:
-                ordinals, lengths = visible.seen(shard.spans.sequence_starts)
+                ordinals, lengths = visible.visible_lengths(shard.spans.sequence_starts)
                 num_sequences += len(np.unique(ordinals))
                 num_tokens += int(lengths.sum())
         return num_sequences, num_tokens
@@ -184,10 +189,10 @@ class IndexReader:
         for shard in self.shards:
             visible = self.visible_shard(shard, visibility)
             if visible is None:
-                found = found.and_also(shard.evidence_shares)
+                found = found.combined_with(shard.evidence_shares)
             else:
-                ordinals, _ = visible.seen(shard.spans.sequence_starts)
-                found = found.and_also(shard.evidence_shares_of(np.unique(ordinals)))
+                ordinals, _ = visible.visible_lengths(shard.spans.sequence_starts)
+                found = found.combined_with(shard.evidence_shares_of(np.unique(ordinals)))
         return found
 
     def check_tombstones(self) -> None:
@@ -310,19 +315,13 @@ class IndexReader:
         """Whether losses of sequences came after their step was written: those are in the catalog alone."""
         return bool(self.sql("SELECT 1 FROM late_loss_table WHERE segment IS NULL LIMIT 1"))
 
-    def catalog(self) -> duckdb.DuckDBPyConnection:
+    def catalog(self) -> "duckdb.DuckDBPyConnection":
         """A read-only connection of the caller's own to this generation's catalog."""
         return connect_catalog(self.paths, self.generation.number)
 
     def sql(self, statement: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Rows of a trusted query over the catalog. Raises QueryError where it does not run."""
-        with self.catalog() as connection:
-            try:
-                result = connection.execute(statement, list(parameters))
-                names = [column[0] for column in result.description or []]
-                return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
-            except duckdb.Error as error:
-                raise QueryError(f"SQL: {error}") from error
+        return rows_of_catalog(self.paths, self.generation.number, statement, parameters)
 
 
 def log_frequencies(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

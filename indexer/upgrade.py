@@ -5,13 +5,13 @@
 3. Nothing is written here. Of a shard only its manifest is read.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from indexer.durable import sha256_of
 from indexer.storage.generations import published
 from indexer.storage.paths import IndexPaths
 from indexer.storage.shard import SHARD_FORMAT
@@ -140,7 +140,7 @@ def _manifest(paths: IndexPaths, name: str, sha256: str) -> ShardToRebuild:
     """What a shard's manifest says of itself, in any shard format."""
     try:
         data = (paths.shard_dir(name) / "shard.json").read_bytes()
-        if hashlib.sha256(data).hexdigest() != sha256:
+        if sha256_of(data) != sha256:
             raise ValueError("another SHA-256 than the generation says")
         document = json.loads(data)
         return ShardToRebuild(name=name, format=str(document["format"]), num_tokens=int(document["num_tokens"]))

@@ -1,24 +1,22 @@
 """Cursors: where a page ended, on which generation, of which question. Opaque to clients and signed by this server.
 
-A cursor holds the run, the generation, a fingerprint of the question and of what the key may see, and the place. Another
-question, another key or a changed byte is refused; a generation that is gone is a problem of its own (`runs`). The signing
-secret lives as long as the server, as the generations that it keeps open do.
+It is one of `indexer.cursor` with a signature behind it, and holds the run, the generation, a fingerprint of the question and
+of what the key may see, and the place. Another question, another key or a changed byte is refused; a generation that is gone
+is a problem of its own (`runs`). The signing secret lives as long as the server, as the generations that it keeps open do.
 """
 
-import base64
-import binascii
-import hashlib
 import hmac
-import json
 import secrets
 from dataclasses import dataclass
+from typing import cast
 
+from indexer.cursor import CursorError, Values, decode_cursor, encode_cursor, fingerprint
 from search_api.problems import Problem
 
 __all__ = ["Cursor", "CursorSigner"]
 
-_TAG_BYTES = 16
-_MAX_CHARACTERS = 2000
+_NAME, _VERSION = "page", 1
+_TAG_DIGITS = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +26,7 @@ class Cursor:
     run_id: str
     generation: int
     question: str
-    place: tuple[int | str, ...]
+    place: Values
 
 
 class CursorSigner:
@@ -40,29 +38,28 @@ class CursorSigner:
     @staticmethod
     def fingerprint(*question: object) -> str:
         """A short name of a question: equal for equal parts."""
-        return hashlib.sha256(repr(question).encode("utf-8", "backslashreplace")).hexdigest()[:24]
+        return fingerprint(*question)
 
     def sign(self, cursor: Cursor) -> str:
         """The text that the client gets."""
-        parts = [cursor.run_id, cursor.generation, cursor.question, list(cursor.place)]
-        body = json.dumps(parts, separators=(",", ":")).encode()
-        return base64.urlsafe_b64encode(self._tag(body) + body).decode("ascii")
+        values = (cursor.run_id, cursor.generation, cursor.question, *cursor.place)
+        body = encode_cursor(_NAME, _VERSION, values)
+        return f"{body}.{self._tag(body)}"
 
     def read(self, text: str, question: str) -> Cursor:
         """The cursor in `text`, if it is ours and continues `question`. Raises Problem `cursor`."""
-        try:
-            if len(text) > _MAX_CHARACTERS:
-                raise ValueError("too long")
-            data = base64.b64decode(text.encode("ascii"), altchars=b"-_", validate=True)
-        except (ValueError, binascii.Error) as error:
-            raise Problem("cursor", "expected a cursor as this server gave it") from error
-        tag, body = data[:_TAG_BYTES], data[_TAG_BYTES:]
-        if not hmac.compare_digest(tag, self._tag(body)):
+        body, _, tag = text.rpartition(".")
+        if not hmac.compare_digest(tag.encode("utf-8", "backslashreplace"), self._tag(body).encode()):
             raise Problem("cursor", "expected a cursor as this server gave it; it forgets them when it starts anew")
-        run_id, generation, of_question, place = json.loads(body)
+        try:
+            values = decode_cursor(body, _NAME, _VERSION)
+        except CursorError as error:
+            raise Problem("cursor", str(error)) from error
+        run_id, generation, of_question = cast("tuple[str, int, str]", values[:3])
         if of_question != question:
             raise Problem("cursor", "the cursor continues another question; send the very same body and key with it")
-        return Cursor(run_id=run_id, generation=generation, question=question, place=tuple(place))
+        return Cursor(run_id=run_id, generation=generation, question=question, place=values[3:])
 
-    def _tag(self, body: bytes) -> bytes:
-        return hmac.digest(self._secret, body, "sha256")[:_TAG_BYTES]
+    def _tag(self, body: str) -> str:
+        data = body.encode("utf-8", "backslashreplace")
+        return hmac.digest(self._secret, data, "sha256").hex()[:_TAG_DIGITS]

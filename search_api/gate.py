@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from indexer.selection.visibility import EVERYTHING, Visibility
-from search_api.keys import Action, Key, KeyFile
+from search_api.actions import Action
+from search_api.keys import Key, KeyFile
 from search_api.problems import Problem
 from search_api.settings import Limits
 
@@ -34,7 +35,7 @@ class Access:
     visibility: Visibility = EVERYTHING
 
     @property
-    def who(self) -> str:
+    def key_id(self) -> str:
         """The key's id, for logs and for what belongs to it."""
         return self.key.key_id if self.key is not None else ""
 
@@ -70,17 +71,17 @@ class TokenBudgets:
         self._day = _today()
         self._spent = dict(spent_today)
 
-    def spent(self, who: str) -> int:
+    def spent(self, key_id: str) -> int:
         """Tokens shown today."""
         with self._lock:
             self._turn_day()
-            return self._spent.get(who, 0)
+            return self._spent.get(key_id, 0)
 
-    def spend(self, who: str, num_tokens: int) -> None:
+    def spend(self, key_id: str, num_tokens: int) -> None:
         """Charge an answer."""
         with self._lock:
             self._turn_day()
-            self._spent[who] = self._spent.get(who, 0) + num_tokens
+            self._spent[key_id] = self._spent.get(key_id, 0) + num_tokens
 
     def _turn_day(self) -> None:
         if _today() != self._day:

@@ -51,7 +51,7 @@ class HttpEdge:
         self._metrics.in_flight.inc()
         try:
             await self._answer(exchange, scope, receive)
-        except _GoneError:
+        except _ClientGoneError:
             exchange.status = None
         finally:
             self._metrics.in_flight.dec()
@@ -66,7 +66,7 @@ class HttpEdge:
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 receive = await self._whole_body(exchange.headers, receive)
             await self._app(inner, receive, exchange.send)
-        except _GoneError:
+        except _ClientGoneError:
             raise
         except Problem as problem:
             await problem_response(problem)(scope, receive, exchange.send)
@@ -115,7 +115,7 @@ class HttpEdge:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise _GoneError
+                raise _ClientGoneError
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > self._limits.body_bytes:
@@ -142,7 +142,7 @@ class HttpEdge:
         _requests.info(json.dumps(line, ensure_ascii=True))
 
 
-class _GoneError(Exception):
+class _ClientGoneError(Exception):
     """The client left: nobody is there to be answered."""
 
 
@@ -171,4 +171,4 @@ class _Exchange:
         try:
             await self._send(message)
         except Exception as error:  # whatever it is that the server raises where nobody is there any more
-            raise _GoneError from error
+            raise _ClientGoneError from error

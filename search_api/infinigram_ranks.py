@@ -1,4 +1,4 @@
-"""The last finds of infini-gram's clients: what their ranks stand for, until the server starts anew."""
+"""What the ranks stand for that `find` of infini-gram's API gave out lately. They are forgotten when the server starts anew."""
 
 import threading
 from collections import OrderedDict
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from train_hooks.export_format.errors import QueryError
 
-__all__ = ["RANKS_EACH", "Find", "Finds"]
+__all__ = ["RANKS_EACH", "InfinigramRanks", "RankedNgram"]
 
-MAX_FINDS, RANKS_EACH = 4096, 1 << 32
+MAX_NGRAMS, RANKS_EACH = 4096, 1 << 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Find:
-    """A find that was answered: who may go on with it, of which generation, for which tokens."""
+class RankedNgram:
+    """An n-gram that was found, in which generation. owner: the fingerprint of who may use its ranks."""
 
     owner: str
     run_id: str
@@ -21,27 +21,27 @@ class Find:
     token_ids: tuple[int, ...]
 
 
-class Finds:
-    """The last MAX_FINDS, each with RANKS_EACH ranks of its own."""
+class InfinigramRanks:
+    """The last MAX_NGRAMS, each with RANKS_EACH ranks of its own."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._finds: OrderedDict[int, Find] = OrderedDict()
+        self._ngrams: OrderedDict[int, RankedNgram] = OrderedDict()
         self._last = 0
 
-    def add(self, find: Find) -> int:
-        """The first rank of a find."""
+    def add(self, ngram: RankedNgram) -> int:
+        """Remember an n-gram; returns its first rank."""
         with self._lock:
             self._last += 1
-            self._finds[self._last] = find
-            while len(self._finds) > MAX_FINDS:
-                self._finds.popitem(last=False)
+            self._ngrams[self._last] = ngram
+            while len(self._ngrams) > MAX_NGRAMS:
+                self._ngrams.popitem(last=False)
             return self._last * RANKS_EACH
 
-    def of(self, rank: int, owner: str) -> Find:
-        """The find that a rank is of. Raises QueryError where it is not the owner's, or was forgotten."""
+    def ngram_of(self, rank: int, owner: str) -> RankedNgram:
+        """The n-gram that a rank is of. Raises QueryError where it is not the owner's, or was forgotten."""
         with self._lock:
-            find = self._finds.get(rank // RANKS_EACH)
-        if find is None or find.owner != owner:
+            ngram = self._ngrams.get(rank // RANKS_EACH)
+        if ngram is None or ngram.owner != owner:
             raise QueryError("rank: expected one that `find` gave to this key lately; ask `find` again")
-        return find
+        return ngram

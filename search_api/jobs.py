@@ -43,7 +43,7 @@ class Job:
         return self.state in _FINISHED
 
     def to_json(self, keep_s: float) -> dict[str, object]:
-        """`answers.JobAnswer`."""
+        """`schemas.JobAnswer`."""
         return {
             "job": self.job,
             "state": self.state,
@@ -55,8 +55,8 @@ class Job:
             "detail": self.detail,
         }
 
-    def tell(self) -> None:
-        """Wake those who watch."""
+    def notify_watchers(self) -> None:
+        """Tell those who wait in `JobStore.watch` that something changed."""
         self.changed.set()
         self.changed = asyncio.Event()
 
@@ -109,7 +109,7 @@ class JobStore:
                 del self._jobs[name]
 
     def describe(self, job: Job) -> dict[str, object]:
-        """`answers.JobAnswer`."""
+        """`schemas.JobAnswer`."""
         return job.to_json(self._limits.job_keep_s)
 
     async def watch(self, job: Job) -> AsyncIterator[dict[str, object] | None]:
@@ -131,7 +131,7 @@ class JobStore:
                 return
             job.state = "running"
             for item in job.items:
-                job.tell()
+                job.notify_watchers()
                 line, is_problem = await asyncio.get_running_loop().run_in_executor(self._pool, item)
                 if job.finished():
                     return
@@ -149,7 +149,7 @@ class JobStore:
 
     def _end(self, job: Job, state: str) -> None:
         job.state, job.ended_unix_s = state, time.time()
-        job.tell()
+        job.notify_watchers()
 
     def close(self) -> None:
         """Cancel everything."""

@@ -15,34 +15,18 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
-from indexer.selection.tombstones import replace_synced
+from indexer.durable import replace_file
 from indexer.selection.visibility import Visibility
+from search_api.actions import Action
 from train_hooks.export_format.errors import DamageError, InputError
 from train_hooks.export_format.json_files import decode_document, encode_document
 
-__all__ = ["Action", "Key", "KeyFile"]
+__all__ = ["Key", "KeyFile"]
 
 FORMAT = "kiseki-keys-v1"
 _TOKEN = re.compile(r"kiseki_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
-
-
-class Action(StrEnum):
-    """What a request does: the subject of its path. `metrics` reads `/metrics`."""
-
-    RUNS = "runs"
-    TRACE = "trace"
-    COUNT = "count"
-    HITS = "hits"
-    SEARCH = "search"
-    SEQUENCES = "sequences"
-    STEPS = "steps"
-    DOCUMENTS = "documents"
-    SQL = "sql"
-    JOBS = "jobs"
-    METRICS = "metrics"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +152,7 @@ class KeyFile:
 
     def _write(self, keys: Sequence[Key]) -> None:
         document = {"format": FORMAT, "keys": [dataclasses.asdict(key) for key in keys]}
-        replace_synced(self._path, encode_document(document), mode=0o600)
+        replace_file(self._path, encode_document(document), mode=0o600)
 
 
 def _key(item: dict[str, object]) -> Key:

@@ -1,6 +1,6 @@
 """In which form an answer goes back: JSON, NDJSON, CSV, Parquet or an Arrow stream, from one list of rows.
 
-JSON holds the rows and, beside them, what every answer says of itself (`answers.Envelope`). The other forms hold rows alone;
+JSON holds the rows and, beside them, what every answer says of itself (`schemas.Envelope`). The other forms hold rows alone;
 there the same stands in headers: `Kiseki-Generation`, `Kiseki-Truncated`, … and `Kiseki-Next-Cursor`. Nested values are
 JSON text in CSV. Cells of CSV are as they are in the data: a spreadsheet may take one for a formula.
 """
@@ -27,7 +27,7 @@ __all__ = [
     "PARQUET",
     "ROW_FORMATS",
     "Rows",
-    "choose",
+    "choose_media_type",
     "etag_of",
     "json_bytes",
     "unchanged",
@@ -91,7 +91,7 @@ def json_bytes(document: object) -> bytes:
         return json.dumps(document, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
-def choose(accept: str, offered: Sequence[str]) -> str:
+def choose_media_type(accept: str, offered: Sequence[str]) -> str:
     """The offered media type that `Accept` likes best; the first of equals. Raises Problem `not-acceptable`."""
     if not accept.strip():
         return offered[0]

@@ -32,12 +32,12 @@ class ReadLog:
             except OSError as error:
                 raise InputError(f"the read log does not open: {error}") from error
 
-    def append(self, *, who: str, action: str, run_id: str, request_id: str, question: str, num_tokens: int) -> None:
+    def append(self, *, key_id: str, action: str, run_id: str, request_id: str, question: str, num_tokens: int) -> None:
         """Write a line. Raises OSError where the disk refuses."""
         if self._fd < 0:
             return
         line = {
-            "unix_time_s": round(time.time(), 3), "request_id": request_id, "key": who, "action": action, "run": run_id,
+            "unix_time_s": round(time.time(), 3), "request_id": request_id, "key": key_id, "action": action, "run": run_id,
             "num_tokens": num_tokens, "question": question[:_MAX_QUESTION],
         }  # fmt: skip
         data = json.dumps(line).encode("ascii") + b"\n"

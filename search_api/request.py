@@ -1,9 +1,10 @@
-"""One authorised request about data: the only way from a route to a run.
+"""One authorized request about data: the only way from a route to a run.
 
-A route says what it asks (`Answer`, from a function that gets the reader); everything else is here, once: the key's runs and
+A route says what it found (`Answer`, from a function that gets the reader). Everything else is here, once: the key's runs and
 sources, the deadline, damaged shards, the envelope, the form of the answer, the budget, the read log.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,19 +13,20 @@ from typing import Annotated, Any, TypeAlias
 from fastapi import Depends, Request, Response
 from pydantic import BaseModel
 
+from indexer.coverage import coverage_of
 from indexer.reader import IndexReader
 from indexer.selection.rows import Selection
+from search_api.actions import Action
 from search_api.cursors import Cursor
 from search_api.gate import Access
-from search_api.keys import Action
-from search_api.models import StepFields
-from search_api.negotiation import JSON, Rows, choose, json_bytes
+from search_api.negotiation import JSON, Rows, choose_media_type, json_bytes
 from search_api.problems import Problem
+from search_api.request_models import StepFields
 from search_api.service import Service
 
-__all__ = ["Answer", "Ask", "asks", "service_of"]
+__all__ = ["Answer", "AuthorizedRequest", "authorized", "service_of"]
 
-Make: TypeAlias = "Callable[[IndexReader], Answer]"
+FindAnswer: TypeAlias = "Callable[[IndexReader], Answer]"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,16 +44,16 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-class Ask:
-    """One request of one key."""
+class AuthorizedRequest:
+    """One request, whose key allows `action`. http: the request as Starlette has it; media_type: of the answer."""
 
-    def __init__(self, service: Service, access: Access, action: Action, request: Request, media_type: str) -> None:
-        self.service, self.access, self.action, self.request = service, access, action, request
+    def __init__(self, service: Service, access: Access, action: Action, http: Request, media_type: str) -> None:
+        self.service, self.access, self.action, self.http = service, access, action, http
         self.media_type = media_type
-        self._started = time.perf_counter()
+        self._started_s = time.perf_counter()
 
     def run_ids(self) -> list[str]:
-        """The runs that the key may ask."""
+        """The runs that the key may read."""
         return [run_id for run_id in self.service.runs.ids() if self.access.allows_run(run_id)]
 
     def run_id(self, wanted: str | None) -> str:
@@ -71,76 +73,71 @@ class Ask:
         """The rows that are asked for and that the key may see."""
         return fields.selection(self.access.visibility)
 
-    def context_tokens(self, asked: int) -> int:
-        """Tokens of context that the caps leave."""
+    def context_tokens(self, wanted: int) -> int:
+        """Tokens of context that the limits leave."""
         key = self.access.key
-        cap = self.service.settings.limits.snippet_tokens
-        return min(asked, cap if key is None or key.snippet_tokens is None else min(cap, key.snippet_tokens))
+        limit = self.service.settings.limits.snippet_tokens
+        return min(wanted, limit if key is None or key.snippet_tokens is None else min(limit, key.snippet_tokens))
 
-    def question(self, body: BaseModel) -> str:
+    def fingerprint(self, body: BaseModel) -> str:
         """A fingerprint of a body without its cursor, and of what the key may see."""
         document = body.model_dump(exclude={"cursor"})
-        return self.service.cursors.fingerprint(self.action, self.request.url.path, document, self.access)
+        return self.service.cursors.fingerprint(self.action, self.http.url.path, document, self.access)
 
     def read_cursor(self, text: str, body: BaseModel) -> Cursor:
         """The cursor of a body. Raises Problem `cursor`."""
-        return self.service.cursors.read(text, self.question(body))
+        return self.service.cursors.read(text, self.fingerprint(body))
 
     def sign_cursor(self, reader: IndexReader, body: BaseModel, place: tuple[int | str, ...]) -> str:
         """A cursor after `place`, on the reader's generation."""
         cursor = Cursor(
-            run_id=reader.info.run_id, generation=reader.generation.number, question=self.question(body), place=place
+            run_id=reader.info.run_id,
+            generation=reader.generation.number,
+            question=self.fingerprint(body),
+            place=place,
         )
         return self.service.cursors.sign(cursor)
 
     async def answer(
         self,
         run: str | None,
-        make: Make,
-        asked: BaseModel | str,
+        find_answer: FindAnswer,
+        question: BaseModel | str,
         *,
         cursor: Cursor | None = None,
         deadline_s: float | None = None,
     ) -> Response:
-        """Ask a run. `asked` goes to the read log; a cursor brings its generation along. deadline_s: not the usual one."""
+        """Answer from a run. question: for the read log. cursor: brings its generation along. deadline_s: if not the usual."""
         run_id = self.run_id(run if cursor is None else cursor.run_id)
         runs = self.service.runs
         reader = runs.current(run_id) if cursor is None else runs.of_generation(run_id, cursor.generation)
-        return await self.service.workers.run(lambda: self.respond(reader, make, asked), deadline_s)
+        return await self.service.workers.run(lambda: self.respond(reader, find_answer, question), deadline_s)
 
-    def respond(self, reader: IndexReader, make: Make, asked: BaseModel | str) -> Response:
+    def respond(self, reader: IndexReader, find_answer: FindAnswer, question: BaseModel | str) -> Response:
         """The same in this thread."""
-        answer = reader.of_sound_shards(lambda: make(reader))
+        answer = reader.retry_without_damaged(lambda: find_answer(reader))
         envelope = self.envelope(reader, answer)
         if answer.rows is not None:
             response = answer.rows.encode(self.media_type, envelope)
         else:
             response = Response(json_bytes({**answer.fields, **envelope}), media_type=JSON)
         response.headers.update({"Cache-Control": "no-store", **answer.headers})
-        self.charge(reader.info.run_id, asked, answer.num_tokens)
+        self.charge(reader.info.run_id, question, answer.num_tokens)
         return response
 
     def envelope(self, reader: IndexReader, answer: Answer) -> dict[str, Any]:
-        """What every answer says of itself. A failed shard is named; why it failed stays in the operator's log."""
-        total = len(reader.generation.shards)
-        return {
-            "run_id": reader.info.run_id,
-            "generation": reader.generation.number,
-            "shards_total": total,
-            "shards_searched": len(reader.shards) if answer.shards_searched is None else answer.shards_searched,
-            "shards_failed": len(reader.failed),
-            "failures": [f"shard {failure.partition(':')[0]} is damaged" for failure in reader.failed],
-            "count_relation": "gte" if reader.failed else "eq",
-            "truncated": answer.truncated,
-            "took_ms": round((time.perf_counter() - self._started) * 1e3, 3),
-        }
+        """`schemas.Envelope`. A failed shard is named; why it failed stays in the operator's log. took_ms: all of it."""
+        searched = len(reader.shards) if answer.shards_searched is None else answer.shards_searched
+        found = coverage_of(reader, shards_searched=searched, truncated=answer.truncated, started_s=self._started_s)
+        named = tuple(f"shard {failure.partition(':')[0]} is damaged" for failure in found.failures)
+        return dataclasses.replace(found, failures=named).fields()
 
-    def charge(self, run_id: str, asked: BaseModel | str, num_tokens: int) -> None:
+    def charge(self, run_id: str, question: BaseModel | str, num_tokens: int) -> None:
         """Charge the key, and write the read log."""
-        self.service.gate.budgets.spend(self.access.who, num_tokens)
+        self.service.gate.budgets.spend(self.access.key_id, num_tokens)
         self.service.read_log.append(
-            who=self.access.who, action=self.action, run_id=run_id, request_id=self.request.state.request_id,
-            question=asked if isinstance(asked, str) else asked.model_dump_json(exclude_defaults=True),
+            key_id=self.access.key_id, action=self.action, run_id=run_id, request_id=self.http.state.request_id,
+            question=question if isinstance(question, str) else question.model_dump_json(exclude_defaults=True),
             num_tokens=num_tokens,
         )  # fmt: skip
 
@@ -151,14 +148,17 @@ def service_of(request: Request) -> Service:
     return service
 
 
-def asks(action: Action, offered: Sequence[str] = (JSON,)) -> Any:
-    """The dependency of a route, `ask: Annotated[Ask, asks(Action.COUNT)]`, and the media types that it can answer in."""
+def authorized(action: Action, offered: Sequence[str] = (JSON,)) -> Any:
+    """The dependency of a route: `request: Annotated[AuthorizedRequest, authorized(Action.COUNT)]`.
 
-    async def admit(request: Request, service: Annotated[Service, Depends(service_of)]) -> Ask:
-        client = request.client.host if request.client is not None else "?"
-        access = service.gate.admit(request.headers.get("authorization", ""), action, client)
-        request.state.key = access.who
-        media_type = choose(request.headers.get("accept", ""), offered)
-        return Ask(service, access, action, request, media_type)
+    offered: the media types that the route can answer in.
+    """
+
+    async def admit(http: Request, service: Annotated[Service, Depends(service_of)]) -> AuthorizedRequest:
+        client = http.client.host if http.client is not None else "?"
+        access = service.gate.admit(http.headers.get("authorization", ""), action, client)
+        http.state.key = access.key_id
+        media_type = choose_media_type(http.headers.get("accept", ""), offered)
+        return AuthorizedRequest(service, access, action, http, media_type)
 
     return Depends(admit)

@@ -15,7 +15,8 @@ from indexer.reader import IndexReader
 from indexer.search.search import SearchOptions, search
 from indexer.selection.rows import Selection
 from indexer.storage.generations import published
-from indexer.trace.ngrams import count_of_ngram, hits_of_ngram
+from indexer.trace.counts import count_of_ngram
+from indexer.trace.ngrams import hits_of_ngram
 from indexer.trace.trace import trace
 from search_api.problems import Problem
 from search_api.settings import Limits

@@ -1,4 +1,6 @@
-"""What answers look like, for the OpenAPI description. They are not run over answers: tests and schemathesis hold them true.
+"""What answers look like, for the OpenAPI description. Answers are not checked against them; tests and schemathesis are.
+
+Most have the fields of the record that a route answers with (`fields_of`).
 
 Every answer about a run says what it was asked of, and whether anything is missing (`Envelope`).
 """
@@ -6,6 +8,17 @@ Every answer about a run says what it was asked of, and whether anything is miss
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from indexer.coverage import Coverage
+from indexer.documents.history import DocumentHistory
+from indexer.search.records import SearchResult
+from indexer.steps import steps
+from indexer.steps.completeness import Completeness
+from indexer.trace import records as traces
+from search_api.record_models import fields_of
+from train_hooks.export_format import records as export_records
+from train_hooks.export_format.origin import Origin
+from train_hooks.export_format.reading.summaries import EvidenceShares
 
 __all__ = [
     "Attempt",
@@ -46,102 +59,47 @@ class ProblemAnswer(BaseModel):
     errors: list[dict[str, str]] = []
 
 
+@fields_of(Coverage)
 class Envelope(Closed):
     """What every answer says of itself.
 
     count_relation: `gte` where a shard failed, so that counts may be too small. truncated: more was found than is listed.
     """
 
-    run_id: str
-    generation: int
-    shards_total: int
     shards_searched: Annotated[int, Field(description="Shards that the selection takes something of.")]
-    shards_failed: int
     failures: list[str]
-    count_relation: Literal["eq", "gte"]
-    truncated: bool
-    took_ms: float
 
 
+@fields_of(export_records.Segment, without=["loss"])
 class Segment(Closed):
     """Contiguous part of a document in a packed sequence; in tokens."""
 
-    start: int
-    length: int
-    source: str
-    document_id: str
-    document_token_offset: int
 
-
+@fields_of(traces.Hit)
 class Hit(Closed):
-    """A place: tokens from `offset` of the sequence at `address`."""
-
-    address: str
     global_step: int
     dp_rank: int
-    offset: int
-    num_tokens_before: int
-    num_tokens_after: int
-    segments: list[Segment]
-    document_token_offset: int | None
-    context_before: str
-    context_after: str
 
 
+@fields_of(traces.Span)
 class Span(Closed):
-    """A maximal span of the text; see docs/api.md."""
-
-    start: int
-    end: int
-    char_start: int | None
-    char_end: int | None
-    text: str
-    token_ids: list[int]
-    num_tokens: int
-    count: int
-    count_relation: Literal["eq", "gte"]
-    log_probability: float
-    rarity_rank: int | None
-    first_step: int
-    last_step: int
-    dp_ranks: list[int] | None
-    exposures: list[int]
-    hits: list[Hit]
-    hits_truncated: bool
+    pass
 
 
+@fields_of(traces.TracedDocument)
 class Document(Closed):
-    """A document behind listed hits; `spans` by index."""
-
-    source: str
-    document_id: str
-    spans: list[int]
-    num_tokens: int
-    relevance: float
+    pass
 
 
+@fields_of(traces.JoinedSpans)
 class Joined(Closed):
-    """Two spans that are one passage of a document, cut by packing."""
-
-    first: int
-    second: int
-    source: str
-    document_id: str
-    num_tokens: int
+    pass
 
 
+@fields_of(traces.Trace)
 class TraceAnswer(Envelope):
     """Spans of the text, their exposures, places and documents."""
 
-    min_length: int
-    selection: dict[str, Any]
-    text: str
-    num_tokens: int
-    num_tokens_covered: int
-    step_edges: list[int]
-    spans: list[Span]
-    joined: list[Joined]
-    documents: list[Document]
     snippets_cut: Annotated[bool, Field(description="Contexts are shorter than asked: the limit `snippet_tokens`.")]
 
 
@@ -231,25 +189,26 @@ class SequencesAnswer(Envelope):
     next_cursor: str | None
 
 
+@fields_of(Origin, without=["details"], descriptions={"what": "What was taken for it."})
 class RunOrigin(Closed):
     """Where a run's rows come from: observed by the hook, imported from somebody else's record, or recomputed by nobody's."""
 
-    kind: Literal["observed", "imported", "recomputed"]
-    what: Annotated[str, Field(description="What was taken for it.")]
 
-
+@fields_of(
+    EvidenceShares,
+    descriptions={
+        "forward": "Seen in the forward call.",
+        "loader": "As the data loader yielded them.",
+        "declared": "Handed over by the trainer or an importer.",
+        "whole": "The forward got all tokens.",
+        "slice": "The forward got a declared part of the tokens.",
+        "count": "What a forward got was not seen.",
+    },
+)
 class Shares(Closed):
     """How sequences are known, in numbers of them. What the first three leave of num_rows is not recorded, nor is what the
     last three leave.
     """
-
-    num_rows: int
-    forward: Annotated[int, Field(description="Seen in the forward call.")]
-    loader: Annotated[int, Field(description="As the data loader yielded them.")]
-    declared: Annotated[int, Field(description="Handed over by the trainer or an importer.")]
-    whole: Annotated[int, Field(description="The forward got all tokens.")]
-    slice: Annotated[int, Field(description="The forward got a declared part of the tokens.")]
-    count: Annotated[int, Field(description="What a forward got was not seen.")]
 
 
 class Run(Closed):
@@ -316,15 +275,11 @@ class Gap(Closed):
     reason: str | None
 
 
+@fields_of(Completeness)
 class GapsAnswer(Envelope):
     """What a run misses; the first 1,000 gaps. num_missing: canonical steps up to the last one of which nothing is indexed."""
 
     gaps: list[Gap]
-    num_gaps: int
-    num_steps: int
-    num_missing: int
-    num_without_update: int
-    num_superseded: int
     next_cursor: str | None
 
 
@@ -364,31 +319,19 @@ class SearchHit(Closed):
     highlights: list[list[int]]
 
 
+@fields_of(SearchResult, without=["selection"])
 class SearchAnswer(Envelope):
     """A page of matching segments. count: of segments, exact where `count_relation` is `eq`."""
 
-    query: str
-    sort: str
-    count: int
     facets: dict[str, Any] | None
-    snippets_cut: bool
     hits: list[SearchHit]
-    next_cursor: str | None
+    snippets_cut: bool
 
 
+@fields_of(steps.Step)
 class Step(Closed):
     """A step. A metric that is not finite is null, and named in `spikes`, whose numbers are texts."""
 
-    attempt: int
-    global_step: int
-    status: str
-    canonical: bool
-    loss: float | None
-    lr: float | None
-    grad_norm: float | None
-    num_tokens: int
-    num_sequences: int
-    unix_time_s: float | None
     spikes: list[dict[str, str]]
 
 
@@ -430,21 +373,10 @@ class Exposure(Closed):
     text: str | None
 
 
+@fields_of(DocumentHistory, without=["selection", "next"])
 class DocumentAnswer(Envelope):
     """A page of the exposures of a document, and what training saw of it in all."""
 
-    source: str
-    document_id: str
-    num_exposures: int
-    num_steps: int
-    first_step: int
-    last_step: int
-    dp_ranks: list[int]
-    num_tokens_seen: int
-    num_tokens_distinct: int
-    end_token: int
-    ranges: list[list[int]]
-    times_seen: list[list[int]]
     exposures: list[Exposure]
     next_cursor: str | None
 

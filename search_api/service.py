@@ -5,7 +5,7 @@ from typing import Self
 
 from search_api.cursors import CursorSigner
 from search_api.gate import Gate
-from search_api.infinigram_ranks import Finds
+from search_api.infinigram_ranks import InfinigramRanks
 from search_api.jobs import JobStore
 from search_api.keys import KeyFile
 from search_api.metrics import Metrics
@@ -30,7 +30,7 @@ class Service:
     gate: Gate
     read_log: ReadLog
     jobs: JobStore
-    finds: Finds
+    infinigram_ranks: InfinigramRanks
     sandboxes: Sandboxes
 
     @classmethod
@@ -42,7 +42,8 @@ class Service:
         gate.check()
         return cls(
             settings=settings, runs=runs, workers=workers, metrics=Metrics(runs, workers), cursors=CursorSigner(),
-            gate=gate, read_log=read_log, jobs=JobStore(limits), finds=Finds(), sandboxes=Sandboxes(),
+            gate=gate, read_log=read_log, jobs=JobStore(limits), infinigram_ranks=InfinigramRanks(),
+            sandboxes=Sandboxes(),
         )  # fmt: skip
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """Fixtures that several folders share: a small run on real text, made once a session."""
 
+import contextlib
 import gzip
 import json
 from collections.abc import Iterator
@@ -15,6 +16,13 @@ from tests.support.export_maker import MadeStep, make_attempt
 from tests.support.second_reader import assert_readers_agree
 from train_hooks import Segment
 from train_hooks.export_format.writing.attempts import RunSpec
+
+with contextlib.suppress(ModuleNotFoundError):  # the environments of the adapters have no hypothesis
+    from hypothesis import settings
+
+    # An example may take long on a busy machine, which says nothing of the code: `timeout` of pytest is the limit.
+    settings.register_profile("kiseki", deadline=None)
+    settings.load_profile("kiseki")
 
 CORPUS = Path(__file__).resolve().parents[1] / "examples" / "corpus"
 LENGTH, WRITERS, SLOTS = 64, 2, 2

@@ -13,6 +13,7 @@ from indexer.reader import IndexReader
 from indexer.trace.records import Span, Trace
 from indexer.trace.trace import TraceOptions, trace
 from train_hooks.export_format.errors import IncompleteError, InputError, KisekiError
+from ui.kernels import say_if_compiling
 from ui.terminal import console
 from ui.terminal.trace import print_trace
 
@@ -45,6 +46,7 @@ def run_demo(directory: Path, steps: int | None) -> None:
     _heading(3, "let the model write")
     texts = _generate(directory, PROMPTS)
     reader = IndexReader.open(directory)
+    say_if_compiling("maximal_spans")
     longest = [_trace_one(reader, prompt, text) for prompt, text in texts.items()]
     best = max((span for span in longest if span is not None), key=lambda span: span.num_tokens, default=None)
     if best is None or best.num_tokens < LONG_SPAN:
@@ -108,7 +110,7 @@ def _say_next(directory: Path, best: Span, took_s: float) -> None:
     console.output.print()
     console.output.print(f"The demo took {took_s:.0f} s. What to look at next:", style="bold")
     for command, why in (
-        (f"kiseki trace {directory} 'any text'", "trace a text of your own"),
+        (f"kiseki trace {directory} 'Desire and expectation rolled into one.'", "trace a text of your own"),
         (f"kiseki trace {directory} --before-step {best.first_step + 1} -f FILE", "what an early checkpoint had seen"),
         (f"kiseki serve {directory}", "the same in a browser, and the API"),
         (f"kiseki export status {directory}", "attempts, steps, ranks of the record itself; verify checks every hash"),

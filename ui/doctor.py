@@ -20,6 +20,7 @@ from typing import Literal
 
 import numpy as np
 
+import kiseki
 from indexer.reader import IndexReader
 from indexer.selection.rows import Selection
 from indexer.selection.tombstones import TombstoneFile
@@ -28,6 +29,7 @@ from indexer.spans.group import maximal_spans
 from indexer.storage.generations import published
 from indexer.storage.paths import IndexPaths
 from indexer.trace.trace import TraceOptions, trace
+from kiseki.own_packages import OWN, overwritten_by
 from train_hooks.export_format.errors import DamageError, KisekiError
 from train_hooks.export_format.origin import origin_of
 from train_hooks.export_format.reading.reader import RunReader
@@ -37,7 +39,7 @@ from ui.kernels import kernel_directory
 __all__ = ["Check", "check_installation", "check_run"]
 
 Verdict = Literal["fine", "note", "wrong"]
-EXTRAS = (("torch", "train"), ("fastapi", "serve"), ("uvicorn", "serve"), ("streamlit", "ui"), ("httpx", "ui"))
+EXTRAS = (("torch", "train"), ("fastapi", "serve"), ("uvicorn", "serve"), ("streamlit", "ui"), ("httpx", "client"))
 NEEDED = ("numpy", "pyarrow", "numba", "duckdb", "tantivy", "tokenizers")
 FREE_SHARE, FILES_A_SHARD = 0.05, 8
 PROBE_TOKENS = 64
@@ -55,9 +57,8 @@ class Check:
 
 def check_installation() -> Iterator[Check]:
     """Python, packages, compiled kernels, and a search of a small index on this machine."""
-    yield Check(
-        name="python", verdict="fine", found=f"{sys.version.split()[0]}, kiseki {importlib.metadata.version('kiseki')}"
-    )
+    yield Check(name="python", verdict="fine", found=f"{sys.version.split()[0]}, kiseki {kiseki.__version__}")
+    yield _check_own_packages()
     yield Check(name="packages", verdict="fine", found=", ".join(f"{name} {_version(name)}" for name in NEEDED))
     for name, extra in EXTRAS:
         found = _version(name)
@@ -119,6 +120,19 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def _check_own_packages() -> Check:
+    others = {package: overwritten_by(package) for package in OWN}
+    named = [f"`{package}` by {', '.join(owners)}" for package, owners in others.items() if owners]
+    if not named:
+        return Check(name="own packages", verdict="fine", found=f"{', '.join(OWN)} are kiseki's alone")
+    return Check(
+        name="own packages",
+        verdict="wrong",
+        found=f"other distributions have files in packages of kiseki: {'; '.join(named)}",
+        do="install kiseki into an environment of its own, or remove them and reinstall kiseki",
+    )
 
 
 def _check_kernel_cache() -> Check:

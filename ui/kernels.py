@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from indexer.spans.kernels import packing as kernels
+import indexer.spans
 from ui.terminal import console
 
 __all__ = ["kernel_directory", "say_if_compiling"]
@@ -12,10 +12,12 @@ __all__ = ["kernel_directory", "say_if_compiling"]
 def kernel_directory() -> Path:
     """Where numba keeps them."""
     place = os.environ.get("NUMBA_CACHE_DIR")
-    return Path(place) if place else Path(kernels.__file__).parent / "__pycache__"
+    return Path(place) if place else Path(indexer.spans.__file__).parent / "kernels" / "__pycache__"
 
 
 def say_if_compiling(kernel: str) -> None:
     """A line on standard error where `kernel` was never compiled on this machine: the search will take a while, once."""
     if not any(kernel_directory().rglob(f"*.{kernel}-*.nbi")):
-        console.errors.print("compiling the search kernels, once for this installation: up to a minute", style="dim")
+        console.errors.print(
+            "compiling the search kernels, once for this installation: one to three minutes", style="dim"
+        )

@@ -7,10 +7,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-__all__ = ["LateCommand", "LateGroup"]
+__all__ = ["LazyCommand", "LazyGroup"]
 
 
-class LateCommand(TyperCommand):
+class LazyCommand(TyperCommand):
     """A name in a list. `where`: module:attribute of a function or a group; `help`: the first sentence of theirs."""
 
     def __init__(self, name: str, where: str, short_help: str) -> None:
@@ -30,13 +30,13 @@ class LateCommand(TyperCommand):
         return get_command(around).commands[self.name]  # type: ignore[attr-defined]  # a group, since it has a callback
 
 
-class LateGroup(TyperGroup):
-    """Its commands may be LateCommands."""
+class LazyGroup(TyperGroup):
+    """Its commands may be LazyCommands."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """As TyperGroup has it, with the command itself."""
         name, command, rest = super().resolve_command(ctx, args)
-        return name, command.load() if isinstance(command, LateCommand) else command, rest
+        return name, command.load() if isinstance(command, LazyCommand) else command, rest
 
 
 def _nothing() -> None:

@@ -17,6 +17,7 @@ import torch
 
 from bench.gpu_check import costs, graphs, recording, waiting  # noqa: F401  they register their checks
 from bench.gpu_check.checks import GROUPS, Check, Found, Result, Setting
+from bench.support.history import Figures, append_figures
 
 LIMIT_S, PROCESS_LIMIT_S = 345.0, 120.0
 SKIPPED = "SKIPPED: no CUDA device: nothing was checked"
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("--emulate", action="store_true", help="run on a CPU what can run there, small")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups of checks (all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the line of JSON there as well")
+    parser.add_argument("--no-history", action="store_true", help="do not append the figures to bench/history.jsonl")
     parser.add_argument("--in-process", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=float, default=PROCESS_LIMIT_S, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -116,9 +118,21 @@ def main() -> None:
             left_s = LIMIT_S - (time.monotonic() - begin)
             results += supervise(chosen, options.emulate, max(10.0, min(PROCESS_LIMIT_S, left_s)))
     found = report(results, machine, time.monotonic() - begin)
+    if not options.emulate:
+        append_figures("gpu_check", _figures(results), argparse.Namespace(device=name, no_history=options.no_history))
     if options.json is not None:
         options.json.write_text(found + "\n", encoding="utf-8")
     sys.exit(any(result.outcome == "failed" for result in results))
+
+
+def _figures(results: Sequence[Result]) -> Figures:
+    """What the checks measured; the names have the units in them."""
+    figures = Figures()
+    for result in results:
+        for name, value in result.figures.items():
+            figures.add(f"{result.group}, {result.name}: {name}", value)
+    figures.add("checks that failed", sum(result.outcome == "failed" for result in results))
+    return figures
 
 
 def report(results: Sequence[Result], machine: dict[str, str], seconds: float) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import duckdb
 
-from indexer.build.notes import late_losses, late_records, notes_of_ranks
+from indexer.build.notes import losses_of_notes, notes_of_ranks, records_of_notes
 from indexer.build.parts import PART_SCHEMAS
 from indexer.metrics.imported import insert_imported_metrics
 from indexer.storage.catalog import sql_path
@@ -197,8 +197,8 @@ def _insert_late(connection: duckdb.DuckDBPyConnection, generation: Generation, 
     for state in states:
         number, writers = state.attempt.info.attempt, state.writers_with_notes()
         for name, table in (
-            ("late_record_table", late_records(state.attempt, writers)),
-            ("late_loss_table", late_losses(state.attempt, writers)),
+            ("late_record_table", records_of_notes(state.attempt, writers)),
+            ("late_loss_table", losses_of_notes(state.attempt, writers)),
         ):
             if table.num_rows:
                 connection.register("late", table)

@@ -14,7 +14,7 @@ from train_hooks.export_format.acknowledgement import AckKind, ack_size, decode_
 from train_hooks.export_format.paths import IN_PROGRESS, SegmentFileName
 from train_hooks.export_format.reading.reader import AttemptReader, WriterLog
 
-__all__ = ["late_losses", "late_records", "notes_of_ranks"]
+__all__ = ["losses_of_notes", "notes_of_ranks", "records_of_notes"]
 
 LOSS_SCHEMA = pa.schema(
     [
@@ -43,7 +43,7 @@ def _num_notes(attempt: AttemptReader, name: SegmentFileName, there: set[str]) -
     data = _open_records(attempt, name)
     acks = decode_sealed_acks(data[: len(data) // size * size], attempt.info.format_version)
     return (
-        1 if acks is None else len(acks.places(AckKind.NOTE))
+        1 if acks is None else len(acks.indices_of(AckKind.NOTE))
     )  # records that do not hold: `writers` says what of them
 
 
@@ -56,19 +56,19 @@ def _open_records(attempt: AttemptReader, name: SegmentFileName) -> bytes:
     return b""
 
 
-def late_records(attempt: AttemptReader, writers: Mapping[int, WriterLog]) -> pa.Table:
+def records_of_notes(attempt: AttemptReader, writers: Mapping[int, WriterLog]) -> pa.Table:
     """Metrics that came after their step was committed, as trainers give them that log every few steps."""
     records = [
         (dp_rank, record)
         for dp_rank, writer in writers.items()
         for file in writer.files
-        for frame in attempt.frames_of(file, [file.acks[int(at)] for at in file.acks.places(AckKind.NOTE)])
+        for frame in attempt.frames_of(file, [file.acks[int(at)] for at in file.acks.indices_of(AckKind.NOTE)])
         for record in frame.records
     ]
     return record_table(records)
 
 
-def late_losses(attempt: AttemptReader, writers: Mapping[int, WriterLog]) -> pa.Table:
+def losses_of_notes(attempt: AttemptReader, writers: Mapping[int, WriterLog]) -> pa.Table:
     """Losses that came after their step was written: of rows (segment null) and of segments, each once.
 
     Where the trainer gave a loss twice, the first one counts.

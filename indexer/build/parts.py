@@ -17,10 +17,8 @@ Rules:
    losses has no statistics of them, and no part has any of the values of records.
 """
 
-import hashlib
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -33,9 +31,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from indexer.build.export_rows import RECORD_SCHEMA
-from indexer.build.planning import merged
+from indexer.build.planning import merge_ranges
+from indexer.durable import built_directory, sha256_of, sha256_of_file
 from indexer.statistics.sequences import STATISTIC_FIELDS
-from indexer.storage.paths import BUILDING, IndexPaths
+from indexer.storage.paths import IndexPaths
 from indexer.storage.shard import Shard, shard_name
 from indexer.storage.step_range import StepRange
 
@@ -43,13 +42,13 @@ __all__ = [
     "GROUP_ROWS",
     "PART_ROWS",
     "PART_SCHEMAS",
-    "Part",
-    "Piece",
+    "CatalogPart",
+    "NewRows",
     "PlannedPart",
     "build_part",
-    "piece_of",
+    "new_rows_of",
     "plan_parts",
-    "sound_parts",
+    "undamaged_parts",
     "write_manifest",
     "write_sorted",
 ]
@@ -93,7 +92,7 @@ _DICTIONARIES = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
+class CatalogPart:
     """A published part: the steps it covers (their size is their number) and the SHA-256 of its manifest."""
 
     name: str
@@ -102,8 +101,8 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Piece:
-    """New steps of one shard: its sequences from ordinal `first` on."""
+class NewRows:
+    """What no part has yet of one shard: its sequences from ordinal `first` on."""
 
     steps: StepRange
     shard: Shard
@@ -112,13 +111,13 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedPart:
-    """A part to have, and what it is made of, in order: parts that are there and pieces that are new."""
+    """A part to have, and what it is made of, in order: parts that are there, and rows that no part has yet."""
 
     steps: StepRange
-    sources: tuple[Part | Piece, ...]
+    sources: tuple[CatalogPart | NewRows, ...]
 
 
-def sound_parts(paths: IndexPaths, named: Mapping[str, str], *, verify: bool) -> list[Part]:
+def undamaged_parts(paths: IndexPaths, named: Mapping[str, str], *, verify: bool) -> list[CatalogPart]:
     """The named parts that can be believed; verify reads every byte. An attempt with a bad one has none: all are built."""
     found, bad = [], set()
     for name, sha256 in named.items():
@@ -133,23 +132,23 @@ def sound_parts(paths: IndexPaths, named: Mapping[str, str], *, verify: bool) ->
     return [part for part in found if part.steps.attempt not in bad]
 
 
-def _open_part(directory: Path, sha256: str, *, verify: bool) -> Part:
+def _open_part(directory: Path, sha256: str, *, verify: bool) -> CatalogPart:
     data = (directory / _MANIFEST).read_bytes()
     document = json.loads(data)
-    if hashlib.sha256(data).hexdigest() != sha256 or document["format"] != PART_FORMAT:
+    if sha256_of(data) != sha256 or document["format"] != PART_FORMAT:
         raise ValueError("another manifest")
     for file in document["files"]:
         path = directory / file["name"]
-        if path.stat().st_size != file["size_bytes"] or (verify and _sha256(path) != file["sha256"]):
+        if path.stat().st_size != file["size_bytes"] or (verify and sha256_of_file(path) != file["sha256"]):
             raise ValueError(f"{path} does not match the manifest")
-    return Part(name=directory.name, steps=_steps_of(**document["steps"]), sha256=sha256)
+    return CatalogPart(name=directory.name, steps=_steps_of(**document["steps"]), sha256=sha256)
 
 
 def _steps_of(attempt: int, first_step: int, last_step: int, num_rows: int) -> StepRange:
     return StepRange(attempt=attempt, first_step=first_step, last_step=last_step, size=num_rows)
 
 
-def piece_of(shard: Shard, after_step: int) -> Piece | None:
+def new_rows_of(shard: Shard, after_step: int) -> NewRows | None:
     """The steps of a shard after `after_step`, or None where it has none."""
     info = shard.info
     if info.last_step <= after_step:
@@ -159,14 +158,14 @@ def piece_of(shard: Shard, after_step: int) -> Piece | None:
     steps = StepRange(
         attempt=info.attempt, first_step=first_step, last_step=info.last_step, size=max(1, len(shard.steps) - first)
     )
-    return Piece(steps=steps, shard=shard, first=first)
+    return NewRows(steps=steps, shard=shard, first=first)
 
 
-def plan_parts(before: Sequence[Part], pieces: Sequence[Piece]) -> list[PlannedPart]:
+def plan_parts(before: Sequence[CatalogPart], new_rows: Sequence[NewRows]) -> list[PlannedPart]:
     """The parts that the next generation should have."""
-    sources: list[Part | Piece] = sorted([*before, *pieces], key=lambda source: source.steps)
+    sources: list[CatalogPart | NewRows] = sorted([*before, *new_rows], key=lambda source: source.steps)
     planned = []
-    for steps in merged([source.steps for source in sources], PART_ROWS):
+    for steps in merge_ranges([source.steps for source in sources], PART_ROWS):
         inside = [
             source for source in sources
             if source.steps.attempt == steps.attempt and steps.first_step <= source.steps.first_step <= steps.last_step
@@ -175,31 +174,25 @@ def plan_parts(before: Sequence[Part], pieces: Sequence[Piece]) -> list[PlannedP
     return planned
 
 
-def build_part(paths: IndexPaths, planned: PlannedPart, seen: Mapping[str, npt.NDArray[np.float32]]) -> Part:
-    """Build a part, or find that it is there. `seen`: by shard name, the seen share of each sequence of its piece."""
+def build_part(paths: IndexPaths, planned: PlannedPart, seen: Mapping[str, npt.NDArray[np.float32]]) -> CatalogPart:
+    """Build a part, or find that it is there. `seen`: by shard name, the seen share of each sequence among its new rows."""
     final = paths.part_dir(shard_name(planned.steps))
-    if len(planned.sources) == 1 and isinstance(planned.sources[0], Part):
+    if len(planned.sources) == 1 and isinstance(planned.sources[0], CatalogPart):
         return planned.sources[0]
     if final.exists():  # left by a process that was killed before it published
         shutil.rmtree(final)
-    building = final.with_name(final.name + BUILDING)
-    if building.exists():
-        shutil.rmtree(building)
-    building.mkdir(parents=True)
-    for name, schema in PART_SCHEMAS.items():
-        tables = itertools.chain.from_iterable(
-            _rows_of_part(paths.part_dir(source.name) / f"{name}.parquet")
-            if isinstance(source, Part)
-            else _rows_of_piece(name, source, seen[source.shard.info.name])
-            for source in planned.sources
-        )
-        write_sorted(
-            building / f"{name}.parquet", schema, tables, without_statistics=_not_a_number(paths, planned, name)
-        )
-    sha256 = write_manifest(building, planned.steps)
-    building.rename(final)
-    _sync(final.parent)
-    return Part(name=final.name, steps=planned.steps, sha256=sha256)
+    with built_directory(final) as building:
+        for name, schema in PART_SCHEMAS.items():
+            tables = itertools.chain.from_iterable(
+                _rows_of_part(paths.part_dir(source.name) / f"{name}.parquet")
+                if isinstance(source, CatalogPart)
+                else _new_rows(name, source, seen[source.shard.info.name])
+                for source in planned.sources
+            )
+            not_a_number = _not_a_number(paths, planned, name)
+            write_sorted(building / f"{name}.parquet", schema, tables, without_statistics=not_a_number)
+        sha256 = write_manifest(building, planned.steps)
+    return CatalogPart(name=final.name, steps=planned.steps, sha256=sha256)
 
 
 def _not_a_number(paths: IndexPaths, planned: PlannedPart, name: str) -> frozenset[str]:
@@ -210,8 +203,8 @@ def _not_a_number(paths: IndexPaths, planned: PlannedPart, name: str) -> frozens
     return frozenset({"value"} if name == "records" else ())
 
 
-def _has_nan_loss(paths: IndexPaths, source: Part | Piece, name: str) -> bool:
-    if isinstance(source, Piece):
+def _has_nan_loss(paths: IndexPaths, source: CatalogPart | NewRows, name: str) -> bool:
+    if isinstance(source, NewRows):
         table = source.shard.sequences.slice(source.first) if name == "sequences" else source.shard.segments
         return bool(pc.any(pc.is_nan(table.column("loss"))).as_py())
     with pq.ParquetFile(paths.part_dir(source.name) / f"{name}.parquet") as file:
@@ -221,9 +214,9 @@ def _has_nan_loss(paths: IndexPaths, source: Part | Piece, name: str) -> bool:
 
 
 def write_manifest(directory: Path, steps: StepRange) -> str:
-    """Write and sync the manifest over the files that are there; returns its SHA-256."""
+    """Write the manifest of the files that are there; returns its SHA-256."""
     files = [
-        {"name": path.name, "size_bytes": path.stat().st_size, "sha256": _sha256(path)}
+        {"name": path.name, "size_bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
         for path in sorted(directory.iterdir())
     ]
     document = {
@@ -238,9 +231,7 @@ def write_manifest(directory: Path, steps: StepRange) -> str:
     }
     data = (json.dumps(document, indent=1) + "\n").encode()
     (directory / _MANIFEST).write_bytes(data)
-    for path in [*directory.iterdir(), directory]:
-        _sync(path)
-    return hashlib.sha256(data).hexdigest()
+    return sha256_of(data)
 
 
 def write_sorted(
@@ -275,39 +266,39 @@ def _rows_of_part(path: Path) -> Iterator[pa.Table]:
             yield file.read_row_group(group)
 
 
-def _rows_of_piece(name: str, piece: Piece, seen: npt.NDArray[np.float32]) -> Iterator[pa.Table]:
+def _new_rows(name: str, new: NewRows, seen: npt.NDArray[np.float32]) -> Iterator[pa.Table]:
     table = {"steps": _steps, "records": _records, "segments": _segments}.get(name)
-    found = _sequences(piece, seen) if table is None else table(piece)
+    found = _sequences(new, seen) if table is None else table(new)
     yield found.select(PART_SCHEMAS[name].names).cast(PART_SCHEMAS[name])
 
 
-def _sequences(piece: Piece, seen: npt.NDArray[np.float32]) -> pa.Table:
-    table = piece.shard.sequences.slice(piece.first)
-    width = np.dtype(piece.shard.info.token_dtype).itemsize
+def _sequences(new: NewRows, seen: npt.NDArray[np.float32]) -> pa.Table:
+    table = new.shard.sequences.slice(new.first)
+    width = np.dtype(new.shard.info.token_dtype).itemsize
     table = table.append_column("num_tokens", pa.array(table.column("num_bytes").to_numpy() // width))
     return table.append_column("seen_share", pa.array(seen))
 
 
-def _segments(piece: Piece) -> pa.Table:
-    segments = piece.shard.segments
+def _segments(new: NewRows) -> pa.Table:
+    segments = new.shard.segments
     ordinals = segments.column("ordinal").to_numpy()
-    begin = int(np.searchsorted(ordinals, piece.first))
-    addresses = piece.shard.sequences.select([field.name for field in _ADDRESS]).take(pa.array(ordinals[begin:]))
+    begin = int(np.searchsorted(ordinals, new.first))
+    addresses = new.shard.sequences.select([field.name for field in _ADDRESS]).take(pa.array(ordinals[begin:]))
     for field in segments.schema:
         if field.name != "ordinal":
             addresses = addresses.append_column(field, segments.column(field.name).slice(begin))
     return addresses
 
 
-def _records(piece: Piece) -> pa.Table:
-    return _of_piece(piece, piece.shard.records())
+def _records(new: NewRows) -> pa.Table:
+    return _only_new_steps(new, new.shard.records())
 
 
-def _steps(piece: Piece) -> pa.Table:
-    table = _of_piece(piece, piece.shard.statuses())
+def _steps(new: NewRows) -> pa.Table:
+    table = _only_new_steps(new, new.shard.statuses())
     steps = table.column("global_step").to_numpy()
-    sequences = piece.shard.sequences.slice(piece.first)
-    width = np.dtype(piece.shard.info.token_dtype).itemsize
+    sequences = new.shard.sequences.slice(new.first)
+    width = np.dtype(new.shard.info.token_dtype).itemsize
     sizes = np.append(0, np.cumsum(sequences.column("num_bytes").to_numpy() // width))
     begins, ends = (
         np.searchsorted(sequences.column("global_step").to_numpy(), steps, side) for side in ("left", "right")
@@ -316,20 +307,7 @@ def _steps(piece: Piece) -> pa.Table:
     return table.append_column("num_tokens", pa.array(sizes[ends] - sizes[begins]))
 
 
-def _of_piece(piece: Piece, table: pa.Table) -> pa.Table:
-    kept = table.filter(pc.greater_equal(table.column("global_step"), piece.steps.first_step))
-    attempts = pa.array(np.full(kept.num_rows, piece.steps.attempt, np.int32))
+def _only_new_steps(new: NewRows, table: pa.Table) -> pa.Table:
+    kept = table.filter(pc.greater_equal(table.column("global_step"), new.steps.first_step))
+    attempts = pa.array(np.full(kept.num_rows, new.steps.attempt, np.int32))
     return kept.append_column("attempt", attempts).sort_by("global_step")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from indexer.build.parts import Part, Piece, build_part, piece_of, plan_parts
+from indexer.build.parts import CatalogPart, NewRows, build_part, new_rows_of, plan_parts
 from indexer.spans.filters import Filter
 from indexer.statistics.seen import EarlierShard, seen_shares
 from indexer.storage.paths import IndexPaths
@@ -22,32 +22,31 @@ Shares = npt.NDArray[np.float32]
 
 
 def update_parts(
-    paths: IndexPaths, before: Sequence[Part], infos: Sequence[ShardInfo], workers: Executor | None
+    paths: IndexPaths, before: Sequence[CatalogPart], infos: Sequence[ShardInfo], workers: Executor | None
 ) -> dict[str, str]:
     """The parts over the steps of all shards: name → SHA-256 of the manifest. workers: None to do it here."""
-    pieces = []
+    new_rows = []
     for info in infos:
         after = max((part.steps.last_step for part in before if part.steps.attempt == info.attempt), default=0)
-        piece = piece_of(Shard(paths.shard_dir(info.name)), after) if info.last_step > after else None
-        if piece is not None:
-            pieces.append(piece)
-    seen = dict(_seen(paths, pieces, [info.name for info in infos], workers))
+        new = new_rows_of(Shard(paths.shard_dir(info.name)), after) if info.last_step > after else None
+        if new is not None:
+            new_rows.append(new)
+    seen = dict(_seen(paths, new_rows, [info.name for info in infos], workers))
     return {
-        part.name: part.sha256 for part in (build_part(paths, planned, seen) for planned in plan_parts(before, pieces))
+        part.name: part.sha256
+        for part in (build_part(paths, planned, seen) for planned in plan_parts(before, new_rows))
     }
 
 
 def _seen(
-    paths: IndexPaths, pieces: Sequence[Piece], names: Sequence[str], workers: Executor | None
+    paths: IndexPaths, new_rows: Sequence[NewRows], names: Sequence[str], workers: Executor | None
 ) -> Iterator[tuple[str, Shares]]:
     if workers is None:
-        for piece in pieces:
-            yield piece.shard.info.name, _seen_of(paths.run_dir, piece.shard.info.name, piece.first, names)
+        for new in new_rows:
+            yield new.shard.info.name, _seen_of(paths.run_dir, new.shard.info.name, new.first, names)
         _earlier.cache_clear()
         return
-    waiting = {
-        workers.submit(_seen_of, paths.run_dir, piece.shard.info.name, piece.first, names): piece for piece in pieces
-    }
+    waiting = {workers.submit(_seen_of, paths.run_dir, new.shard.info.name, new.first, names): new for new in new_rows}
     for future in as_completed(waiting):
         yield waiting[future].shard.info.name, future.result()
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from indexer.storage.step_range import StepRange
 from train_hooks.export_format.reading.summaries import AttemptSummary
 
-__all__ = ["FANOUT", "committed_ranges", "merged"]
+__all__ = ["FANOUT", "committed_ranges", "merge_ranges"]
 
 FANOUT = 8
 
@@ -28,7 +28,7 @@ def committed_ranges(summary: AttemptSummary, after_step: int, max_size: int, jo
     for span in summary.committed_spans():
         for step in range(max(span.first_step, after_step + 1), span.last_step + 1):
             size_of[step] = size_of.get(step, 0) + span.num_tokens
-    max_size = _even([size_of[step] for step in committed if step > after_step], max_size, jobs)
+    max_size = _even_size([size_of[step] for step in committed if step > after_step], max_size, jobs)
     first, size, last = None, 0, after_step
     for step in committed:
         if step <= after_step:
@@ -42,7 +42,7 @@ def committed_ranges(summary: AttemptSummary, after_step: int, max_size: int, jo
         yield StepRange(attempt=number, first_step=first, last_step=last, size=size)
 
 
-def _even(size_of_steps: Sequence[int], max_size: int, jobs: int) -> int:
+def _even_size(size_of_steps: Sequence[int], max_size: int, jobs: int) -> int:
     """At most `max_size`: tokens of ranges of which each job gets as many; `max_size` where those would be of a lower tier."""
     total = sum(size_of_steps)
     if jobs == 1 or total == 0:
@@ -52,7 +52,7 @@ def _even(size_of_steps: Sequence[int], max_size: int, jobs: int) -> int:
     return min(max_size, even) if _tier(even, max_size) == 0 else max_size
 
 
-def merged(ranges: Sequence[StepRange], max_size: int) -> list[StepRange]:
+def merge_ranges(ranges: Sequence[StepRange], max_size: int) -> list[StepRange]:
     """The same steps in fewer ranges: neighbours of one attempt and tier are joined, FANOUT at a time."""
     result: list[StepRange] = []
     for _, group in itertools.groupby(sorted(ranges), key=lambda steps: steps.attempt):

@@ -1,10 +1,8 @@
 """Building one shard (`storage.shard` says what it is): under a `.building` name, renamed when it is whole and synced."""
 
 import dataclasses
-import hashlib
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,12 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from indexer.build.export_rows import RangeData, tensors_commitments, tokens_of
+from indexer.durable import built_directory, sha256_of_file
 from indexer.fulltext.engine import FullTextUnit, build_full_text
 from indexer.spans.build import build_span_arrays
 from indexer.statistics.anchors import anchors, bloom_filter
 from indexer.statistics.sequences import sequence_statistics
 from indexer.storage.document_index import write_document_index
-from indexer.storage.paths import BUILDING, IndexPaths
+from indexer.storage.paths import IndexPaths
 from indexer.storage.shard import (
     ANCHORS,
     MANIFEST,
@@ -50,35 +49,38 @@ _DECODE_BATCH = 1024
 
 def build_shard(paths: IndexPaths, run: RunReader, data: RangeData, tokenizer: RunTokenizer | None) -> ShardInfo:
     """Build the shard of a step range, or find that it is there. Raises OSError where the disk refuses."""
-    steps, rows = data.steps, data.rows
-    final = paths.shard_dir(shard_name(steps))
+    final = paths.shard_dir(shard_name(data.steps))
     if final.exists():
         try:
             return ShardInfo.read(final)
         except ShardDamage:  # of another format, by a kiseki that died before it published it
             shutil.rmtree(final)
-    building = final.with_name(final.name + BUILDING)
-    if building.exists():
-        shutil.rmtree(building)
-    building.mkdir(parents=True)
+    with built_directory(final) as building:
+        return _write_files(building, final.name, run, data, tokenizer)
+
+
+def _write_files(
+    building: Path, name: str, run: RunReader, data: RangeData, tokenizer: RunTokenizer | None
+) -> ShardInfo:
+    steps, rows = data.steps, data.rows
     token_dtype = run.info.token_dtype
     tokens, starts = tokens_of(rows, token_dtype)
     build_span_arrays([tokens[a:b] for a, b in itertools.pairwise(starts.tolist())], token_dtype, building)
     np.save(building / UNIGRAMS, np.bincount(tokens).astype(np.int64))
     np.save(building / ANCHORS, bloom_filter(anchors(tokens, starts)[0]))
     segments = _segments(rows)
-    for name, table in (
+    for file, table in (
         (SEQUENCES, _with_statistics(_sequences(rows, run, data.attempt), tokenizer, tokens, starts, segments)),
         (SEGMENTS, segments),
         (RECORDS, data.records),
         (STATUSES, data.statuses),
     ):
-        pq.write_table(table, building / name, compression="zstd", write_page_checksum=True)
+        pq.write_table(table, building / file, compression="zstd", write_page_checksum=True)
     write_document_index(building, segments)
     units = segment_units(segments, starts + np.arange(len(starts)))
     build_full_text(building / TEXT, _full_text(rows, segments, units, tokens, tokenizer), len(tokens))
     info = ShardInfo(
-        name=final.name,
+        name=name,
         run_id=run.info.run_id,
         attempt=steps.attempt,
         first_step=steps.first_step,
@@ -94,9 +96,6 @@ def build_shard(paths: IndexPaths, run: RunReader, data: RangeData, tokenizer: R
     )
     document = {"format": SHARD_FORMAT, **dataclasses.asdict(info)}
     (building / MANIFEST).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    _sync_tree(building)
-    building.rename(final)
-    _sync(final.parent)
     return info
 
 
@@ -170,19 +169,5 @@ def _full_text(
 def _listed_files(directory: Path) -> Iterator[ShardFile]:
     for path in sorted(directory.rglob("*")):
         if path.is_file() and path.suffix != ".lock":
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            yield ShardFile(name=path.relative_to(directory).as_posix(), size_bytes=path.stat().st_size, sha256=digest)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _sync_tree(directory: Path) -> None:
-    for path in [*directory.rglob("*"), directory]:
-        _sync(path)
+            name, size_bytes = path.relative_to(directory).as_posix(), path.stat().st_size
+            yield ShardFile(name=name, size_bytes=size_bytes, sha256=sha256_of_file(path))

@@ -17,10 +17,12 @@ from pathlib import Path
 
 from indexer.build.catalog import AttemptState, write_catalog
 from indexer.build.export_rows import read_range
-from indexer.build.parts import sound_parts
+from indexer.build.parts import undamaged_parts
 from indexer.build.parts_update import update_parts
-from indexer.build.planning import committed_ranges, merged
+from indexer.build.planning import committed_ranges, merge_ranges
 from indexer.build.shard import build_shard
+from indexer.durable import remove_unfinished_directories
+from indexer.limits import DEFAULT_SHARD_TOKENS
 from indexer.metrics.imported import newest_import_unix_s
 from indexer.storage.generations import (
     Generation,
@@ -31,7 +33,7 @@ from indexer.storage.generations import (
     remove_retired,
     write_generation,
 )
-from indexer.storage.paths import BUILDING, IndexPaths
+from indexer.storage.paths import IndexPaths
 from indexer.storage.shard import Shard, ShardDamage, ShardInfo, manifest_sha256, range_of_name, shard_name
 from indexer.storage.step_range import StepRange
 from indexer.tokenizer.tokenizer import RunTokenizer
@@ -39,9 +41,8 @@ from train_hooks.export_format.errors import IncompleteError, InputError, RunErr
 from train_hooks.export_format.lineage import StepInterval, canonical_attempt, lineage
 from train_hooks.export_format.reading.reader import RunReader
 
-__all__ = ["DEFAULT_SHARD_TOKENS", "IndexOptions", "IndexReport", "update_index"]
+__all__ = ["IndexOptions", "IndexReport", "update_index"]
 
-DEFAULT_SHARD_TOKENS = 64_000_000
 BUILD_BYTES_PER_TOKEN = 40
 MIN_SHARD_TOKENS = 100_000
 Progress = Callable[[int, int], None]
@@ -102,26 +103,27 @@ def update_index(
     run = RunReader(run_dir)
     paths = IndexPaths(run.paths.run_dir)
     with locked(paths):
-        _remove_unfinished(paths)
+        for directory in (paths.shards, paths.parts):
+            remove_unfinished_directories(directory)
         before = published(paths)
         if before is not None and before.run_id != run.info.run_id:
             raise RunError(
                 f"{paths.index} is of run {before.run_id}, the export of {run.info.run_id}; delete the index"
             )
         states = [AttemptState(attempt) for attempt in run.attempts()]
-        old = _sound_shards(paths, before, options)
+        old = _undamaged_shards(paths, before, options)
         wanted = _plan(states, before, old, _max_size(run, options), options.jobs)
         if not wanted:
             raise IncompleteError(f"{run.paths.run_dir} has no committed step yet; run `kiseki index` again later")
         intervals = _canonical(states)
         have = {info.name for info in old}
         missing = [steps for steps in wanted if shard_name(steps) not in have]
-        parts = [] if before is None else sound_parts(paths, before.parts, verify=options.verify)
+        parts = [] if before is None else undamaged_parts(paths, before.parts, verify=options.verify)
         num_notes = sum(sum(state.num_notes.values()) for state in states)
         if before is not None and not missing and _is_current(before, paths, intervals, len(parts), num_notes):
             return _report(before, old, built=0, changed=False)
         with _workers(min(options.jobs, len(missing))) as workers:
-            _build(run, missing, workers, progress)
+            _build_shards(run, missing, workers, progress)
             infos = [ShardInfo.read(paths.shard_dir(shard_name(steps))) for steps in wanted]
             of_parts = update_parts(paths, parts, infos, workers)
         generation = new_generation(
@@ -153,7 +155,7 @@ def _is_current(
     )
 
 
-def _sound_shards(paths: IndexPaths, before: Generation | None, options: IndexOptions) -> list[ShardInfo]:
+def _undamaged_shards(paths: IndexPaths, before: Generation | None, options: IndexOptions) -> list[ShardInfo]:
     """The published shards that are whole and not to be rebuilt; the others are removed, so that they are built again."""
     sound = []
     for name, manifest in {}.items() if before is None else before.shards.items():
@@ -187,7 +189,7 @@ def _plan(
         info = state.attempt.info
         after = info.resume_step if before is None else before.covered.get(info.attempt, info.resume_step)
         ranges += committed_ranges(state.summary, after, max_size, jobs)
-    return sorted(ranges) if before is None else merged(ranges, max_size)
+    return sorted(ranges) if before is None else merge_ranges(ranges, max_size)
 
 
 def _max_size(run: RunReader, options: IndexOptions) -> int:
@@ -202,24 +204,26 @@ def _workers(jobs: int) -> contextlib.AbstractContextManager[Executor | None]:
     return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
 
 
-def _build(run: RunReader, missing: Sequence[StepRange], workers: Executor | None, progress: Progress | None) -> None:
+def _build_shards(
+    run: RunReader, missing: Sequence[StepRange], workers: Executor | None, progress: Progress | None
+) -> None:
     total, done = sum(steps.size for steps in missing), 0
-    for steps in _built(run.paths.run_dir, missing, workers):
+    for steps in _built_ranges(run.paths.run_dir, missing, workers):
         done += steps.size
         if progress is not None:
             progress(done, total)
 
 
-def _built(run_dir: Path, missing: Sequence[StepRange], workers: Executor | None) -> Iterator[StepRange]:
+def _built_ranges(run_dir: Path, missing: Sequence[StepRange], workers: Executor | None) -> Iterator[StepRange]:
     if workers is None:
         for steps in missing:
-            yield _build_one(run_dir, steps)
+            yield _build_range(run_dir, steps)
         return
-    for future in as_completed([workers.submit(_build_one, run_dir, steps) for steps in missing]):
+    for future in as_completed([workers.submit(_build_range, run_dir, steps) for steps in missing]):
         yield future.result()
 
 
-def _build_one(run_dir: Path, steps: StepRange) -> StepRange:
+def _build_range(run_dir: Path, steps: StepRange) -> StepRange:
     """Build one shard from the export; a task that needs nothing but the run directory."""
     run = RunReader(run_dir)
     attempt = run.attempt(steps.attempt)
@@ -248,13 +252,6 @@ def _canonical(states: Sequence[AttemptState]) -> list[StepInterval]:
 
 def _last_attempt(intervals: Sequence[StepInterval]) -> int | None:
     return intervals[-1].attempt if intervals else None
-
-
-def _remove_unfinished(paths: IndexPaths) -> None:
-    for directory in (paths.shards, paths.parts):
-        for entry in directory.iterdir() if directory.exists() else ():
-            if entry.name.endswith(BUILDING):
-                shutil.rmtree(entry)
 
 
 def _report(generation: Generation, infos: Sequence[ShardInfo], *, built: int, changed: bool) -> IndexReport:

@@ -21,7 +21,7 @@ from typing import Any
 
 from train_hooks.export_format.documents.dolma_files import dolma_name
 
-__all__ = ["LAYOUTS", "Layout", "Named", "file_of_id", "layout_of", "positional_id"]
+__all__ = ["LAYOUTS", "Layout", "NamedRecord", "file_of_id", "layout_of", "positional_id"]
 
 Record = Mapping[str, Any]
 _LLM_JP_SUBSET = re.compile(r"(?:ja|en|ko|zh|code)_[A-Za-z0-9_.-]+")
@@ -32,7 +32,7 @@ _REDPAJAMA = re.compile(r"(\d{4}-\d{2})/(\d{4})/([a-z]{2}_(?:head|middle|tail))(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Named:
+class NamedRecord:
     """A record with its names. native_id, native_source: what the corpus itself calls it, where it calls it anything."""
 
     source: str
@@ -47,7 +47,7 @@ class Layout:
     """One corpus's records. `matches` looks at a record and the name of its file; `name` gives it its names."""
 
     matches: Callable[[Record, str], bool]
-    name: Callable[[Record, str, int], Named]
+    name: Callable[[Record, str, int], NamedRecord]
 
 
 def layout_of(record: Record, file: str) -> str | None:
@@ -107,22 +107,22 @@ def _subset(file: str) -> str:
     return (named or directories or [_SPLIT.sub("", name)])[-1]
 
 
-def _llm_jp(record: Record, file: str, number: int) -> Named:
+def _llm_jp(record: Record, file: str, number: int) -> NamedRecord:
     meta = _meta(record)
     native = _plain(meta.get("id")) or _plain(meta.get("hexsha"))
     text = _text(record, "text")
-    return Named(source=_subset(file), document_id=native or f"{file}#{number}", native_id=native, text=text)
+    return NamedRecord(source=_subset(file), document_id=native or f"{file}#{number}", native_id=native, text=text)
 
 
-def _pile(record: Record, file: str, number: int) -> Named:
+def _pile(record: Record, file: str, number: int) -> NamedRecord:
     name = _plain(_meta(record).get("pile_set_name")) or "pile"
-    return Named(source=name, document_id=f"{file}#{number}", native_id=None, text=_text(record, "text"))
+    return NamedRecord(source=name, document_id=f"{file}#{number}", native_id=None, text=_text(record, "text"))
 
 
-def _dolma(record: Record, file: str, number: int) -> Named:
+def _dolma(record: Record, file: str, number: int) -> NamedRecord:
     native = _plain(record.get("id"))
     source, document_id = dolma_name(file, number, native)
-    return Named(
+    return NamedRecord(
         source=source,
         document_id=document_id,
         native_id=native,
@@ -131,16 +131,18 @@ def _dolma(record: Record, file: str, number: int) -> Named:
     )
 
 
-def _fineweb(record: Record, file: str, number: int) -> Named:
+def _fineweb(record: Record, file: str, number: int) -> NamedRecord:
     native = _plain(record.get("id"))
     source = _plain(record.get("dump")) or "fineweb"
-    return Named(source=source, document_id=native or f"{file}#{number}", native_id=native, text=_text(record, "text"))
+    return NamedRecord(
+        source=source, document_id=native or f"{file}#{number}", native_id=native, text=_text(record, "text")
+    )
 
 
-def _redpajama(record: Record, file: str, number: int) -> Named:
+def _redpajama(record: Record, file: str, number: int) -> NamedRecord:
     given = _plain(record.get("doc_id")) or f"{file}/{number if file.endswith('.parquet') else number - 1}"
     found = positional_id(given)
-    return Named(
+    return NamedRecord(
         source="redpajama-v2",
         document_id=found or f"{file}#{number}",
         native_id=_plain(record.get("doc_id")),
@@ -148,9 +150,11 @@ def _redpajama(record: Record, file: str, number: int) -> Named:
     )
 
 
-def _dclm(record: Record, file: str, number: int) -> Named:
+def _dclm(record: Record, file: str, number: int) -> NamedRecord:
     native = _plain(_meta(record, "metadata").get("WARC-Record-ID"))
-    return Named(source="dclm", document_id=native or f"{file}#{number}", native_id=native, text=_text(record, "text"))
+    return NamedRecord(
+        source="dclm", document_id=native or f"{file}#{number}", native_id=native, text=_text(record, "text")
+    )
 
 
 def _is_llm_jp_path(file: str) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.corpora.files import CorpusFile, FileRead, Problems, list_files, records_of
-from indexer.corpora.layouts import LAYOUTS, Named, layout_of
+from indexer.corpora.layouts import LAYOUTS, NamedRecord, layout_of
 from train_hooks.export_format.errors import InputError
 
 __all__ = ["CorpusDocument", "CorpusReader"]
@@ -81,7 +81,7 @@ class CorpusReader:
             try:
                 if layout is None:
                     raise ValueError(f"expected a record of {', '.join(LAYOUTS)}, found keys {', '.join(record)[:200]}")
-                named: Named = LAYOUTS[layout].name(record, file.name, number)
+                named: NamedRecord = LAYOUTS[layout].name(record, file.name, number)
             except ValueError as error:
                 self.problems.add(f"{file.name} {what} {number}: {error}")
                 continue

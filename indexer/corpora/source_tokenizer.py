@@ -6,7 +6,6 @@ text counts as one, whether the tokenizer puts special tokens around each text, 
 token may follow, the separator, whichever it is.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from indexer.durable import sha256_of_file
 from indexer.tokenizer.tokenizer import open_tokenizer
 from train_hooks.export_format.errors import RunError
 from train_hooks.export_format.reading.reader import RunReader
@@ -39,7 +39,7 @@ class SourceTokenizer:
         """Raises RunError where `path` is no tokenizer.json."""
         self._plain, self._spelled = open_tokenizer(path), open_tokenizer(path)
         self._spelled.encode_special_tokens = True
-        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.sha256 = sha256_of_file(path)
         added = self._plain.get_added_tokens_decoder()
         self.specials = frozenset(
             token_id

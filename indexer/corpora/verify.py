@@ -83,11 +83,11 @@ class Expected:
         fits = not len(ids) or int(ids.max()) <= np.iinfo(dtype).max
         return cls(ids=ids, tokens=ids.astype(dtype), fits=fits)
 
-    def gives(self, claim: "_Claim", specials: frozenset[int]) -> bool:
+    def matches(self, claim: "_Claim", specials: frozenset[int]) -> bool:
         """Whether a segment's tokens stand at its offset, or anywhere if that is not known; a special token may follow."""
         if not self.fits:
             return False
-        return any(self._gives_at(claim, place, specials) for place in self._places(claim))
+        return any(self._matches_at(claim, place, specials) for place in self._places(claim))
 
     def _places(self, claim: "_Claim") -> Sequence[int]:
         if claim.offset >= 0:
@@ -96,7 +96,7 @@ class Expected:
         found = [int(place) for place in places if place + claim.length <= len(self.tokens) + 1]
         return [*found, len(self.tokens)] if claim.length == 1 else found  # the separator alone
 
-    def _gives_at(self, claim: "_Claim", place: int, specials: frozenset[int]) -> bool:
+    def _matches_at(self, claim: "_Claim", place: int, specials: frozenset[int]) -> bool:
         part = self.tokens[place : place + claim.length]
         if len(part) == claim.length - 1 and place + len(part) == len(self.tokens) and claim.last in specials:
             part = np.append(part, np.array(claim.last, part.dtype))
@@ -113,12 +113,12 @@ class _Claim:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Way:
-    """A document tokenized in one way, and which of some claims that gives."""
+class _Tokenized:
+    """A document tokenized in one way, and which of some claims that matches."""
 
     how: str
     ids: Ids
-    gives: npt.NDArray[np.bool_]
+    matches: npt.NDArray[np.bool_]
 
 
 class _Comparison:
@@ -155,18 +155,18 @@ class _Comparison:
     def _compare_document(self, document: CorpusDocument, claims: npt.NDArray[np.void], plain: Ids) -> None:
         """Holds all claims against one way, that which gives most of them: two would hide an edit that makes up their shift."""
         indices = np.flatnonzero(claims["state"] != EQUAL)
-        best = _Way(how=PLAIN, ids=plain, gives=self._gives(claims, indices, plain))
+        best = _Tokenized(how=PLAIN, ids=plain, matches=self._matching(claims, indices, plain))
         first = next(iter(claims["first"][claims["offset"] == 0].tolist()), None)
-        for how, ids in () if best.gives.all() else self._tokenizer.ways(document.text, first):
-            way = _Way(how=how, ids=ids, gives=self._gives(claims, indices, ids))
-            best = max(best, way, key=lambda way: (int(way.gives.sum()), self._ways[way.how]))
-            if best.gives.all():
+        for how, ids in () if best.matches.all() else self._tokenizer.ways(document.text, first):
+            way = _Tokenized(how=how, ids=ids, matches=self._matching(claims, indices, ids))
+            best = max(best, way, key=lambda way: (int(way.matches.sum()), self._ways[way.how]))
+            if best.matches.all():
                 break
-        self._ways[best.how] += int(best.gives.sum())
-        for index in indices[best.gives].tolist():
+        self._ways[best.how] += int(best.matches.sum())
+        for index in indices[best.matches].tolist():
             claims["state"][index] = EQUAL
             self._different.pop(_name(claims[index]), None)
-        self._explain(document, claims, indices[~best.gives], best.ids)
+        self._explain(document, claims, indices[~best.matches], best.ids)
 
     def _explain(
         self, document: CorpusDocument, claims: npt.NDArray[np.void], rest: npt.NDArray[np.int64], ids: Ids
@@ -180,11 +180,13 @@ class _Comparison:
                 finding = explain_difference(document, row, int(claim["segment"]), ids, self._tokenizer, self._own)
                 self._different[_name(claim)] = finding
 
-    def _gives(self, claims: npt.NDArray[np.void], indices: npt.NDArray[np.int64], ids: Ids) -> npt.NDArray[np.bool_]:
+    def _matching(
+        self, claims: npt.NDArray[np.void], indices: npt.NDArray[np.int64], ids: Ids
+    ) -> npt.NDArray[np.bool_]:
         """Which of the claims at `indices` the tokens of their document give."""
         expected = Expected.of(ids, self._run.info.token_dtype)
         known: dict[_Claim, bool] = {}
-        gives = []
+        matches = []
         for index in indices.tolist():
             stored = claims[index]
             claim = _Claim(
@@ -192,9 +194,9 @@ class _Comparison:
                 last=int(stored["last"]), digest=stored["digest"].tobytes(),
             )  # fmt: skip
             if claim not in known:
-                known[claim] = expected.gives(claim, self._tokenizer.specials)
-            gives.append(known[claim])
-        return np.array(gives, np.bool_)
+                known[claim] = expected.matches(claim, self._tokenizer.specials)
+            matches.append(known[claim])
+        return np.array(matches, np.bool_)
 
     def _result(self) -> CorpusReport:
         segments, tokens, documents = (np.zeros(3, np.int64) for _ in range(3))

@@ -3,8 +3,8 @@
 Rules:
 
 1. A shard that does not have the document costs two binary searches in its document index; metadata is read of the others.
-2. Exposures stand in address order. A page begins behind its cursor, `ADDRESS:START`, the place of the last exposure before
-   it, which means the same in every generation.
+2. Exposures stand in address order. A page begins behind its cursor, which holds the address and the start of the last
+   exposure before it: that means the same in every generation.
 3. Segments that are listed are compared with the hashed metadata, and with text hashed against their leaf.
 4. What is hidden (`Selection.visibility`) is in no number, and its text is U+2588 for each token.
 5. The export does not say how long a document is: `end_token` is how far it was seen, not its end.
@@ -21,19 +21,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from indexer.coverage import Coverage, coverage_of
+from indexer.cursor import CursorError, decode_cursor, encode_cursor
 from indexer.documents.token_ranges import covered, overlap, times_covered
-from indexer.missing_names.near_names import no_such_document
+from indexer.limits import MAX_LIMIT
+from indexer.not_found import document_not_found_error
+from indexer.plain_data import plain_data
 from indexer.reader import IndexReader
 from indexer.selection.rows import Selection, select_of_shard
 from indexer.selection.visibility import Visibility
 from indexer.storage.document_index import document_key
 from indexer.storage.shard import Shard, ShardDamage
-from train_hooks.export_format.errors import QueryError
+from train_hooks.export_format.errors import InputError, QueryError
 from train_hooks.export_format.records import Segment, SequenceAddress
 
 __all__ = ["DocumentHistory", "Exposure", "document_history"]
 
-MAX_LIMIT, MAX_RANGES = 1000, 1000
+MAX_RANGES = 1000
+CURSOR_NAME, CURSOR_VERSION = "document", 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,23 +58,16 @@ class Exposure:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DocumentHistory:
+class DocumentHistory(Coverage):
     """What training saw of a document, in the selected steps; `exposures` is one page of `num_exposures`.
 
-    num_steps: a step that a later attempt ran again counts twice, if both are selected. num_tokens_seen: with repeats;
-    num_tokens_distinct: tokens of the document seen at least once. end_token: the end of the furthest part seen. ranges:
-    token ranges [start, end) of the document that were seen, the first MAX_RANGES of them. times_seen: (how often, number of
-    tokens seen so often). next: cursor of the next page, None after the last.
+    truncated: exposures follow this page, or token ranges are left out. num_steps: a step that a later attempt ran again
+    counts twice, if both are selected. num_tokens_seen: with repeats; num_tokens_distinct: tokens of the document seen at
+    least once. end_token: the end of the furthest part seen. ranges: token ranges [start, end) of the document that were
+    seen, the first MAX_RANGES of them. times_seen: (how often, number of tokens seen so often). next: cursor of the next
+    page, None after the last.
     """
 
-    run_id: str
-    generation: int
-    shards_total: int
-    shards_searched: int
-    shards_failed: int
-    failures: tuple[str, ...]
-    took_ms: float
-    count_relation: str
     source: str
     document_id: str
     selection: Selection
@@ -86,20 +84,14 @@ class DocumentHistory:
     exposures: tuple[Exposure, ...]
     next: str | None
 
-    @property
-    def truncated(self) -> bool:
-        """Whether something is left out: exposures after this page, or token ranges."""
-        return self.next is not None or len(self.ranges) == MAX_RANGES
-
     def to_json(self) -> dict[str, Any]:
         """Plain data; sequence addresses are texts."""
-        document = dataclasses.asdict(self)
+        document: dict[str, Any] = plain_data(dataclasses.replace(self, selection=Selection()))
         del document["selection"]
         for exposure, plain in zip(self.exposures, document["exposures"], strict=True):
-            plain |= {"address": str(exposure.address), "global_step": exposure.address.global_step}
-            plain["dp_rank"] = exposure.address.dp_rank
+            plain["global_step"], plain["dp_rank"] = exposure.address.global_step, exposure.address.dp_rank
             del plain["segment"]["loss"]  # it is in the catalog
-        return {**document, "truncated": self.truncated}
+        return document
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,7 +126,7 @@ def document_history(
     chosen = dataclasses.replace(selection or Selection(), source=None, document_id=None)
     cursor = None if after is None else _parse_cursor(after)
     named = (source, document_id)
-    return reader.of_sound_shards(lambda: _history(reader, named, chosen, limit, cursor, with_text, started))
+    return reader.retry_without_damaged(lambda: _history(reader, named, chosen, limit, cursor, with_text, started))
 
 
 def _history(
@@ -159,15 +151,10 @@ def _history(
     page = _page(found, skipped, limit)
     exposures = tuple(_exposures(reader, document, page, _seen_before(found, skipped), visibility, with_text))
     last = exposures[-1] if exposures else None
+    are_more = skipped + len(exposures) < total
+    after = _cursor_after(last) if are_more and last is not None else None
+    truncated = are_more or len(union) > MAX_RANGES
     return DocumentHistory(
-        run_id=reader.info.run_id,
-        generation=reader.generation.number,
-        shards_total=len(reader.generation.shards),
-        shards_searched=len(reader.shards),
-        shards_failed=len(reader.failed),
-        failures=tuple(reader.failed),
-        took_ms=round((time.perf_counter() - started) * 1e3, 3),
-        count_relation="gte" if reader.failed else "eq",
         source=document[0],
         document_id=document[1],
         selection=selection,
@@ -182,7 +169,8 @@ def _history(
         ranges=tuple((start, end) for start, end in union[:MAX_RANGES].tolist()),
         times_seen=times_covered(ranges),
         exposures=exposures,
-        next=None if last is None or skipped + len(exposures) == total else f"{last.address}:{last.segment.start}",
+        next=after,
+        **coverage_of(reader, shards_searched=len(reader.shards), truncated=truncated, started_s=started).fields(),
     )
 
 
@@ -243,21 +231,26 @@ def _raise_not_found(
             f"document {document[0]} / {document[1]} is in none of the selected steps, and {elsewhere:,} times in others; "
             "choose more steps, or all (--all-steps)"
         )
-    raise no_such_document(reader, document, visibility)
+    raise document_not_found_error(reader, document, visibility)
+
+
+def _cursor_after(exposure: Exposure) -> str:
+    return encode_cursor(CURSOR_NAME, CURSOR_VERSION, (str(exposure.address), exposure.segment.start))
 
 
 def _parse_cursor(text: str) -> tuple[SequenceAddress, int]:
-    address, _, start = text.rpartition(":")
-    if not start.isdecimal():
-        raise QueryError(f"after: expected a cursor such as run/a1/s120/r3/m0/q5:64, found {text!r}")
-    return SequenceAddress.parse(address), int(start)
+    address, start = decode_cursor(text, CURSOR_NAME, CURSOR_VERSION, [(str, int)])
+    try:
+        return SequenceAddress.parse(str(address)), int(start)
+    except InputError as error:
+        raise CursorError(f"cursor: {error}") from error
 
 
 def _num_before(found: Sequence[_Found], cursor: tuple[SequenceAddress, int]) -> int:
     """How many exposures stand at the cursor or before it."""
     address, start = cursor
     if address.run_id != found[0].shard.info.run_id:
-        raise QueryError(f"after: expected a cursor of run {found[0].shard.info.run_id}, found {address}:{start}")
+        raise CursorError(f"cursor: expected one of run {found[0].shard.info.run_id}, found one of {address}")
     total = 0
     for item in found:
         info, ordinals = item.shard.info, item.places["ordinal"]
@@ -266,7 +259,7 @@ def _num_before(found: Sequence[_Found], cursor: tuple[SequenceAddress, int]) ->
         elif info.attempt == address.attempt and info.first_step <= address.global_step:
             ordinal = item.shard.ordinal_of(address)
             if ordinal is None:
-                raise QueryError(f"after: run {info.run_id} holds no sequence {address}")
+                raise CursorError(f"cursor: run {info.run_id} holds no sequence {address}")
             total += int(
                 np.count_nonzero((ordinals < ordinal) | ((ordinals == ordinal) & (item.places["start"] <= start)))
             )

@@ -7,21 +7,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from indexer.importers.frames import write_frames
 from indexer.importers.new_export import new_export
 from train_hooks.export_format.acknowledgement import AckKind
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.filesystem import OsFileSystem
-from train_hooks.export_format.paths import ExportPaths
 from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.records import Row, RunInfo, Segment, StepStatus
 from train_hooks.export_format.tensors import encode_tensor
 from train_hooks.export_format.writing.attempts import RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.writing.frames import Frame, FrameMaker
-from train_hooks.export_format.writing.writer import RankWriter
 
 __all__ = ["Recomputed", "RecomputedRow", "write_recomputed"]
-
-GROUP_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,22 +63,20 @@ def write_recomputed(
         run = open_or_create_run(OsFileSystem(), made, spec)
         attempt = claim_attempt(OsFileSystem(), made, run, num_writers=num_ranks, resume=None, config={})
         secret = RunReader(made).secret()
-        directory = ExportPaths(made).attempt_dir(attempt.attempt)
         num_rows = num_without_documents = 0
-        for rank in range(num_ranks):
-            writer = RankWriter(OsFileSystem(), directory, run, attempt, rank)
-            group: list[Frame] = []
-            for frame in _frames(run, FrameMaker(attempt, rank, secret), rank, num_steps, rows_of):
-                group.append(frame)
+
+        def counted(frames: Iterable[Frame], rank: int) -> Iterator[Frame]:
+            nonlocal num_rows, num_without_documents
+            for frame in frames:
                 num_rows += len(frame.rows)
                 num_without_documents += sum(not any(part.document_id for part in row.segments) for row in frame.rows)
-                if sum(len(item.rows) for item in group) >= GROUP_ROWS:
-                    writer.append(group)
-                    group = []
+                yield frame
                 if progress is not None:
                     progress(rank * num_steps + frame.global_step, num_ranks * num_steps)
-            writer.append(group)
-            writer.close()
+
+        for rank in range(num_ranks):
+            frames = _frames(run, FrameMaker(attempt, rank, secret), rank, num_steps, rows_of)
+            write_frames(made, run, attempt, rank, counted(frames, rank))
     return Recomputed(
         run_id=run.run_id,
         num_steps=num_steps,

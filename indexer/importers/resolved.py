@@ -6,7 +6,6 @@ steps, addresses, tokens, tensors and records; another secret, other leaves. Seg
 origin says what was done.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from indexer.durable import sha256_of
+from indexer.importers.frames import write_frames
 from indexer.importers.new_export import check_end_of_document, new_export
 from train_hooks.export_format.acknowledgement import AckKind
 from train_hooks.export_format.boundaries import segments_by_eos, segments_by_lengths
@@ -28,11 +29,8 @@ from train_hooks.export_format.removal import removal_of
 from train_hooks.export_format.tensors import as_current_tensor, bits_dtype, decode_tensor, encode_tensor
 from train_hooks.export_format.writing.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.writing.frames import Frame, FrameMaker
-from train_hooks.export_format.writing.writer import RankWriter
 
 __all__ = ["Boundaries", "ResolvedExport", "resolve_export"]
-
-GROUP_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +96,7 @@ def resolve_export(
 def _origin(run: RunReader, boundaries: Boundaries) -> Origin:
     before = origin_of(run.info)
     cut = f"token {boundaries.eos}" if boundaries.eos is not None else f"the lengths in {boundaries.lengths}"
-    original = hashlib.sha256(run.file_system.read(run.paths.run_json)).hexdigest()
+    original = sha256_of(run.file_system.read(run.paths.run_json))
     details = {**before.details, "original_run_json_sha256": original}
     return replace(before, what=f"{before.what}; documents told apart afterwards, by {cut}", details=details)
 
@@ -127,7 +125,9 @@ class _Copy:
                 continue
             claimed = self._claim(attempts[number].info)
             for log in logs[number].values():
-                self._write(attempts[number], claimed, log)
+                make = FrameMaker(claimed, log.dp_rank, self._secret)
+                frames = self._frames(attempts[number], make, log)
+                write_frames(self._run_dir, self._copy, claimed, log.dp_rank, frames)
         return ResolvedExport(
             run_id=self._copy.run_id,
             num_rows=self._num_rows,
@@ -145,18 +145,6 @@ class _Copy:
                 evidence=info.default_evidence, tensor_evidence=info.default_tensor_evidence, matched=info.default_matched
             ),
         )  # fmt: skip
-
-    def _write(self, attempt: AttemptReader, claimed: AttemptInfo, log: WriterLog) -> None:
-        directory = ExportPaths(self._run_dir).attempt_dir(claimed.attempt)
-        writer = RankWriter(OsFileSystem(), directory, self._copy, claimed, log.dp_rank)
-        group: list[Frame] = []
-        for frame in self._frames(attempt, FrameMaker(claimed, log.dp_rank, self._secret), log):
-            group.append(frame)
-            if len(group) + sum(len(item.rows) for item in group) >= GROUP_ROWS:
-                writer.append(group)
-                group = []
-        writer.append(group)
-        writer.close()
 
     def _frames(self, attempt: AttemptReader, make: FrameMaker, log: WriterLog) -> Iterator[Frame]:
         for file in log.files:

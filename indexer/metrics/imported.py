@@ -11,7 +11,6 @@ its `origin`. The export is not touched, and an index that is thrown away finds 
 4. Numbers of steps that are not indexed are kept, and shown once they are.
 """
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from indexer.durable import replaced_file, sha256_of, sha256_of_file
 from indexer.metrics.files import read_csv, read_json_lines
 from indexer.metrics.rows import METRIC_SCHEMA, MetricRows
 from indexer.metrics.tensorboard import looks_like_events, read_events
@@ -80,9 +80,7 @@ def _event_files(path: Path) -> Iterator[Path]:
 
 def _import(paths: IndexPaths, path: Path, step_offset: int) -> ImportedFile:
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        identity = {b"kiseki.sha256": digest.encode(), b"kiseki.step_offset": str(step_offset).encode()}
+        identity = {b"kiseki.sha256": sha256_of_file(path).encode(), b"kiseki.step_offset": str(step_offset).encode()}
         for stored in _stored(paths):
             if identity.items() <= (pq.read_schema(stored).metadata or {}).items():
                 table = pq.read_table(stored)
@@ -95,7 +93,7 @@ def _import(paths: IndexPaths, path: Path, step_offset: int) -> ImportedFile:
         raise InputError(f"{path}: expected metrics by step, found none{why}")
     origin = str(path.resolve())
     table = rows.table(step_offset).replace_schema_metadata({**identity, b"kiseki.origin": origin.encode()})
-    _store(paths.imported_metrics / f"{hashlib.sha256(origin.encode()).hexdigest()[:16]}.parquet", table)
+    _store(paths.imported_metrics / f"{sha256_of(origin.encode())[:16]}.parquet", table)
     return _report(table, rows, known=False)
 
 
@@ -110,14 +108,8 @@ def _reader_of(path: Path) -> Callable[[Path], MetricRows]:
 def _store(path: Path, table: pa.Table) -> None:
     path.parent.mkdir(exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}")
-    try:
-        with unfinished.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.rename(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replaced_file(path, unfinished=unfinished) as file:
+        pq.write_table(table, file, compression="zstd")
 
 
 def _stored(paths: IndexPaths) -> list[Path]:

@@ -1,20 +1,23 @@
-"""Where a page of a search ends, as text that asks for the next one.
+"""Where a page of a search ends.
 
 Sorted by relevance, a cursor is an offset, since scores have no place of their own; it is bounded. Sorted by step, it is the
 last hit's place, and the next page begins there however far it is. A cursor holds for the question and the generation that
 it came from.
 """
 
-import hashlib
 from dataclasses import dataclass
+from typing import cast
 
-from train_hooks.export_format.errors import QueryError
+from indexer.cursor import CursorError, Values, decode_cursor, encode_cursor
 
-__all__ = ["Cursor", "Place"]
+__all__ = ["HitPlace", "SearchCursor"]
+
+NAME, VERSION = "search", 1
+OFFSET_ALONE, WITH_PLACE = (int, str, int), (int, str, int, int, str, int)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
-class Place:
+class HitPlace:
     """A hit's place in the order of steps; shards of one step by name, that is by attempt."""
 
     global_step: int
@@ -23,37 +26,30 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Cursor:
+class SearchCursor:
     """offset: hits before this page. after: the hit before it, where hits are sorted by step."""
 
     offset: int = 0
-    after: Place | None = None
+    after: HitPlace | None = None
 
-    def text(self, generation: int, question: str) -> str:
-        """The cursor for a client."""
-        place = "" if self.after is None else f".{self.after.global_step}.{self.after.unit}.{self.after.shard}"
-        return f"{generation}.{_digest(question)}.{self.offset}{place}"
+    def encode(self, generation: int, question: str) -> str:
+        """The cursor for a client. question: a fingerprint of it."""
+        place: Values = () if self.after is None else (self.after.global_step, self.after.shard, self.after.unit)
+        return encode_cursor(NAME, VERSION, (generation, question, self.offset, *place))
 
     @classmethod
-    def of_text(cls, text: str, generation: int, question: str) -> "Cursor":
-        """Raises QueryError for a cursor of another question or generation, or none at all."""
-        parts = text.split(".")
-        numbers = (parts[0], *parts[2:5])
-        if len(parts) not in (3, 6) or not all(_is_number(part) for part in numbers):
-            raise QueryError(f"cursor: expected one that a search gave, found {text[:60]!r}")
-        if int(parts[0]) != generation:
-            raise QueryError(
-                f"cursor: it is of generation {parts[0]}, the index is now at {generation}; search again from the start"
+    def decode(cls, text: str, generation: int, question: str) -> "SearchCursor":
+        """Raises CursorError for a cursor of another question or generation, or none at all."""
+        values = decode_cursor(text, NAME, VERSION, [OFFSET_ALONE, WITH_PLACE])
+        of_generation, of_question, offset, *place = values
+        if of_generation != generation:
+            raise CursorError(
+                f"cursor: it is of generation {of_generation}, the index is now at {generation}; search again from the start"
             )
-        if parts[1] != _digest(question):
-            raise QueryError("cursor: it is of another query, sort or selection; search again from the start")
-        after = None if len(parts) == 3 else Place(global_step=int(parts[3]), unit=int(parts[4]), shard=parts[5])
-        return cls(offset=int(parts[2]), after=after)
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) < 19
-
-
-def _digest(question: str) -> str:
-    return hashlib.sha256(question.encode()).hexdigest()[:12]
+        if of_question != question:
+            raise CursorError("cursor: it is of another query, sort or selection; search again from the start")
+        after = None
+        if place:
+            global_step, shard, unit = cast("tuple[int, str, int]", tuple(place))
+            after = HitPlace(global_step=global_step, shard=shard, unit=unit)
+        return cls(offset=cast("int", offset), after=after)

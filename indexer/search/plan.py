@@ -21,10 +21,10 @@ from indexer.search.query.patterns import Gram, Pattern, PatternMaker
 from indexer.search.query.records import Node, NumberRange, Value, leaves
 from indexer.search.visibility import visible_query
 from indexer.selection.rows import Selection, step_interval
-from indexer.selection.visibility import EVERYTHING
+from indexer.selection.visibility import EVERYTHING, Visibility
 from indexer.storage.shard import Shard, ShardDamage
+from indexer.trace.counts import count_in_all_shards
 from indexer.trace.input import as_if_after_space
-from indexer.trace.ngrams import count_of_ngram, units_of_ngram
 from train_hooks.export_format.errors import QueryError
 
 __all__ = ["Question", "ShardQuery", "ask_shards", "plan", "question_of"]
@@ -86,6 +86,31 @@ def _patterns(reader: IndexReader, node: Node, query: str) -> dict[Node, Sequenc
 
 def plan(reader: IndexReader, question: Question) -> tuple[list[ShardQuery], tuple[int, ...]]:
     """The shards to ask and what, and the edges of the bins of steps."""
+    statistics = _statistics(reader, question)
+    chosen = _selected_shards(reader, question.selection)
+    queries = _side_by_side(
+        reader, chosen, lambda item: item[0], lambda item: _query_of_shard(question, statistics, *item)
+    )
+    if not chosen:
+        return queries, ()
+    return queries, step_edges(min(steps[0] for _, steps in chosen), max(steps[1] for _, steps in chosen))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Statistics:
+    """What scores and queries need of every shard, selected or not. Mappings by shard name, but for gram_scores.
+
+    in_shards: how often each term occurs. in_index: the same over all shards, of what may be seen. visible: the clause
+    that leaves what may be seen, None where that is everything.
+    """
+
+    in_shards: Mapping[str, Frequencies]
+    in_index: Frequencies
+    visible: Mapping[str, tantivy.Query | None]
+    gram_scores: Mapping[Gram, float]
+
+
+def _statistics(reader: IndexReader, question: Question) -> _Statistics:
     patterns = {pattern for found in question.patterns.values() for pattern in found}
     terms = {
         term for pattern in patterns if isinstance(pattern, Pattern) and pattern.is_exact for term in pattern.terms
@@ -94,44 +119,53 @@ def plan(reader: IndexReader, question: Question) -> tuple[list[ShardQuery], tup
         shard.info.name: counted for shard, counted in zip(reader.shards, _counted(reader, terms), strict=True)
     }
     visibility = reader.visible_under(question.selection.visibility)
-    seen = {shard.info.name: visible_query(reader, shard, visibility) for shard in reader.shards}
-    visible = in_shards if visibility == EVERYTHING else _visible_counts(reader, terms, seen)
+    visible = {shard.info.name: visible_query(reader, shard, visibility) for shard in reader.shards}
+    visible_counts = in_shards if visibility == EVERYTHING else _visible_counts(reader, terms, visible)
     in_index = Frequencies(
-        num_documents=sum(counted.num_documents for counted in visible.values()),
-        of_term={term: sum(counted.of_term[term] for counted in visible.values()) for term in terms},
+        num_documents=sum(counted.num_documents for counted in visible_counts.values()),
+        of_term={term: sum(counted.of_term[term] for counted in visible_counts.values()) for term in terms},
     )
-    everything = Selection(lineage="all", visibility=question.selection.visibility)
-    scores = {
-        gram: in_index.idf(min(in_index.num_documents, count_of_ngram(reader, gram.token_ids, everything).count))
-        for gram in patterns
-        if isinstance(gram, Gram)
-    }
-    intervals = [(shard, step_interval(shard, question.selection, reader.canonical)) for shard in reader.shards]
-    chosen = [(shard, steps) for shard, steps in intervals if steps is not None]
+    grams = [pattern for pattern in patterns if isinstance(pattern, Gram)]
+    scores = _gram_scores(reader, grams, in_index, question.selection.visibility)
+    return _Statistics(in_shards=in_shards, in_index=in_index, visible=visible, gram_scores=scores)
 
-    def made(item: tuple[Shard, tuple[int, int]]) -> ShardQuery:
-        shard, steps = item
-        compiler = ShardCompiler(
-            schema=shard.full_text.schema,
-            attempt=shard.info.attempt,
-            patterns=question.patterns,
-            grams=_grams(shard, scores, steps),
-            in_shard=in_shards[shard.info.name],
-            in_index=in_index,
-        )
-        filters = list(_filters(shard, steps, question.selection))
-        if (visible_part := seen[shard.info.name]) is not None:
-            filters.append(visible_part)
-        return ShardQuery(shard=shard, query=filtered(compiler.compile(question.node), filters))
 
-    plans = _side_by_side(reader, chosen, lambda item: item[0], made)
-    if not chosen:
-        return plans, ()
-    return plans, step_edges(min(steps[0] for _, steps in chosen), max(steps[1] for _, steps in chosen))
+def _gram_scores(
+    reader: IndexReader, grams: Sequence[Gram], in_index: Frequencies, visibility: Visibility
+) -> dict[Gram, float]:
+    everything, most = Selection(lineage="all", visibility=visibility), in_index.num_documents
+    counts = {gram: count_in_all_shards(reader, gram.token_ids, everything).count for gram in grams}
+    return {gram: in_index.idf(min(most, count)) for gram, count in counts.items()}
+
+
+def _selected_shards(reader: IndexReader, selection: Selection) -> list[tuple[Shard, tuple[int, int]]]:
+    """The shards that a selection takes steps of, each with the first and the last of them."""
+    found = [(shard, step_interval(shard, selection, reader.canonical)) for shard in reader.shards]
+    return [(shard, steps) for shard, steps in found if steps is not None]
+
+
+def _query_of_shard(question: Question, statistics: _Statistics, shard: Shard, steps: tuple[int, int]) -> ShardQuery:
+    compiler = ShardCompiler(
+        schema=shard.full_text.schema,
+        attempt=shard.info.attempt,
+        patterns=question.patterns,
+        grams=_grams(shard, statistics.gram_scores, steps),
+        in_shard=statistics.in_shards[shard.info.name],
+        in_index=statistics.in_index,
+    )
+    filters = list(_filters(shard, steps, question.selection))
+    visible = statistics.visible[shard.info.name]
+    if visible is not None:
+        filters.append(visible)
+    return ShardQuery(shard=shard, query=filtered(compiler.compile(question.node), filters))
 
 
 def _grams(shard: Shard, scores: Mapping[Gram, float], steps: tuple[int, int]) -> dict[Gram, FoundGram]:
     """Where n-grams stand in the steps of a shard, the first and the last of which are given."""
+    if not scores:
+        return {}
+    from indexer.trace.ngrams import units_of_ngram  # it loads numba, which a search without n-grams does not need
+
     begin, end = (int(ordinal) for ordinal in np.searchsorted(shard.steps, [steps[0], steps[1] + 1]))
     return {
         gram: FoundGram(units=units_of_ngram(shard.spans, shard.units, gram.token_ids, begin, end), score=score)
@@ -149,12 +183,12 @@ def _counted(reader: IndexReader, terms: set[str]) -> list[Frequencies]:
 
 
 def _visible_counts(
-    reader: IndexReader, terms: set[str], seen: Mapping[str, tantivy.Query | None]
+    reader: IndexReader, terms: set[str], visible: Mapping[str, tantivy.Query | None]
 ) -> dict[str, Frequencies]:
     """How many visible segments there are, and hold each term, by shard name."""
 
     def counted(shard: Shard) -> Frequencies:
-        index, filters = shard.full_text, [query for query in (seen[shard.info.name],) if query is not None]
+        index, filters = shard.full_text, [query for query in (visible[shard.info.name],) if query is not None]
 
         def number(query: tantivy.Query) -> int:
             return index.first(filtered(query, filters), 0, last=False)[0]

@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from indexer.coverage import Coverage
+from indexer.plain_data import plain_data
 from indexer.selection.rows import Selection
 from train_hooks.export_format.records import Segment, SequenceAddress
 
@@ -57,35 +59,25 @@ class Facets:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SearchResult:
+class SearchResult(Coverage):
     """The answer to one search, with what it was asked of. count: matching segments, of which `hits` is one page.
 
-    count_relation: "gte" where a shard failed. next_cursor: asks for the page after this one; None on the last one.
+    next_cursor: asks for the page after this one; None on the last one.
     """
 
-    run_id: str
-    generation: int
-    shards_total: int
-    shards_searched: int
-    shards_failed: int
-    failures: tuple[str, ...]
-    took_ms: float
-    truncated: bool
     query: str
     sort: str
     selection: Selection
     count: int
-    count_relation: str
     hits: tuple[SearchHit, ...]
     next_cursor: str | None
     facets: Facets | None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; sequence addresses are texts. What is hidden from the asker is not named."""
-        document = dataclasses.asdict(dataclasses.replace(self, selection=Selection()))
+        document: dict[str, Any] = plain_data(dataclasses.replace(self, selection=Selection()))
         document["selection"] = self.selection.to_json()
         for hit, plain in zip(self.hits, document["hits"], strict=True):
-            plain["address"] = str(hit.address)
             plain["global_step"] = hit.address.global_step
             plain["dp_rank"] = hit.address.dp_rank
             if plain["segment"] is not None:

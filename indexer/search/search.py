@@ -13,13 +13,15 @@ Counts are of segments, and exact. A shard that turns out to be damaged is left 
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import tantivy
 
+from indexer.coverage import coverage_of
+from indexer.cursor import fingerprint
 from indexer.fulltext.engine import FullTextHit
+from indexer.limits import MAX_LIMIT, Sort
 from indexer.reader import IndexReader
-from indexer.search.cursor import Cursor, Place
+from indexer.search.cursor import HitPlace, SearchCursor
 from indexer.search.facets import facets_of, wanted_facets
 from indexer.search.plan import Question, ShardQuery, ask_shards, plan, question_of
 from indexer.search.query.compiler import filtered, numbers_query
@@ -30,11 +32,10 @@ from indexer.selection.rows import Selection
 from indexer.storage.shard import Shard
 from train_hooks.export_format.errors import QueryError
 
-__all__ = ["MAX_DEPTH_OF_PAGES", "MAX_LIMIT", "SearchOptions", "Sort", "search"]
+__all__ = ["MAX_DEPTH_OF_PAGES", "SearchOptions", "search"]
 
-MAX_LIMIT, MAX_DEPTH_OF_PAGES = 1000, 10_000
-Sort = Literal["relevance", "step", "step_desc"]
-Ranked = tuple[float | Place, Shard, FullTextHit]
+MAX_DEPTH_OF_PAGES = 10_000
+Ranked = tuple[float | HitPlace, Shard, FullTextHit]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,13 +61,15 @@ def search(reader: IndexReader, query: str, options: SearchOptions | None = None
     started = time.perf_counter()
     chosen = options or SearchOptions()
     question = question_of(reader, query, chosen.selection)
-    asked = repr((query, chosen.sort, chosen.selection))
-    cursor = Cursor() if chosen.cursor is None else Cursor.of_text(chosen.cursor, reader.generation.number, asked)
+    question_id = fingerprint(query, chosen.sort, chosen.selection)
+    cursor = SearchCursor()
+    if chosen.cursor is not None:
+        cursor = SearchCursor.decode(chosen.cursor, reader.generation.number, question_id)
     if chosen.sort == "relevance" and cursor.offset + chosen.limit > MAX_DEPTH_OF_PAGES:
         raise QueryError(
             f"by relevance the first {MAX_DEPTH_OF_PAGES:,} hits can be listed; sort by step to list them all, or ask for less"
         )
-    return reader.of_sound_shards(lambda: _search(reader, query, question, chosen, asked, cursor, started))
+    return reader.retry_without_damaged(lambda: _search(reader, query, question, chosen, question_id, cursor, started))
 
 
 def _search(
@@ -74,8 +77,8 @@ def _search(
     query: str,
     question: Question,
     options: SearchOptions,
-    asked: str,
-    cursor: Cursor,
+    question_id: str,
+    cursor: SearchCursor,
     started: float,
 ) -> SearchResult:
     plans, edges = plan(reader, question)
@@ -83,71 +86,60 @@ def _search(
     facets = _facets(reader, plans, edges) if options.facets else None
     patterns = question.highlighted()
     hits = tuple(_hit(reader, shard, hit, patterns) for _, shard, hit in ranked)
-    is_more = cursor.offset + len(hits) < count and bool(hits)
-    after = Cursor(offset=cursor.offset + len(hits), after=_place_of(ranked)) if is_more else None
+    truncated = cursor.offset + len(hits) < count
+    is_more = truncated and bool(hits)
+    after = SearchCursor(offset=cursor.offset + len(hits), after=_place_of(ranked)) if is_more else None
     return SearchResult(
-        run_id=reader.info.run_id,
-        generation=reader.generation.number,
-        shards_total=len(reader.generation.shards),
-        shards_searched=len(plans),
-        shards_failed=len(reader.failed),
-        failures=tuple(reader.failed),
-        truncated=cursor.offset + len(hits) < count,
         query=query,
         sort=options.sort,
         selection=options.selection,
         count=count,
-        count_relation="gte" if reader.failed else "eq",
         hits=hits,
-        next_cursor=None if after is None else after.text(reader.generation.number, asked),
+        next_cursor=None if after is None else after.encode(reader.generation.number, question_id),
         facets=facets,
-        took_ms=round((time.perf_counter() - started) * 1e3, 3),
+        **coverage_of(reader, shards_searched=len(plans), truncated=truncated, started_s=started).fields(),
     )
 
 
 def _ranked(
-    reader: IndexReader, plans: Sequence[ShardQuery], options: SearchOptions, cursor: Cursor
+    reader: IndexReader, plans: Sequence[ShardQuery], options: SearchOptions, cursor: SearchCursor
 ) -> tuple[int, list[Ranked]]:
     """(how many match in all, this page of them)."""
     if options.sort == "relevance":
         depth = cursor.offset + options.limit
-        found = ask_shards(reader, plans, lambda asked: asked.shard.full_text.best(asked.query, depth))
+        found = ask_shards(reader, plans, lambda item: item.shard.full_text.best(item.query, depth))
         ranked: list[Ranked] = [
-            (-(hit.score or 0.0), asked.shard, hit)
-            for asked, (_, hits) in zip(plans, found, strict=True)
-            for hit in hits
+            (-(hit.score or 0.0), item.shard, hit) for item, (_, hits) in zip(plans, found, strict=True) for hit in hits
         ]
         ranked.sort(key=lambda item: item[0])  # stable: by shard, then as the engine has them
         return sum(count for count, _ in found), ranked[cursor.offset : depth]
     is_last = options.sort == "step_desc"
 
-    def page(asked: ShardQuery) -> tuple[int, list[FullTextHit]]:
-        index = asked.shard.full_text
-        rest = filtered(asked.query, list(_after(asked.shard, cursor.after, is_last=is_last)))
+    def page(item: ShardQuery) -> tuple[int, list[FullTextHit]]:
+        index = item.shard.full_text
+        rest = filtered(item.query, list(_after(item.shard, cursor.after, is_last=is_last)))
         count, hits = index.first(rest, options.limit, last=is_last)
-        return (count if cursor.after is None else index.first(asked.query, 0)[0]), hits
+        return (count if cursor.after is None else index.first(item.query, 0)[0]), hits
 
     found = ask_shards(reader, plans, page)
     placed = [
-        (_place(asked.shard, hit), asked.shard, hit)
-        for asked, (_, hits) in zip(plans, found, strict=True)
-        for hit in hits
+        (_place(item.shard, hit), item.shard, hit) for item, (_, hits) in zip(plans, found, strict=True) for hit in hits
     ]
     placed.sort(key=lambda item: item[0], reverse=is_last)
     return sum(count for count, _ in found), list(placed[: options.limit])
 
 
-def _place(shard: Shard, hit: FullTextHit) -> Place:
+def _place(shard: Shard, hit: FullTextHit) -> HitPlace:
     step = int(shard.steps[shard.units.ordinal[hit.unit]])
-    return Place(global_step=step, shard=shard.info.name, unit=hit.unit)
+    return HitPlace(global_step=step, shard=shard.info.name, unit=hit.unit)
 
 
-def _place_of(ranked: Sequence[Ranked]) -> Place | None:
+def _place_of(ranked: Sequence[Ranked]) -> HitPlace | None:
     key = ranked[-1][0]
-    return key if isinstance(key, Place) else None
+    return key if isinstance(key, HitPlace) else None
 
 
-def _after(shard: Shard, place: Place | None, *, is_last: bool) -> Iterator[tantivy.Query]:
+def _after(shard: Shard, place: HitPlace | None, *, is_last: bool) -> Iterator[tantivy.Query]:
     """What leaves the hits after `place` alone; before it, where the last ones come first."""
     if place is None:
         return
@@ -165,7 +157,7 @@ def _facets(reader: IndexReader, plans: Sequence[ShardQuery], edges: tuple[int, 
     if not plans:
         return facets_of([], edges)
     wanted = wanted_facets(edges)
-    found = ask_shards(reader, plans, lambda asked: asked.shard.full_text.aggregate(asked.query, wanted))
+    found = ask_shards(reader, plans, lambda item: item.shard.full_text.aggregate(item.query, wanted))
     return facets_of(found, edges)
 
 

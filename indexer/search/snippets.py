@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.fulltext.terms import LocatedTerms, located_terms
+from indexer.marked_text import join_ranges
 from indexer.search.query.patterns import Gram, Pattern
 from indexer.search.records import Snippet
 
@@ -35,7 +36,7 @@ def snippet_of(tokens: npt.NDArray[np.integer], decode: Decode, patterns: Sequen
     start = _best_start(text, found)
     end = min(len(text), start + SNIPPET_CHARACTERS)
     inside = [(first, last) for first, last, _ in found if first < end and last > start]
-    return Snippet(text=text[start:end], start=start, highlights=_joined(inside, start, end))
+    return Snippet(text=text[start:end], start=start, highlights=join_ranges(inside, start, end))
 
 
 def _best_start(text: str, found: Sequence[tuple[int, int, int]]) -> int:
@@ -56,18 +57,6 @@ def _word_start(text: str, position: int) -> int:
         return 0
     space = text.find(" ", position - 1, position + BEFORE // 3)
     return position if space < 0 else space + 1
-
-
-def _joined(places: Sequence[tuple[int, int]], start: int, end: int) -> tuple[tuple[int, int], ...]:
-    """Overlapping and touching ones as one, cut to [start, end)."""
-    joined: list[tuple[int, int]] = []
-    for first, last in places:
-        first, last = max(first, start), min(last, end)
-        if joined and first <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(last, joined[-1][1]))
-        else:
-            joined.append((first, last))
-    return tuple(joined)
 
 
 def _places(

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
 
+from indexer.arrow_columns import equals
 from indexer.selection.visibility import EVERYTHING, Visibility, VisibleShard
 from indexer.spans.arrays import SpanArrays
 from indexer.spans.filters import Filter
@@ -64,7 +64,7 @@ class SelectedShard:
     The filter counts in units: sequences, or the stretches of one segment each with a source, a document or something
     hidden. `spans` has the units' boundaries in place of the sequences', and `unit_steps` i64 [num_units] the step of each
     unit, ascending. visible: None where nothing of the shard is hidden; else the filter passes hits that begin where it
-    is visible, and `of_length` those that are visible to their end.
+    is visible, and `for_hits_of_length` those that are visible to their end.
     """
 
     shard: Shard
@@ -72,15 +72,15 @@ class SelectedShard:
     filter: Filter
     unit_steps: npt.NDArray[np.int64]
     visible: VisibleShard | None = None
-    _of_length: dict[int, "SelectedShard"] = field(default_factory=dict, repr=False, compare=False)
+    _by_length: dict[int, "SelectedShard"] = field(default_factory=dict, repr=False, compare=False)
 
-    def of_length(self, length: int) -> "SelectedShard":
+    def for_hits_of_length(self, length: int) -> "SelectedShard":
         """The same for hits of `length` tokens, none of which is hidden."""
         if self.visible is None:
             return self
-        if length not in self._of_length:
-            self._of_length[length] = _visible_to_the_end(self, self.visible, length)
-        return self._of_length[length]
+        if length not in self._by_length:
+            self._by_length[length] = _visible_to_the_end(self, self.visible, length)
+        return self._by_length[length]
 
 
 def select_of_shard(
@@ -102,7 +102,7 @@ def select_of_shard(
 
 def _visible_to_the_end(item: SelectedShard, visible: VisibleShard, length: int) -> SelectedShard:
     """Each stretch ends where a hit that begins in it would run into something hidden."""
-    limits = visible.last_starts(length)
+    limits = visible.ends_of_starts(length)
     inside = limits[(limits > visible.starts[:-1]) & (limits < visible.starts[1:])]
     starts = np.insert(visible.starts, np.searchsorted(visible.starts, inside), inside)
     unit = np.searchsorted(visible.starts, starts[:-1], side="right") - 1
@@ -159,7 +159,7 @@ def _select_segments(
     chosen = np.ones(len(units.segment), np.bool_) if visible is None else visible.visible.copy()
     for name, wanted in (("source", selection.source), ("document_id", selection.document_id)):
         if wanted is not None:
-            same = np.asarray(pc.equal(shard.segments.column(name), wanted).to_numpy())
+            same = equals(shard.segments.column(name), wanted)
             chosen &= (units.segment >= 0) & (same[units.segment] if len(same) else False)
     if passing is not None:
         chosen &= passing[units.ordinal]

@@ -7,14 +7,13 @@ down must not come back by an accident. Tokens stay in export and index until `i
 
 import dataclasses
 import fcntl
-import os
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
+from indexer.durable import replace_file
 from indexer.selection.visibility import EVERYTHING, Visibility
 from indexer.storage.paths import IndexPaths
 from train_hooks.export_format.errors import DamageError, InputError
@@ -146,24 +145,7 @@ class TombstoneFile:
 
     def _write(self, tombstones: Sequence[Tombstone]) -> None:
         document = {"format": FORMAT, "tombstones": [dataclasses.asdict(item) for item in tombstones]}
-        replace_synced(self._path, encode_document(document))
-
-
-def replace_synced(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Put a file in the place of another, whole or not at all, and durable."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.unlink(missing_ok=True)
-    fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+        replace_file(self._path, encode_document(document))
 
 
 def visibility_of(tombstones: Sequence[Tombstone]) -> Visibility:

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
+from indexer.arrow_columns import is_among
 from indexer.distinct import distinct
 from indexer.storage.shard import Shard
 from train_hooks.export_format.records import SequenceAddress
@@ -69,17 +68,17 @@ class VisibleShard:
     visible: npt.NDArray[np.bool_]
     ends: Positions = field(repr=False)
 
-    def last_starts(self, length: int) -> Positions:
+    def ends_of_starts(self, length: int) -> Positions:
         """For each stretch the end of the positions in it from which `length` tokens are visible, i64 [k]."""
         fitting = np.minimum(self.starts[1:], self.ends - length + 1)
         return np.where(self.visible, np.maximum(fitting, self.starts[:-1]), self.starts[:-1])
 
-    def holds(self, positions: Positions, length: int) -> npt.NDArray[np.bool_]:
+    def are_visible(self, positions: Positions, length: int) -> npt.NDArray[np.bool_]:
         """Whether `length` tokens from each position on are visible."""
         stretch = np.searchsorted(self.starts, positions, side="right") - 1
         return self.visible[stretch] & (positions + length <= self.ends[stretch])
 
-    def seen(self, sequence_starts: Positions) -> tuple[Positions, Positions]:
+    def visible_lengths(self, sequence_starts: Positions) -> tuple[Positions, Positions]:
         """Ordinal and number of tokens, without separators, of each stretch in which something is seen."""
         lengths = np.minimum(self.starts[1:], sequence_starts[self.ordinal + 1] - 1) - self.starts[:-1]
         chosen = self.visible & (lengths > 0)
@@ -123,20 +122,15 @@ def _visible_segments(shard: Shard, visibility: Visibility) -> npt.NDArray[np.bo
     sources = shard.segments.column("source")
     visible = np.ones(shard.segments.num_rows, np.bool_)
     if visibility.sources is not None:
-        visible &= _is_in(sources, visibility.sources)
+        visible &= is_among(sources, visibility.sources)
     if visibility.hidden_sources:
-        visible &= ~_is_in(sources, visibility.hidden_sources)
+        visible &= ~is_among(sources, visibility.hidden_sources)
     if visibility.hidden_documents:
         documents = shard.segments.column("document_id")
         for source in {source for source, _ in visibility.hidden_documents}:
             ids = frozenset(name for of, name in visibility.hidden_documents if of == source)
-            visible &= ~(_is_in(sources, frozenset([source])) & _is_in(documents, ids))
+            visible &= ~(is_among(sources, frozenset([source])) & is_among(documents, ids))
     return visible
-
-
-def _is_in(column: pa.ChunkedArray, names: frozenset[str]) -> npt.NDArray[np.bool_]:
-    found = pc.is_in(column, value_set=pa.array(sorted(names), pa.string()))
-    return np.asarray(found.to_numpy()).astype(np.bool_)
 
 
 def _hidden_ranges(shard: Shard, visibility: Visibility) -> list[tuple[int, int]]:

@@ -21,6 +21,7 @@ from numpy.typing import DTypeLike, NDArray
 from pydivsufsort import divsufsort
 from threadpoolctl import threadpool_limits
 
+from indexer.durable import sync
 from indexer.spans.arrays import (
     PAGE,
     RANGE,
@@ -73,7 +74,7 @@ def build_span_arrays(sequences: Sequences, dtype: DTypeLike, directory: Path) -
         file.write(header_page(kind, num_tokens, num_sequences))
         file.flush()
         os.fsync(file.fileno())
-    sync_directory(directory)
+    sync(directory)
     return open_span_arrays(directory)
 
 
@@ -172,12 +173,3 @@ def write_section(file: IO[bytes], section: Section, array: NDArray[Any]) -> Non
     """Write one array at its place."""
     file.seek(section.offset)
     file.write(np.ascontiguousarray(array, section.dtype).data)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the file's name durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,6 +1,6 @@
 """SQL of people we do not know, over one generation's catalog.
 
-What holds, whatever the statement is, each layer without those before it (docs/adr/0010):
+What holds, whatever the statement is, each layer without those before it (docs/adr/answers/0010):
 
 1. one SELECT over the catalog's tables and views, seen in DuckDB's own parse tree (sql_statement);
 2. DuckDB with the catalog read-only, no external access, a locked configuration, one thread, no temporary files;

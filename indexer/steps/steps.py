@@ -12,7 +12,6 @@ Fewer than MIN_WINDOW values before give no verdict. Spikes stay in the window: 
 on a smooth curve gives fewer than one spike in 10,000 steps.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from indexer.plain_data import finite_data
 from indexer.reader import IndexReader
 from indexer.steps.spikes import spike_candidates
 from train_hooks.export_format.errors import QueryError
@@ -37,8 +37,8 @@ __all__ = [
     "Step",
     "Steps",
     "find_spikes",
-    "places_of",
     "read_steps",
+    "rows_with_spikes",
     "spikes_of_run",
     "step_table",
     "steps_of_table",
@@ -91,7 +91,8 @@ class Steps:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; numbers that JSON lacks are strings."""
-        return {"run_id": self.run_id, "generation": self.generation, "steps": [_plain(step) for step in self.steps]}
+        plain: dict[str, Any] = finite_data(self)
+        return plain
 
 
 def read_steps(
@@ -119,7 +120,7 @@ def read_steps(
         table = table.slice(0, limit)
     spikes = spikes_of_run(reader, first, LAST_STEP if last_step is None else last_step)
     if only_spikes:
-        table = table.take(pa.array(places_of(table, spikes)[:limit]))
+        table = table.take(pa.array(rows_with_spikes(table, spikes)[:limit]))
     return steps_of_table(reader, table, spikes)
 
 
@@ -138,7 +139,7 @@ def step_table(
         ).to_arrow_table()
 
 
-def places_of(table: pa.Table, spikes: Spikes) -> npt.NDArray[np.int64]:
+def rows_with_spikes(table: pa.Table, spikes: Spikes) -> npt.NDArray[np.int64]:
     """Rows of a table of steps that are spikes, ascending, i64."""
     names = np.array(sorted((step, attempt) for attempt, step in spikes), np.int64).reshape(-1, 2)
     steps, attempts = (table.column(name).to_numpy() for name in ("global_step", "attempt"))
@@ -161,12 +162,12 @@ def find_spikes(values: npt.NDArray[np.float64]) -> dict[int, tuple[float, float
     known = values[finite]
     spikes: dict[int, tuple[float, float]] = {}
     for place in range(MIN_WINDOW, min(WINDOW, len(finite))):
-        spikes |= _judged(known, np.array([place]), place, finite)
+        spikes |= _spikes_at(known, np.array([place]), place, finite)
     if len(finite) > WINDOW:
         possible = spike_candidates(known, WINDOW, WINDOW, THRESHOLD, FLOOR, MAD_TO_SIGMA)
         candidates = WINDOW + np.flatnonzero(possible)
         for begin in range(0, len(candidates), BATCH):
-            spikes |= _judged(known, candidates[begin : begin + BATCH], WINDOW, finite)
+            spikes |= _spikes_at(known, candidates[begin : begin + BATCH], WINDOW, finite)
     for index in np.flatnonzero(~np.isfinite(values)).tolist():
         place = int(np.searchsorted(finite, index))
         if place >= MIN_WINDOW:
@@ -174,7 +175,7 @@ def find_spikes(values: npt.NDArray[np.float64]) -> dict[int, tuple[float, float
     return spikes
 
 
-def _judged(
+def _spikes_at(
     values: npt.NDArray[np.float64], places: npt.NDArray[np.int64], window: int, index_of: npt.NDArray[np.int64]
 ) -> dict[int, tuple[float, float]]:
     """The spikes among values[places], each against the `window` values before it."""
@@ -229,12 +230,3 @@ def _places(
     last = LAST_STEP if interval.last_step is None else interval.last_step
     first_place, last_place = np.searchsorted(steps[begin:end], [interval.first_step, last + 1]) + begin
     return np.arange(first_place, last_place)
-
-
-def _plain(step: Step) -> dict[str, Any]:
-    plain = dataclasses.asdict(step)
-    for record in [plain, *plain["spikes"]]:
-        for name, value in record.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                record[name] = str(value)
-    return plain

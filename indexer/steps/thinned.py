@@ -15,13 +15,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from indexer.reader import IndexReader
-from indexer.steps.steps import LAST_STEP, Spikes, Steps, places_of, spikes_of_run, step_table, steps_of_table
+from indexer.steps.steps import LAST_STEP, Spikes, Steps, rows_with_spikes, spikes_of_run, step_table, steps_of_table
 
 __all__ = ["MAX_SPIKES", "MIN_POINTS", "ThinnedSteps", "thin_steps"]
 
 METRICS = ("loss", "lr", "grad_norm")
-OF_EACH = 4
-MIN_POINTS = 2 + OF_EACH * len(METRICS)
+STEPS_OF_EACH_METRIC = 4
+MIN_POINTS = 2 + STEPS_OF_EACH_METRIC * len(METRICS)
 MAX_SPIKES = 5000
 Places = npt.NDArray[np.int64]
 
@@ -49,25 +49,25 @@ def thin_steps(
     first, last = first_step or 0, LAST_STEP if last_step is None else last_step
     table = step_table(reader, first, last, attempt=attempt, all_steps=all_steps)
     spikes = spikes_of_run(reader, first, last)
-    standing_out = places_of(table, spikes)
+    with_spikes = rows_with_spikes(table, spikes)
     if only_spikes:
-        table = table.take(pa.array(standing_out))
-        standing_out = np.arange(table.num_rows)
+        table = table.take(pa.array(with_spikes))
+        with_spikes = np.arange(table.num_rows)
     if table.num_rows <= max_points:
         kept = np.arange(table.num_rows)
     else:
-        num_stretches = max(1, (max_points - 2) // (OF_EACH * len(METRICS)))
+        num_stretches = max(1, (max_points - 2) // (STEPS_OF_EACH_METRIC * len(METRICS)))
         kept = np.unique(
             np.concatenate(
                 [
                     [0, table.num_rows - 1],
                     *(_of_metric(table.column(metric), num_stretches) for metric in METRICS),
-                    _strongest(table, spikes, standing_out, num_stretches),
+                    _strongest_spikes(table, spikes, with_spikes, num_stretches),
                 ]
             )
         )
     steps = steps_of_table(reader, table.take(pa.array(kept)), spikes)
-    return ThinnedSteps(steps=steps, num_steps=table.num_rows, num_spikes=len(standing_out))
+    return ThinnedSteps(steps=steps, num_steps=table.num_rows, num_spikes=len(with_spikes))
 
 
 def _of_metric(column: pa.ChunkedArray, num_stretches: int) -> Places:
@@ -89,7 +89,7 @@ def _of_metric(column: pa.ChunkedArray, num_stretches: int) -> Places:
     return np.concatenate([*found, np.flatnonzero(bad)[first] if len(stretch) else first]).astype(np.int64)
 
 
-def _strongest(table: pa.Table, spikes: Spikes, places: Places, num_stretches: int) -> Places:
+def _strongest_spikes(table: pa.Table, spikes: Spikes, places: Places, num_stretches: int) -> Places:
     """The spikes to keep: all, or of each stretch equally many."""
     if len(places) <= MAX_SPIKES:
         return places

@@ -1,23 +1,43 @@
 """Opening the catalog of a generation, read-only (`build.catalog` writes it)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-import duckdb
+from typing import TYPE_CHECKING, Any
 
 from indexer.storage.paths import IndexPaths
+from train_hooks.export_format.errors import QueryError
 
-__all__ = ["PART_TABLES", "catalog_files", "connect_catalog", "sql_path"]
+if TYPE_CHECKING:
+    import duckdb
+
+__all__ = ["PART_TABLES", "catalog_files", "connect_catalog", "rows_of_catalog", "sql_path"]
 
 PART_TABLES = ("steps", "records", "sequences", "segments")
 
 
-def connect_catalog(paths: IndexPaths, generation: int) -> duckdb.DuckDBPyConnection:
+def connect_catalog(paths: IndexPaths, generation: int) -> "duckdb.DuckDBPyConnection":
     """A read-only connection of the caller's own, which finds the parts wherever the index is now."""
+    import duckdb  # most questions to an index need none
+
     connection = duckdb.connect(str(paths.catalog(generation)), read_only=True)
     connection.execute("SET enable_progress_bar = false")  # it is printed to standard output
     connection.execute("SET VARIABLE kiseki_index = ?", [sql_path(str(paths.index.resolve()))])
     return connection
+
+
+def rows_of_catalog(
+    paths: IndexPaths, generation: int, statement: str, parameters: Sequence[Any] = ()
+) -> list[dict[str, Any]]:
+    """Rows of a trusted query, by column name. Raises QueryError where it does not run."""
+    import duckdb
+
+    with connect_catalog(paths, generation) as connection:
+        try:
+            result = connection.execute(statement, list(parameters))
+            names = [column[0] for column in result.description or []]
+            return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+        except duckdb.Error as error:
+            raise QueryError(f"SQL: {error}") from error
 
 
 def catalog_files(paths: IndexPaths, parts: Iterable[str]) -> list[Path]:

@@ -7,16 +7,14 @@ anywhere, the old generation stands and its files are all there.
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import itertools
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from indexer.durable import replace_file, replace_link, sha256_of, sha256_of_file
 from indexer.storage.paths import IndexPaths
 from train_hooks.export_format.errors import DamageError, IncompleteError, RunError
 
@@ -59,7 +57,7 @@ def published(paths: IndexPaths) -> Generation | None:
         data = path.read_bytes()
     except OSError as error:
         raise DamageError(f"{path} does not read ({error}); {again}") from error
-    if hashlib.sha256(data).hexdigest() != expected:
+    if sha256_of(data) != expected:
         raise DamageError(f"{path} does not match the SHA-256 in {paths.current}; {again}")
     document = json.loads(data)
     if document.pop("format", None) != GENERATION_FORMAT:
@@ -71,20 +69,16 @@ def published(paths: IndexPaths) -> Generation | None:
 def write_generation(paths: IndexPaths, generation: Generation) -> None:
     """Write `generation.json`, synced; nobody reads it before `publish`."""
     document = {"format": GENERATION_FORMAT, **dataclasses.asdict(generation)}
-    _write_synced(paths.generation_json(generation.number), json.dumps(document, indent=1) + "\n")
+    path = paths.generation_json(generation.number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, (json.dumps(document, indent=1) + "\n").encode())
 
 
 def publish(paths: IndexPaths, generation: Generation) -> None:
     """Make `generation` the current one."""
-    unfinished = paths.current.with_name("CURRENT.tmp")
-    digest = hashlib.sha256(paths.generation_json(generation.number).read_bytes()).hexdigest()
-    _write_synced(unfinished, f"{generation.number:06d} {digest}\n")
-    unfinished.rename(paths.current)
-    link = paths.catalog_link.with_name("catalog.link.tmp")
-    link.unlink(missing_ok=True)
-    link.symlink_to(paths.catalog(generation.number).relative_to(paths.index))
-    link.rename(paths.catalog_link)
-    _sync_directory(paths.index)
+    digest = sha256_of_file(paths.generation_json(generation.number))
+    replace_file(paths.current, f"{generation.number:06d} {digest}\n".encode("ascii"))
+    replace_link(paths.catalog_link, paths.catalog(generation.number).relative_to(paths.index))
 
 
 def new_number(paths: IndexPaths) -> int:
@@ -130,23 +124,6 @@ def locked(paths: IndexPaths) -> Iterator[None]:
         except BlockingIOError as error:
             raise IncompleteError(f"another process is indexing {paths.run_dir}; wait for it, or stop it") from error
         yield
-
-
-def _write_synced(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def new_generation(

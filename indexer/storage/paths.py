@@ -15,9 +15,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["BUILDING", "IndexPaths"]
+__all__ = ["IndexPaths"]
 
-BUILDING = ".building"
 _GENERATION = re.compile(r"\d{6,}")
 
 

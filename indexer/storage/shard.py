@@ -16,7 +16,6 @@ Its name says what it covers, so building the same steps twice gives the same na
 done.
 """
 
-import hashlib
 import io
 import itertools
 import json
@@ -32,7 +31,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from indexer.arrow_columns import equals, numbers_of
 from indexer.distinct import distinct
+from indexer.durable import sha256_of, sha256_of_file
 from indexer.fulltext.engine import FullTextDamage, FullTextIndex
 from indexer.spans.arrays import SpanArrays, open_span_arrays
 from indexer.storage.document_index import DocumentIndex, build_document_index, open_document_index
@@ -106,7 +107,7 @@ class ShardInfo:
         path = directory / MANIFEST
         try:
             data = path.read_bytes()
-            if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            if sha256 is not None and sha256_of(data) != sha256:
                 raise ValueError("another SHA-256")
             document = json.loads(data)
             files = tuple(ShardFile(**file) for file in document["files"])
@@ -131,7 +132,7 @@ def range_of_name(name: str) -> tuple[int, int, int] | None:
 
 def manifest_sha256(directory: Path) -> str:
     """What a generation says of a shard's manifest."""
-    return hashlib.sha256((directory / MANIFEST).read_bytes()).hexdigest()
+    return sha256_of_file(directory / MANIFEST)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,9 +161,9 @@ class SegmentUnits:
 
 def segment_units(segments: pa.Table, sequence_starts: npt.NDArray[np.int64]) -> SegmentUnits:
     """Sequences, each with its separator, cut at every segment's start and end. sequence_starts i64 [n + 1]."""
-    ordinals = segments.column("ordinal").to_numpy()
-    starts = sequence_starts[ordinals] + segments.column("start").to_numpy()
-    ends = starts + segments.column("length").to_numpy()
+    ordinals, starts, lengths = (numbers_of(segments.column(name)) for name in ("ordinal", "start", "length"))
+    starts = sequence_starts[ordinals] + starts
+    ends = starts + lengths
     cuts = distinct(np.concatenate([starts, ends, sequence_starts[:-1]]))
     cuts = cuts[cuts < sequence_starts[-1]]
     segment = np.searchsorted(starts, cuts, side="right") - 1
@@ -207,23 +208,22 @@ class Shard:
     @cached_property
     def steps(self) -> npt.NDArray[np.int64]:
         """global_step by ordinal, ascending, i64 [num_sequences]."""
-        return np.asarray(self.sequences.column("global_step").to_numpy())
+        return numbers_of(self.sequences.column("global_step"))
 
     @cached_property
     def dp_ranks(self) -> npt.NDArray[np.int32]:
         """dp_rank by ordinal, i32 [num_sequences]."""
-        return np.asarray(self.sequences.column("dp_rank").to_numpy())
+        return numbers_of(self.sequences.column("dp_rank"))
 
     @cached_property
-    def _places(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    def _microbatches_and_slots(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """microbatch and slot by ordinal, i32 [num_sequences] each."""
-        microbatch, slot = (self.sequences.column(name).to_numpy() for name in ("microbatch", "slot"))
-        return np.asarray(microbatch), np.asarray(slot)
+        return numbers_of(self.sequences.column("microbatch")), numbers_of(self.sequences.column("slot"))
 
     @cached_property
     def applied(self) -> npt.NDArray[np.bool_]:
         """Whether the step's update was applied, by ordinal."""
-        return np.asarray(pc.equal(self.sequences.column("status"), "applied").to_numpy())
+        return equals(self.sequences.column("status"), "applied")
 
     @cached_property
     def evidence_shares(self) -> EvidenceShares:
@@ -262,7 +262,7 @@ class Shard:
 
     @cached_property
     def _segment_firsts(self) -> npt.NDArray[np.int64]:
-        ordinals = self.segments.column("ordinal").to_numpy()
+        ordinals = numbers_of(self.segments.column("ordinal"))
         return np.searchsorted(ordinals, np.arange(self.info.num_sequences + 1))
 
     @cached_property
@@ -280,7 +280,7 @@ class Shard:
 
     def address(self, ordinal: int) -> SequenceAddress:
         """Address of a sequence."""
-        microbatches, slots = self._places
+        microbatches, slots = self._microbatches_and_slots
         return SequenceAddress(
             run_id=self.info.run_id, attempt=self.info.attempt, global_step=int(self.steps[ordinal]),
             dp_rank=int(self.dp_ranks[ordinal]), microbatch=int(microbatches[ordinal]), slot=int(slots[ordinal]),
@@ -291,7 +291,7 @@ class Shard:
         if address.attempt != self.info.attempt:
             return None
         first, last = (int(x) for x in np.searchsorted(self.steps, [address.global_step, address.global_step + 1]))
-        microbatches, slots = self._places
+        microbatches, slots = self._microbatches_and_slots
         same = (
             (self.dp_ranks[first:last] == address.dp_rank)
             & (microbatches[first:last] == address.microbatch)
@@ -346,10 +346,8 @@ class Shard:
     def check_hashes(self) -> None:
         """Read every byte. Raises ShardDamage that names the file which does not match the manifest."""
         for file in self.info.files:
-            with (self.directory / file.name).open("rb") as opened:
-                found = hashlib.file_digest(opened, "sha256").hexdigest()
-            if found != file.sha256:
-                path = self.directory / file.name
+            path = self.directory / file.name
+            if (found := sha256_of_file(path)) != file.sha256:
                 raise ShardDamage(self.info.name, f"{path}: expected SHA-256 {file.sha256}, found {found}")
 
     def _read(self, name: str) -> pa.Table:
@@ -363,7 +361,6 @@ class Shard:
             data = path.read_bytes()
         except OSError as error:
             raise ShardDamage(self.info.name, f"{path} does not read: {error}") from error
-        found = hashlib.sha256(data).hexdigest()
-        if found != expected:
+        if (found := sha256_of(data)) != expected:
             raise ShardDamage(self.info.name, f"{path}: expected SHA-256 {expected}, found {found}")
         return data

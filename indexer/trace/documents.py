@@ -23,16 +23,16 @@ def document_ids(hit: Hit) -> list[tuple[str, str]]:
 
 
 def rank_documents(
-    reader: IndexReader, spans: Sequence[Span], asked: npt.NDArray[np.int64], visibility: Visibility = EVERYTHING
+    reader: IndexReader, spans: Sequence[Span], query_ids: npt.NDArray[np.int64], visibility: Visibility = EVERYTHING
 ) -> tuple[TracedDocument, ...]:
     """Documents of the listed hits, by how many tokens of the output they cover, then by relevance to prompt and output.
 
-    relevance: BM25 of the document's listed segments against the token ids `asked`, with unigram frequencies as idf.
+    relevance: BM25 of the document's listed segments against the token ids `query_ids`, with unigram frequencies as idf.
     """
-    is_asked = np.zeros(reader.info.vocab_size, np.bool_)
-    is_asked[asked] = True
+    in_query = np.zeros(reader.info.vocab_size, np.bool_)
+    in_query[query_ids] = True
     terms = _Terms(
-        is_asked=is_asked, idf=-reader.log_probabilities(visibility), visibility=visibility,
+        in_query=in_query, idf=-reader.log_probabilities(visibility), visibility=visibility,
         mean_length=_mean_length(reader, visibility),
     )  # fmt: skip
     covered: dict[tuple[str, str], set[int]] = {}
@@ -76,11 +76,11 @@ def _relevance(reader: IndexReader, document: tuple[str, str], hits: Sequence[Hi
                 place = slice(segment.start, segment.start + segment.length)
                 pieces[str(hit.address), segment.start] = sequence.tokens[place][visible[place]]
     tokens = np.concatenate(list(pieces.values()))
-    found, frequency = np.unique(tokens[terms.is_asked[tokens]], return_counts=True)
+    found, frequency = np.unique(tokens[terms.in_query[tokens]], return_counts=True)
     length = len(tokens) / terms.mean_length
     return float(
         (terms.idf[found] * frequency * (K1 + 1) / (frequency + K1 * (1 - B + B * length))).sum()
-        / max(1, int(np.count_nonzero(terms.is_asked)))
+        / max(1, int(np.count_nonzero(terms.in_query)))
     )
 
 
@@ -91,7 +91,7 @@ class _Terms:
     mean_length: tokens of a sequence.
     """
 
-    is_asked: npt.NDArray[np.bool_]
+    in_query: npt.NDArray[np.bool_]
     idf: npt.NDArray[np.float64]
     visibility: Visibility
     mean_length: float

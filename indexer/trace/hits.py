@@ -46,7 +46,7 @@ def _searched(selected: Sequence[SelectedShard], span: FoundSpan) -> Iterator[tu
     """The shards where the span occurs, under the filter of its length, with its suffix ranks."""
     for item, (lo, hi) in zip(selected, span.ranks, strict=True):
         if hi > lo:
-            yield item.of_length(span.end - span.start), (lo, hi)
+            yield item.for_hits_of_length(span.end - span.start), (lo, hi)
 
 
 def steps_of(selected: Sequence[SelectedShard], span: FoundSpan) -> tuple[int, int]:

@@ -21,19 +21,15 @@ from indexer.spans.filters import Filter
 from indexer.spans.search import count, find, histogram, page
 from indexer.storage.shard import SegmentUnits
 from indexer.trace.hits import FoundPlace, describe_places, places_of
-from indexer.trace.input import check_vocabulary
 from indexer.trace.records import Hit
 from train_hooks.export_format.errors import QueryError
 
 __all__ = [
-    "NgramCount",
     "NgramHits",
-    "Place",
-    "count_of_ngram",
+    "PageEnd",
     "counts_by_shard",
     "hit_of_shard",
     "hits_of_ngram",
-    "ids_of",
     "units_of_ngram",
 ]
 
@@ -41,15 +37,7 @@ MAX_PAGE = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NgramCount:
-    """Exposures of an n-gram, and the number of shards that the selection takes something of."""
-
-    count: int
-    shards_searched: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
+class PageEnd:
     """Where a page ended: a token position of a shard, by the shard's name."""
 
     shard: str
@@ -61,29 +49,8 @@ class NgramHits:
     """A page of hits; `last` is None where no more follow."""
 
     hits: tuple[Hit, ...]
-    last: Place | None
+    last: PageEnd | None
     shards_searched: int
-
-
-def ids_of(reader: IndexReader, text: str | None, token_ids: Sequence[int] | None) -> list[int]:
-    """The n-gram's token ids: as given, or of the text as it stands. Raises QueryError for none, both, or foreign ids."""
-    if (text is None) == (token_ids is None):
-        raise QueryError("expected either text or token ids")
-    ids = reader.tokenizer.encode(text).token_ids.tolist() if text is not None else list(token_ids or ())
-    if not ids:
-        raise QueryError("expected at least one token, found none")
-    check_vocabulary(reader, ids)
-    return ids
-
-
-def count_of_ngram(reader: IndexReader, token_ids: Sequence[int], selection: Selection) -> NgramCount:
-    """How often an n-gram occurs. Raises SpanIndexError for an empty one."""
-    total, selected = 0, reader.select(selection)
-    for item in selected:
-        whole = item.of_length(len(token_ids))
-        lo, hi = find(whole.spans, token_ids)
-        total += count(whole.spans, lo, hi, whole.filter)
-    return NgramCount(count=total, shards_searched=len(selected))
 
 
 def hits_of_ngram(
@@ -91,7 +58,7 @@ def hits_of_ngram(
     token_ids: Sequence[int],
     selection: Selection,
     *,
-    after: Place | None = None,
+    after: PageEnd | None = None,
     limit: int = 100,
     context_tokens: int = 24,
 ) -> NgramHits:
@@ -101,29 +68,29 @@ def hits_of_ngram(
     """
     if not 1 <= limit <= MAX_PAGE:
         raise QueryError(f"limit: expected 1 to {MAX_PAGE}, found {limit}")
-    return reader.of_sound_shards(lambda: _hits(reader, token_ids, selection, after, limit, context_tokens))
+    return reader.retry_without_damaged(lambda: _hits(reader, token_ids, selection, after, limit, context_tokens))
 
 
 def _hits(
     reader: IndexReader,
     token_ids: Sequence[int],
     selection: Selection,
-    after: Place | None,
+    after: PageEnd | None,
     limit: int,
     context_tokens: int,
 ) -> NgramHits:
     ids, visibility = np.asarray(token_ids), reader.visible_under(selection.visibility)
-    places: list[tuple[Place, FoundPlace]] = []
+    places: list[tuple[PageEnd, FoundPlace]] = []
     selected = reader.select(selection)
     for item in selected:
-        name, whole = item.shard.info.name, item.of_length(len(ids))
+        name, whole = item.shard.info.name, item.for_hits_of_length(len(ids))
         if after is not None and name < after.shard:
             continue
         lo, hi = find(whole.spans, ids)
         begin = after.position if after is not None and name == after.shard else None
         positions = page(whole.spans, lo, hi, whole.filter, after=begin, limit=limit + 1 - len(places))
         found = places_of(item.shard, positions, ids)
-        places += zip([Place(shard=name, position=at) for at in positions.tolist()], found, strict=True)
+        places += zip([PageEnd(shard=name, position=at) for at in positions.tolist()], found, strict=True)
         if len(places) > limit:
             break
     last = places[limit - 1][0] if len(places) > limit else None
@@ -155,9 +122,13 @@ def units_of_ngram(
 
 def counts_by_shard(reader: IndexReader, token_ids: Sequence[int], selection: Selection) -> list[int]:
     """How often an n-gram occurs in each shard of the generation; 0 in those that are not selected, or failed."""
+    return reader.retry_without_damaged(lambda: _counts_by_shard(reader, token_ids, selection))
+
+
+def _counts_by_shard(reader: IndexReader, token_ids: Sequence[int], selection: Selection) -> list[int]:
     counts = dict.fromkeys(reader.generation.shards, 0)
     for item in reader.select(selection):
-        whole = item.of_length(len(token_ids))
+        whole = item.for_hits_of_length(len(token_ids))
         lo, hi = find(whole.spans, token_ids)
         counts[item.shard.info.name] = count(whole.spans, lo, hi, whole.filter)
     return list(counts.values())
@@ -166,11 +137,11 @@ def counts_by_shard(reader: IndexReader, token_ids: Sequence[int], selection: Se
 def hit_of_shard(
     reader: IndexReader, token_ids: Sequence[int], selection: Selection, shard: int, number: int, context_tokens: int
 ) -> Hit | None:
-    """Place `number`, from 0, of an n-gram in a shard by its place in the generation; None where there are fewer."""
+    """Occurrence `number`, from 0, of an n-gram in the shard at that place of the generation; None where there are fewer."""
     names, ids = list(reader.generation.shards), np.asarray(token_ids)
     for item in reader.select(selection):
         if shard < len(names) and item.shard.info.name == names[shard]:
-            whole = item.of_length(len(ids))
+            whole = item.for_hits_of_length(len(ids))
             lo, hi = find(whole.spans, ids)
             positions = page(whole.spans, lo, hi, whole.filter, limit=number + 1)
             if len(positions) > number:

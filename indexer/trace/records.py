@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from indexer.coverage import CountRelation, Coverage
+from indexer.plain_data import plain_data
 from indexer.selection.rows import Selection
 from train_hooks.export_format.records import Segment, SequenceAddress
 
@@ -48,7 +50,7 @@ class Span:
     token_ids: tuple[int, ...]
     num_tokens: int
     count: int
-    count_relation: str
+    count_relation: CountRelation
     log_probability: float
     rarity_rank: int | None
     first_step: int
@@ -82,18 +84,9 @@ class JoinedSpans:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Trace:
+class Trace(Coverage):
     """The answer to one trace, with what it was asked of."""
 
-    run_id: str
-    generation: int
-    shards_total: int
-    shards_searched: int
-    shards_failed: int
-    count_relation: str
-    failures: tuple[str, ...]
-    took_ms: float
-    truncated: bool
     min_length: int
     selection: Selection
     text: str
@@ -106,11 +99,10 @@ class Trace:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; sequence addresses are texts. What is hidden from the asker is not named."""
-        document = dataclasses.asdict(dataclasses.replace(self, selection=Selection()))
+        document: dict[str, Any] = plain_data(dataclasses.replace(self, selection=Selection()))
         document["selection"] = self.selection.to_json()
         for span, plain in zip(self.spans, document["spans"], strict=True):
             for hit, plain_hit in zip(span.hits, plain["hits"], strict=True):
-                plain_hit["address"] = str(hit.address)
                 plain_hit["global_step"] = hit.address.global_step
                 plain_hit["dp_rank"] = hit.address.dp_rank
                 for segment in plain_hit["segments"]:

@@ -19,7 +19,7 @@ from indexer.tokenizer.tokenizer import Encoded
 from indexer.trace.input import as_if_after_space
 from indexer.trace.visible_spans import visible_spans
 
-__all__ = ["FoundSpan", "find_spans", "log_probability", "rarest"]
+__all__ = ["FoundSpan", "find_spans", "log_probability", "rarest_spans"]
 
 MAX_WORD_CHARACTERS = 64
 
@@ -52,9 +52,9 @@ def find_spans(
     found = [
         span for encoded in variants for span in _search(reader, selected, encoded, min_length, has_text=bool(text))
     ]
-    found = _outermost(found)
+    found = _not_inside_others(found)
     if text and len(variants) > 1:
-        found = _outermost([_mended(reader, selected, text, span, min_length) for span in found])
+        found = _not_inside_others([_with_first_word(reader, selected, text, span, min_length) for span in found])
     return found
 
 
@@ -62,7 +62,8 @@ def _search(
     reader: IndexReader, selected: Sequence[SelectedShard], encoded: Encoded, min_length: int, *, has_text: bool
 ) -> list[FoundSpan]:
     members = [
-        Member(number=reader.numbers[item.shard.info.name], arrays=item.spans, filter=item.filter) for item in selected
+        Member(number=reader.group_numbers[item.shard.info.name], arrays=item.spans, filter=item.filter)
+        for item in selected
     ]
     spans = spans_of_group(reader.span_group, encoded.token_ids, min_length, members, reader.executor)
     spans = visible_spans(selected, encoded.token_ids, spans, min_length)
@@ -82,7 +83,7 @@ def _found(encoded: Encoded, spans: Spans, index: int, *, has_text: bool) -> Fou
     )
 
 
-def _outermost(found: list[FoundSpan]) -> list[FoundSpan]:
+def _not_inside_others(found: list[FoundSpan]) -> list[FoundSpan]:
     """Without those that lie inside another one; of two over the same characters the more frequent stays."""
     kept: list[FoundSpan] = []
     for span in sorted(found, key=lambda span: (span.char_start, -span.char_end, -span.count)):
@@ -91,7 +92,7 @@ def _outermost(found: list[FoundSpan]) -> list[FoundSpan]:
     return kept
 
 
-def _mended(
+def _with_first_word(
     reader: IndexReader, selected: Sequence[SelectedShard], text: str, span: FoundSpan, min_length: int
 ) -> FoundSpan:
     """The span from the start of its first word, where that word occurs with other tokens; else the span itself."""
@@ -119,7 +120,7 @@ def _word_start(text: str, position: int) -> int:
     return start
 
 
-def rarest(
+def rarest_spans(
     log_probabilities: npt.NDArray[np.float64], found: Sequence[FoundSpan], text: str, limit: int
 ) -> dict[int, int]:
     """Index of each selected span → its place by rarity, from 0. What has no letter or digit takes no place."""

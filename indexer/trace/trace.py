@@ -21,7 +21,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from indexer.coverage import CountRelation, coverage_of
 from indexer.deadline import check_deadline
+from indexer.limits import MAX_HITS, MAX_SPANS, MIN_LENGTH_DEFAULT
 from indexer.reader import IndexReader
 from indexer.selection.rows import SelectedShard, Selection
 from indexer.tokenizer.tokenizer import Encoded
@@ -29,14 +31,12 @@ from indexer.trace.documents import join_spans, rank_documents
 from indexer.trace.hits import dp_ranks, exposures, hits_of, step_edges, steps_of
 from indexer.trace.input import variants_of
 from indexer.trace.records import Hit, Span, Trace
-from indexer.trace.spans import FoundSpan, find_spans, log_probability, rarest
+from indexer.trace.spans import FoundSpan, find_spans, log_probability, rarest_spans
 from train_hooks.export_format.errors import QueryError
 
-__all__ = ["MAX_HITS", "MAX_SPANS", "MIN_LENGTH_DEFAULT", "TraceOptions", "trace"]
+__all__ = ["TraceOptions", "trace"]
 
-MIN_LENGTH_DEFAULT = 8
 MIN_SELECTED = 5
-MAX_HITS, MAX_SPANS = 100, 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +77,7 @@ def trace(
     """
     started = time.perf_counter()
     chosen = options or TraceOptions()
-    return reader.of_sound_shards(lambda: _trace(reader, text, token_ids, prompt, chosen, started))
+    return reader.retry_without_damaged(lambda: _trace(reader, text, token_ids, prompt, chosen, started))
 
 
 def _trace(
@@ -94,30 +94,23 @@ def _trace(
     found = find_spans(reader, selected, variants, text, options.min_length)
     visibility = reader.visible_under(options.selection.visibility)
     log_probabilities = reader.log_probabilities(visibility)
-    chosen = rarest(log_probabilities, found, text, options.num_selected(len(encoded.token_ids)))
+    chosen = rarest_spans(log_probabilities, found, text, options.num_selected(len(encoded.token_ids)))
     shown = [found[index] for index in chosen]
     listed = hits_of(reader, selected, shown, options.num_hits, options.context_tokens, visibility)
     hits = dict(zip(chosen, listed, strict=True))
     edges = step_edges(selected)
-    relation = "gte" if reader.failed else "eq"
+    relation: CountRelation = "gte" if reader.failed else "eq"
     spans = [
         _describe(
             selected, span, text, encoded, chosen.get(index), hits.get(index, []), edges, log_probabilities, relation
         )
         for index, span in enumerate(found)
     ]
-    asked = encoded.token_ids
+    query_ids = encoded.token_ids
     if prompt:
-        asked = np.concatenate([asked, reader.tokenizer.encode(prompt).token_ids])
+        query_ids = np.concatenate([query_ids, reader.tokenizer.encode(prompt).token_ids])
+    truncated = any(span.hits_truncated for span in spans) or len(chosen) < len(found)
     return Trace(
-        run_id=reader.info.run_id,
-        generation=reader.generation.number,
-        shards_total=len(reader.generation.shards),
-        shards_searched=len(selected),
-        shards_failed=len(reader.failed),
-        count_relation=relation,
-        failures=tuple(reader.failed),
-        truncated=any(span.hits_truncated for span in spans) or len(chosen) < len(found),
         min_length=options.min_length,
         selection=options.selection,
         text=text,
@@ -126,8 +119,8 @@ def _trace(
         step_edges=edges,
         spans=tuple(spans),
         joined=join_spans(spans),
-        documents=rank_documents(reader, spans, asked, visibility),
-        took_ms=round((time.perf_counter() - started) * 1e3, 3),
+        documents=rank_documents(reader, spans, query_ids, visibility),
+        **coverage_of(reader, shards_searched=len(selected), truncated=truncated, started_s=started).fields(),
     )
 
 
@@ -140,7 +133,7 @@ def _describe(
     hits: Sequence[Hit],
     edges: Sequence[int],
     log_probabilities: npt.NDArray[np.float64],
-    count_relation: str,
+    count_relation: CountRelation,
 ) -> Span:
     check_deadline()
     first, last = steps_of(selected, span)

@@ -78,6 +78,6 @@ def _count(item: SelectedShard, lo: int, hi: int, length: int) -> int:
     """Hits at suffix ranks [lo, hi) that are visible to their end; few of them are looked at one by one."""
     if item.visible is not None and hi - lo <= FEW_HITS:
         positions = page(item.spans, lo, hi, item.filter, limit=hi - lo)
-        return int(item.visible.holds(positions, length).sum())
-    whole = item.of_length(length)
+        return int(item.visible.are_visible(positions, length).sum())
+    whole = item.for_hits_of_length(length)
     return count(whole.spans, lo, hi, whole.filter)

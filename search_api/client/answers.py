@@ -1,19 +1,20 @@
 """What the client gives back: the API's JSON as dictionaries that know a little more.
 
 `Traced` shows itself in a notebook; rows become Arrow tables and pandas frames. Corpus text is escaped in HTML, always.
+pyarrow is imported when the first table is made: it takes longer than everything else here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import pyarrow as pa
 
 from search_api.client.trace_html import trace_html
 from train_hooks.export_format.errors import InputError, KisekiError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 __all__ = ["ApiError", "Found", "RequestError", "Table", "Traced"]
 
@@ -59,8 +60,10 @@ class Traced(Found):
         """The documents behind the listed hits, the first one covers most."""
         return list(self["documents"])
 
-    def to_arrow(self) -> pa.Table:
+    def to_arrow(self) -> "pa.Table":
         """One row a span, without its hits."""
+        import pyarrow as pa
+
         rows = [{name: value for name, value in span.items() if name != "hits"} for span in self["spans"]]
         return pa.Table.from_pylist(rows) if rows else pa.table({})
 
@@ -75,11 +78,11 @@ class Traced(Found):
 class Table(list[Json]):
     """Rows, which are an Arrow table as well. truncated: there were more."""
 
-    def __init__(self, table: pa.Table, *, truncated: bool = False) -> None:
+    def __init__(self, table: "pa.Table", *, truncated: bool = False) -> None:
         super().__init__(table.to_pylist())
         self._table, self.truncated = table, truncated
 
-    def to_arrow(self) -> pa.Table:
+    def to_arrow(self) -> "pa.Table":
         """The rows as an Arrow table."""
         return self._table
 
@@ -88,7 +91,7 @@ class Table(list[Json]):
         return to_pandas(self._table)
 
 
-def to_pandas(table: pa.Table) -> "pd.DataFrame":
+def to_pandas(table: "pa.Table") -> "pd.DataFrame":
     """A data frame. Raises InputError without pandas."""
     try:
         import pandas  # noqa: F401
@@ -98,9 +101,18 @@ def to_pandas(table: pa.Table) -> "pd.DataFrame":
     return frame
 
 
-def read_arrow(response: httpx.Response) -> pa.Table:
+def read_arrow(response: httpx.Response) -> "pa.Table":
     """The rows of an answer that is an Arrow stream."""
+    import pyarrow as pa
+
     return pa.ipc.open_stream(response.content).read_all()
+
+
+def concat_tables(tables: "Sequence[pa.Table]") -> "pa.Table":
+    """The rows of all tables; of none, a table without columns."""
+    import pyarrow as pa
+
+    return pa.concat_tables(tables) if tables else pa.table({})
 
 
 def error_of(status: int, body: object, request_id: str) -> ApiError:

@@ -4,12 +4,11 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import httpx
-import pyarrow as pa
 
-from search_api.client.answers import ApiError, Found, Json, Table, Traced, read_arrow
+from search_api.client.answers import ApiError, Found, Json, Table, Traced, concat_tables, read_arrow
 from search_api.client.requests import (
     ARROW,
     SEQUENCES_AT_ONCE,
@@ -33,6 +32,9 @@ from search_api.client.requests import (
     steps_request,
     trace_body,
 )
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["AsyncClient", "AsyncRows"]
 
@@ -115,7 +117,7 @@ class AsyncClient:
         for start in range(0, len(addresses), SEQUENCES_AT_ONCE):
             body = {"addresses": list(addresses[start : start + SEQUENCES_AT_ONCE])}
             tables.append(read_arrow(await self._sent(post("/v1/sequences:batchGet", body).page(None, ARROW))))
-        return Table(pa.concat_tables(tables) if tables else pa.table({}))
+        return Table(concat_tables(tables))
 
     async def trace_batch(self, items: Sequence[Mapping[str, Any]], run: str | None = None) -> AsyncIterator[Json]:
         """Trace several, each yielded as it is done: its `index`, and its `trace` or `problem`."""
@@ -169,7 +171,7 @@ class AsyncRows:
         """The first page, or the one at `next_cursor` of another, with all that the answer says of itself."""
         return Found(await self._client._json(self._request.page(cursor)))
 
-    async def pages(self) -> AsyncIterator[pa.Table]:
+    async def pages(self) -> AsyncIterator["pa.Table"]:
         """Page after page, all of one generation."""
         cursor = None
         while True:
@@ -184,6 +186,6 @@ class AsyncRows:
             for row in page.to_pylist():
                 yield row
 
-    async def to_arrow(self) -> pa.Table:
+    async def to_arrow(self) -> "pa.Table":
         """All of them."""
-        return pa.concat_tables([page async for page in self.pages()])
+        return concat_tables([page async for page in self.pages()])

@@ -13,12 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import httpx
-import pyarrow as pa
 
-from search_api.client.answers import ApiError, Found, Json, RequestError, Table, Traced, read_arrow
+from search_api.client.answers import ApiError, Found, Json, RequestError, Table, Traced, concat_tables, read_arrow
 from search_api.client.requests import (
     ARROW,
     SEQUENCES_AT_ONCE,
@@ -42,6 +41,9 @@ from search_api.client.requests import (
     steps_request,
     trace_body,
 )
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["ApiError", "Client", "ClientOptions", "Job", "RequestError", "Rows"]
 
@@ -120,7 +122,7 @@ class Client:
         for start in range(0, len(addresses), SEQUENCES_AT_ONCE):
             body = {"addresses": list(addresses[start : start + SEQUENCES_AT_ONCE])}
             tables.append(read_arrow(self._sent(post("/v1/sequences:batchGet", body).page(None, ARROW))))
-        return Table(pa.concat_tables(tables) if tables else pa.table({}))
+        return Table(concat_tables(tables))
 
     def trace_batch(self, items: Sequence[Mapping[str, Any]], run: str | None = None) -> Iterator[Json]:
         """Trace several, each yielded as it is done: its `index`, and its `trace` or `problem`. Few; more are a job."""
@@ -180,7 +182,7 @@ class Rows:
         """The first page, or the one at `next_cursor` of another, with all that the answer says of itself."""
         return Found(self._client._json(self._request.page(cursor)))
 
-    def pages(self) -> Iterator[pa.Table]:
+    def pages(self) -> Iterator["pa.Table"]:
         """Page after page, all of one generation."""
         cursor = None
         while True:
@@ -194,9 +196,9 @@ class Rows:
         for page in self.pages():
             yield from page.to_pylist()
 
-    def to_arrow(self) -> pa.Table:
+    def to_arrow(self) -> "pa.Table":
         """All of them."""
-        return pa.concat_tables(list(self.pages()))
+        return concat_tables(list(self.pages()))
 
     def to_pandas(self) -> Any:
         """All of them as a data frame. Raises InputError without pandas."""

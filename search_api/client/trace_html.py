@@ -1,8 +1,12 @@
-"""A trace as HTML that stands by itself, for notebooks and pages. Corpus text is escaped everywhere."""
+"""A trace as HTML that stands by itself, for notebooks and pages. Corpus text is escaped everywhere.
 
-import html
+HTML has the type `Markup`, and a `str` that is put into it is escaped: a plain text where HTML is expected is a type error.
+"""
+
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from markupsafe import Markup, escape
 
 __all__ = ["marked_html", "trace_html"]
 
@@ -13,51 +17,58 @@ _MAX_ROWS = 20
 Json = Mapping[str, Any]
 
 
-def marked_html(text: str, spans: Sequence[Json]) -> str:
+_UNLISTED = Markup('<span style="text-decoration:underline dotted">{}</span>')
+_LISTED = Markup(
+    '<mark style="background:{};color:{};padding:1px 2px;border-radius:3px" title="seen {} times">{}<sup><b>{}</b></sup></mark>'
+)
+_TEXT = Markup('<div style="white-space:pre-wrap;line-height:1.7;overflow-wrap:anywhere">{}</div>')
+_HEAD_CELL, _CELL, _ROW = Markup("<th>{}</th>"), Markup('<td style="text-align:left">{}</td>'), Markup("<tr>{}</tr>")
+_BOLD, _LINE_BREAK, _TABLE = Markup("<b>{}</b>"), Markup("<br>"), Markup("<table>{}{}</table>")
+_FOOT = Markup("<small>{} of {} tokens in {} spans · run {}, generation {}{}</small>")
+
+
+def marked_html(text: str, spans: Sequence[Json]) -> Markup:
     """The text as HTML with a mark for each span; selected ones carry their number. Everything is escaped."""
-    parts: list[str] = []
+    parts: list[Markup] = []
     position = 0
     for span in spans:
         start, end = max(span["char_start"], position), span["char_end"]
-        parts.append(html.escape(text[position:start]))
-        body = html.escape(text[start:end])
+        parts.append(escape(text[position:start]))
         rank = span["rarity_rank"]
         if rank is None:
-            parts.append(f'<span style="text-decoration:underline dotted">{body}</span>')
+            parts.append(_UNLISTED.format(text[start:end]))
         else:
             background, color = _SHADES[min(len(_SHADES) - 1, rank // 2)]
-            parts.append(
-                f'<mark style="background:{background};color:{color};padding:1px 2px;border-radius:3px" '
-                f'title="seen {span["count"]} times">{body}<sup><b>{rank + 1}</b></sup></mark>'
-            )
+            parts.append(_LISTED.format(background, color, span["count"], text[start:end], rank + 1))
         position = max(position, end)
-    parts.append(html.escape(text[position:]))
-    return f'<div style="white-space:pre-wrap;line-height:1.7;overflow-wrap:anywhere">{"".join(parts)}</div>'
+    parts.append(escape(text[position:]))
+    return _TEXT.format(Markup().join(parts))
 
 
-def trace_html(trace: Json) -> str:
+def trace_html(trace: Json) -> Markup:
     """The text with its spans marked, and under it the selected ones with where they were seen."""
     placed = [span for span in trace["spans"] if span["char_start"] is not None]
     listed = sorted(
         (span for span in trace["spans"] if span["rarity_rank"] is not None), key=lambda s: s["rarity_rank"]
     )
-    rows = "".join(_row(span) for span in listed[:_MAX_ROWS])
-    head = "".join(f"<th>{name}</th>" for name in ("", "tokens", "seen", "steps", "first places", "document"))
+    rows = Markup().join(_row(span) for span in listed[:_MAX_ROWS])
+    names = ("", "tokens", "seen", "steps", "first places", "document")
+    head = _ROW.format(Markup().join(map(_HEAD_CELL.format, names)))
     missing = f" · {trace['shards_failed']} shards failed" if trace["shards_failed"] else ""
-    return (
-        f"{marked_html(trace['text'], placed)}<table><tr>{head}</tr>{rows}</table>"
-        f"<small>{trace['num_tokens_covered']} of {trace['num_tokens']} tokens in {len(trace['spans'])} spans · run "
-        f"{html.escape(str(trace['run_id']))}, generation {trace['generation']}{missing}</small>"
-    )
+    foot = _FOOT.format(
+        trace["num_tokens_covered"], trace["num_tokens"], len(trace["spans"]), str(trace["run_id"]), trace["generation"],
+        missing,
+    )  # fmt: skip
+    return marked_html(trace["text"], placed) + _TABLE.format(head, rows) + foot
 
 
-def _row(span: Json) -> str:
+def _row(span: Json) -> Markup:
     first, last = span["first_step"], span["last_step"]
     hits = span["hits"][:3]
-    places = "<br>".join(html.escape(f"{hit['address']} at token {hit['offset']}") for hit in hits)
+    places = [f"{hit['address']} at token {hit['offset']}" for hit in hits]
     documents = sorted({f"{s['source']} / {s['document_id']}" for hit in hits for s in hit["segments"]})
     cells = (
-        f"<b>{span['rarity_rank'] + 1}</b>", span["num_tokens"], span["count"],
-        first if first == last else f"{first}–{last}", places, "<br>".join(map(html.escape, documents)),
+        _BOLD.format(span["rarity_rank"] + 1), span["num_tokens"], span["count"],
+        first if first == last else f"{first}–{last}", _LINE_BREAK.join(places), _LINE_BREAK.join(documents),
     )  # fmt: skip
-    return "<tr>" + "".join(f'<td style="text-align:left">{cell}</td>' for cell in cells) + "</tr>"
+    return _ROW.format(Markup().join(map(_CELL.format, cells)))

@@ -1,1 +1,1 @@
-"""The routes of /v1 by subject. Each translates a request, asks a run through `Ask`, and says what it found."""
+"""The routes of /v1 by subject. Each translates a request, reads a run through `AuthorizedRequest`, and says what it found."""

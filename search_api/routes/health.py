@@ -4,10 +4,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
-from search_api.keys import Action
+from search_api.actions import Action
 from search_api.negotiation import JSON
 from search_api.problems import Problem
-from search_api.request import Ask, asks, service_of
+from search_api.request import AuthorizedRequest, authorized, service_of
 from search_api.service import Service
 from train_hooks.export_format.errors import KisekiError
 
@@ -43,5 +43,5 @@ async def ready(service: OpenService) -> dict[str, str]:
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-async def metrics(ask: Annotated[Ask, asks(Action.METRICS, ("text/plain", JSON))]) -> Response:
-    return Response(ask.service.metrics.text(), media_type=EXPOSITION)
+async def metrics(request: Annotated[AuthorizedRequest, authorized(Action.METRICS, ("text/plain", JSON))]) -> Response:
+    return Response(request.service.metrics.text(), media_type=EXPOSITION)

@@ -2,7 +2,7 @@
 its hosts added it. docs/api.md says where the answers differ from theirs.
 
 A rank of theirs is a place in a suffix array. Here it names a place of the n-gram that `find` was asked for, among those that
-count and that the key may see; the server remembers the last finds of each, and forgets them when it starts anew.
+count and that the key may see; the server remembers the n-grams that were found last, and forgets them when it starts anew.
 """
 
 import json
@@ -17,15 +17,16 @@ from pydantic.alias_generators import to_camel
 
 from indexer.reader import IndexReader
 from indexer.selection.rows import Selection
-from indexer.trace.ngrams import counts_by_shard, hit_of_shard, ids_of
+from indexer.trace.counts import ids_of
+from indexer.trace.ngrams import counts_by_shard, hit_of_shard
 from indexer.trace.records import Hit, Span
 from indexer.trace.trace import TraceOptions, trace
-from search_api.infinigram_ranks import RANKS_EACH, Find
-from search_api.keys import Action
-from search_api.models import Text, TokenIds
+from search_api.actions import Action
+from search_api.infinigram_ranks import RANKS_EACH, RankedNgram
 from search_api.negotiation import JSON, json_bytes
-from search_api.request import Ask, asks
-from search_api.routes.documented import one
+from search_api.request import AuthorizedRequest, authorized
+from search_api.request_models import Text, TokenIds
+from search_api.routes.openapi import answers_json
 from search_api.schemas import InfinigramAnswer
 from train_hooks.export_format.errors import QueryError
 
@@ -73,31 +74,39 @@ class AttributionRequest(BaseModel):
     maximum_context_length: Annotated[int, Field(ge=1, le=512)] = 250
 
 
-@router.post("", summary="A question of infini-gram's web API", **one(InfinigramAnswer))
-async def post_query(body: InfinigramRequest, ask: Annotated[Ask, asks(Action.HITS)]) -> Response:
-    run_id = ask.run_id(body.index)
-    questions = {"count": _count, "find": _find, "get_doc_by_rank": _document}
+@router.post("", summary="A question of infini-gram's web API", **answers_json(InfinigramAnswer))
+async def post_query(
+    body: InfinigramRequest, request: Annotated[AuthorizedRequest, authorized(Action.HITS)]
+) -> Response:
+    run_id = request.run_id(body.index)
+    questions = {"count": _count, "find": _find, "get_doc_by_rank": _get_document}
     if body.query_type not in questions:
         raise QueryError(f"query_type: expected one of {', '.join(questions)}, found {body.query_type[:100]!r}")
     answer = questions[body.query_type]
-    reader = ask.service.runs.current(run_id)
-    return await ask.service.workers.run(lambda: _timed(ask, reader, body, lambda reader: answer(ask, reader, body)))
-
-
-@router.post(
-    "/{index}/attribution", summary="Spans of a response, as infini-gram's hosts answer", **one(InfinigramAnswer)
-)
-async def post_attribution(index: str, body: AttributionRequest, ask: Annotated[Ask, asks(Action.TRACE)]) -> Response:
-    reader = ask.service.runs.current(ask.run_id(index))
-    return await ask.service.workers.run(
-        lambda: _timed(ask, reader, body, lambda reader: _attribution(ask, reader, body))
+    reader = request.service.runs.current(run_id)
+    return await request.service.workers.run(
+        lambda: _with_latency(request, reader, body, lambda reader: answer(request, reader, body))
     )
 
 
-def _timed(ask: Ask, reader: IndexReader, body: BaseModel, make: Any) -> Response:
+@router.post(
+    "/{index}/attribution",
+    summary="Spans of a response, as infini-gram's hosts answer",
+    **answers_json(InfinigramAnswer),
+)
+async def post_attribution(
+    index: str, body: AttributionRequest, request: Annotated[AuthorizedRequest, authorized(Action.TRACE)]
+) -> Response:
+    reader = request.service.runs.current(request.run_id(index))
+    return await request.service.workers.run(
+        lambda: _with_latency(request, reader, body, lambda reader: _attribution(request, reader, body))
+    )
+
+
+def _with_latency(request: AuthorizedRequest, reader: IndexReader, body: BaseModel, make: Any) -> Response:
     began = time.perf_counter()
-    fields, num_tokens = reader.of_sound_shards(lambda: make(reader))
-    ask.charge(reader.info.run_id, body, num_tokens)
+    fields, num_tokens = reader.retry_without_damaged(lambda: make(reader))
+    request.charge(reader.info.run_id, body, num_tokens)
     document = {**fields, "latency": round((time.perf_counter() - began) * 1e3, 3)}
     return Response(json_bytes(document), media_type=JSON, headers={"Cache-Control": "no-store"})
 
@@ -106,48 +115,52 @@ def _ids(reader: IndexReader, body: InfinigramRequest) -> list[int]:
     return ids_of(reader, body.query, body.query_ids)
 
 
-def _named(reader: IndexReader, ids: Sequence[int]) -> dict[str, Any]:
+def _token_names(reader: IndexReader, ids: Sequence[int]) -> dict[str, Any]:
     has_names = reader.info.tokenizer_file is not None
     return {"token_ids": list(ids), "tokens": reader.tokenizer.names(ids) if has_names else []}
 
 
-def _count(ask: Ask, reader: IndexReader, body: InfinigramRequest) -> tuple[dict[str, Any], int]:
+def _count(request: AuthorizedRequest, reader: IndexReader, body: InfinigramRequest) -> tuple[dict[str, Any], int]:
     ids = _ids(reader, body)
-    counts = counts_by_shard(reader, ids, Selection(visibility=ask.access.visibility))
-    return {"count": sum(counts), "approx": bool(reader.failed), **_named(reader, ids)}, 0
+    counts = counts_by_shard(reader, ids, Selection(visibility=request.access.visibility))
+    return {"count": sum(counts), "approx": bool(reader.failed), **_token_names(reader, ids)}, 0
 
 
-def _find(ask: Ask, reader: IndexReader, body: InfinigramRequest) -> tuple[dict[str, Any], int]:
+def _find(request: AuthorizedRequest, reader: IndexReader, body: InfinigramRequest) -> tuple[dict[str, Any], int]:
     ids = _ids(reader, body)
-    counts = counts_by_shard(reader, ids, Selection(visibility=ask.access.visibility))
-    find = Find(owner=_owner(ask), run_id=reader.info.run_id, generation=reader.generation.number, token_ids=tuple(ids))
-    first = ask.service.finds.add(find)
+    counts = counts_by_shard(reader, ids, Selection(visibility=request.access.visibility))
+    ngram = RankedNgram(
+        owner=_owner(request), run_id=reader.info.run_id, generation=reader.generation.number, token_ids=tuple(ids)
+    )
+    first = request.service.infinigram_ranks.add(ngram)
     segments = [[first, first + min(count, RANKS_EACH - 1)] for count in counts]
-    return {"cnt": sum(counts), "segment_by_shard": segments, **_named(reader, ids)}, 0
+    return {"cnt": sum(counts), "segment_by_shard": segments, **_token_names(reader, ids)}, 0
 
 
-def _document(ask: Ask, reader: IndexReader, body: InfinigramRequest) -> tuple[dict[str, Any], int]:
+def _get_document(
+    request: AuthorizedRequest, reader: IndexReader, body: InfinigramRequest
+) -> tuple[dict[str, Any], int]:
     if body.rank is None or body.s is None:
         raise QueryError("get_doc_by_rank: expected s and rank, as `find` gave them")
-    find = ask.service.finds.of(body.rank, _owner(ask))
+    ngram = request.service.infinigram_ranks.ngram_of(body.rank, _owner(request))
     number = body.rank % RANKS_EACH
     if number >= _MAX_RANK:
         raise QueryError(f"rank: expected one of the first {_MAX_RANK} of a shard; page through `/v1/hits` instead")
-    reader = ask.service.runs.of_generation(find.run_id, find.generation)
-    around = ask.context_tokens(max(0, body.max_disp_len - len(find.token_ids)) // 2)
-    selection = Selection(visibility=ask.access.visibility)
-    hit = hit_of_shard(reader, find.token_ids, selection, body.s, number, around)
+    reader = request.service.runs.of_generation(ngram.run_id, ngram.generation)
+    around = request.context_tokens(max(0, body.max_disp_len - len(ngram.token_ids)) // 2)
+    selection = Selection(visibility=request.access.visibility)
+    hit = hit_of_shard(reader, ngram.token_ids, selection, body.s, number, around)
     if hit is None:
         raise QueryError("rank: expected one in `segment_by_shard` of `find`, found one beyond it")
-    match = reader.tokenizer.decode(list(find.token_ids)) if reader.info.tokenizer_file is not None else ""
-    return {**_shown(hit, match), **_named(reader, find.token_ids)}, len(find.token_ids) + 2 * around
+    match = reader.tokenizer.decode(list(ngram.token_ids)) if reader.info.tokenizer_file is not None else ""
+    return {**_document_of_hit(hit, match), **_token_names(reader, ngram.token_ids)}, len(ngram.token_ids) + 2 * around
 
 
-def _owner(ask: Ask) -> str:
-    return ask.service.cursors.fingerprint(ask.access)
+def _owner(request: AuthorizedRequest) -> str:
+    return request.service.cursors.fingerprint(request.access)
 
 
-def _shown(hit: Hit, match: str) -> dict[str, Any]:
+def _document_of_hit(hit: Hit, match: str) -> dict[str, Any]:
     """A place as a document of theirs: the text around it, with the match marked as clause 0."""
     first = hit.segments[0] if hit.segments else None
     metadata = {
@@ -162,12 +175,14 @@ def _shown(hit: Hit, match: str) -> dict[str, Any]:
     }
 
 
-def _attribution(ask: Ask, reader: IndexReader, body: AttributionRequest) -> tuple[dict[str, Any], int]:
+def _attribution(
+    request: AuthorizedRequest, reader: IndexReader, body: AttributionRequest
+) -> tuple[dict[str, Any], int]:
     tokenizer = reader.tokenizer
     ids = tokenizer.encode(body.response).token_ids.tolist()
-    context = ask.context_tokens(body.maximum_context_length)
+    context = request.context_tokens(body.maximum_context_length)
     options = TraceOptions(
-        min_length=body.minimum_span_length, selection=Selection(visibility=ask.access.visibility), max_spans=10_000,
+        min_length=body.minimum_span_length, selection=Selection(visibility=request.access.visibility), max_spans=10_000,
         num_hits=body.maximum_documents_per_span, context_tokens=context,
     )  # fmt: skip
     found: list[tuple[int, Span]] = []
@@ -177,7 +192,7 @@ def _attribution(ask: Ask, reader: IndexReader, body: AttributionRequest) -> tup
     by_length = body.span_ranking_method == "length"
     found.sort(key=lambda item: -item[1].num_tokens if by_length else item[1].log_probability)
     kept = sorted(found[: math.ceil(body.maximum_span_density * len(ids))], key=lambda item: item[0] + item[1].start)
-    spans = [_attributed(start, span) for start, span in kept]
+    spans = [_attributed_span(start, span) for start, span in kept]
     shown = sum(len(span.hits) * (span.num_tokens + 2 * context) for _, span in kept)
     return {"index": reader.info.run_id, "spans": spans, "inputTokens": tokenizer.names(ids)}, shown
 
@@ -193,7 +208,7 @@ def _pieces(texts: Sequence[str], ids: Sequence[int], body: AttributionRequest) 
     return pieces
 
 
-def _attributed(start: int, span: Span) -> dict[str, Any]:
+def _attributed_span(start: int, span: Span) -> dict[str, Any]:
     return {
         "left": start + span.start,
         "right": start + span.end,
@@ -207,7 +222,7 @@ def _attributed(start: int, span: Span) -> dict[str, Any]:
                 "documentLength": hit.num_tokens_before + span.num_tokens + hit.num_tokens_after,
                 "needleOffset": hit.offset,
                 "text": hit.context_before + span.text + hit.context_after,
-                "metadata": json.loads(_shown(hit, span.text)["metadata"]),
+                "metadata": json.loads(_document_of_hit(hit, span.text)["metadata"]),
             }
             for hit in span.hits
         ],

@@ -1,87 +1,80 @@
 """Runs and their attempts."""
 
-import dataclasses
 from typing import Annotated, Any
 
-import pyarrow as pa
 from fastapi import APIRouter, Response
 from fastapi.responses import Response as PlainResponse
 
+from indexer.plain_data import plain_data
 from indexer.reader import IndexReader
 from indexer.steps.completeness import completeness
-from search_api.keys import Action
+from search_api.actions import Action
 from search_api.negotiation import JSON, ROW_FORMATS, Rows, json_bytes
-from search_api.request import Answer, Ask, asks
-from search_api.routes.documented import one, rows
-from search_api.schemas import AttemptsAnswer, GapsAnswer, RunAnswer, RunsAnswer
+from search_api.record_models import arrow_schema
+from search_api.request import Answer, AuthorizedRequest, authorized
+from search_api.routes.openapi import answers_json, answers_rows
+from search_api.schemas import Attempt, AttemptsAnswer, Gap, GapsAnswer, RunAnswer, RunsAnswer
 from train_hooks.export_format.origin import origin_of
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
-_COLUMNS = (
-    "attempt, parent_attempt, resume_step, num_writers, started, export_format_version, barrier_step, first_step, last_step, "
-    "canonical, canonical_first_step, canonical_last_step"
-)
 MAX_GAPS = 1000
-_INT = pa.int64()
-_SCHEMA = pa.schema(
-    [
-        ("attempt", _INT), ("parent_attempt", _INT), ("resume_step", _INT), ("num_writers", _INT), ("started", pa.string()),
-        ("export_format_version", _INT), ("barrier_step", _INT), ("first_step", _INT), ("last_step", _INT),
-        ("canonical", pa.bool_()), ("canonical_first_step", _INT), ("canonical_last_step", _INT),
-    ]
-)  # fmt: skip
-
-_GAPS_SCHEMA = pa.schema(
-    [("attempt", _INT), ("global_step", _INT), ("dp_rank", _INT), ("num_rows", _INT), ("reason", pa.string())]
-)
 
 
-@router.get("", summary="The runs that the key may ask", **one(RunsAnswer))
-async def list_runs(ask: Annotated[Ask, asks(Action.RUNS)]) -> Response:
+@router.get("", summary="The runs that the key may ask", **answers_json(RunsAnswer))
+async def list_runs(request: Annotated[AuthorizedRequest, authorized(Action.RUNS)]) -> Response:
     def describe() -> Response:
-        return PlainResponse(json_bytes({"runs": [_run(ask, run_id) for run_id in ask.run_ids()]}), media_type=JSON)
+        return PlainResponse(
+            json_bytes({"runs": [_run(request, run_id) for run_id in request.run_ids()]}), media_type=JSON
+        )
 
-    return await ask.service.workers.run(describe)
+    return await request.service.workers.run(describe)
 
 
-@router.get("/{run_id}", summary="One run: its sizes, index and attempts", **one(RunAnswer))
-async def get_run(run_id: str, ask: Annotated[Ask, asks(Action.RUNS)]) -> Response:
-    wanted = ask.run_id(run_id)
+@router.get("/{run_id}", summary="One run: its sizes, index and attempts", **answers_json(RunAnswer))
+async def get_run(run_id: str, request: Annotated[AuthorizedRequest, authorized(Action.RUNS)]) -> Response:
+    wanted = request.run_id(run_id)
 
     def describe() -> Response:
-        attempts = _attempts(ask.service.runs.current(wanted))
-        return PlainResponse(json_bytes({**_run(ask, wanted), "attempts": attempts}), media_type=JSON)
+        attempts = _attempts(request.service.runs.current(wanted))
+        return PlainResponse(json_bytes({**_run(request, wanted), "attempts": attempts}), media_type=JSON)
 
-    return await ask.service.workers.run(describe)
+    return await request.service.workers.run(describe)
 
 
-@router.get("/{run_id}/attempts", summary="The attempts of a run", **rows(AttemptsAnswer))
-async def list_attempts(run_id: str, ask: Annotated[Ask, asks(Action.RUNS, ROW_FORMATS)]) -> Response:
+@router.get("/{run_id}/attempts", summary="The attempts of a run", **answers_rows(AttemptsAnswer))
+async def list_attempts(
+    run_id: str, request: Annotated[AuthorizedRequest, authorized(Action.RUNS, ROW_FORMATS)]
+) -> Response:
     def answer(reader: IndexReader) -> Answer:
-        return Answer(rows=Rows(name="attempts", rows=_attempts(reader), schema=_SCHEMA))
+        return Answer(rows=Rows(name="attempts", rows=_attempts(reader), schema=arrow_schema(Attempt)))
 
-    return await ask.answer(run_id, answer, run_id)
+    return await request.answer(run_id, answer, run_id)
 
 
-@router.get("/{run_id}/gaps", summary="What a run misses: rows that were not exported, and steps", **rows(GapsAnswer))
-async def list_gaps(run_id: str, ask: Annotated[Ask, asks(Action.RUNS, ROW_FORMATS)]) -> Response:
+@router.get(
+    "/{run_id}/gaps", summary="What a run misses: rows that were not exported, and steps", **answers_rows(GapsAnswer)
+)
+async def list_gaps(
+    run_id: str, request: Annotated[AuthorizedRequest, authorized(Action.RUNS, ROW_FORMATS)]
+) -> Response:
     def answer(reader: IndexReader) -> Answer:
         found = completeness(reader, MAX_GAPS)
-        more = {name: value for name, value in dataclasses.asdict(found).items() if name != "gaps"}
+        more = plain_data(found)
+        gaps = more.pop("gaps")
         return Answer(
-            rows=Rows(name="gaps", rows=found.gaps, schema=_GAPS_SCHEMA, more=more),
+            rows=Rows(name="gaps", rows=gaps, schema=arrow_schema(Gap), more=more),
             truncated=len(found.gaps) < found.num_gaps,
         )
 
-    return await ask.answer(run_id, answer, run_id)
+    return await request.answer(run_id, answer, run_id)
 
 
-def _run(ask: Ask, run_id: str) -> dict[str, Any]:
-    reader = ask.service.runs.current(run_id)
-    num_sequences, num_tokens = reader.visible_sizes(ask.access.visibility)
+def _run(request: AuthorizedRequest, run_id: str) -> dict[str, Any]:
+    reader = request.service.runs.current(run_id)
+    num_sequences, num_tokens = reader.visible_sizes(request.access.visibility)
     origin = origin_of(reader.info)
     return {
         "run_id": run_id,
@@ -94,12 +87,12 @@ def _run(ask: Ask, run_id: str) -> dict[str, Any]:
         "vocab_size": reader.info.vocab_size,
         "num_sequences": num_sequences,
         "num_tokens": num_tokens,
-        "shares": dataclasses.asdict(reader.evidence_shares(ask.access.visibility)),
+        "shares": plain_data(reader.evidence_shares(request.access.visibility)),
         "last_step": max(shard.info.last_step for shard in reader.shards),
         "has_tokenizer": reader.info.tokenizer_file is not None,
     }
 
 
 def _attempts(reader: IndexReader) -> list[dict[str, Any]]:
-    found = reader.sql(f"SELECT {_COLUMNS} FROM attempts ORDER BY attempt")
+    found = reader.sql(f"SELECT {', '.join(Attempt.model_fields)} FROM attempts ORDER BY attempt")
     return [{**row, "started": row["started"].isoformat() + "Z"} for row in found]

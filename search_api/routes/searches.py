@@ -1,54 +1,51 @@
 """Full text and token n-grams: segments that match, with counts and facets."""
 
-import dataclasses
 from typing import Annotated, Any
 
-import pyarrow as pa
 from fastapi import APIRouter, Response
 
+from indexer.plain_data import plain_data
 from indexer.reader import IndexReader
 from indexer.search.records import SearchHit
 from indexer.search.search import SearchOptions, search
 from indexer.selection.visibility import EVERYTHING
-from search_api.keys import Action
-from search_api.models import SearchRequest
+from search_api import schemas
+from search_api.actions import Action
 from search_api.negotiation import ROW_FORMATS, Rows
-from search_api.request import Answer, Ask, asks
-from search_api.routes.documented import rows
-from search_api.schemas import SearchAnswer
+from search_api.record_models import arrow_schema
+from search_api.request import Answer, AuthorizedRequest, authorized
+from search_api.request_models import SearchRequest
+from search_api.routes.openapi import answers_rows
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1", tags=["search"])
 
 CHARACTERS_A_TOKEN = 4
-_INT, _TEXT = pa.int64(), pa.string()
-_SCHEMA = pa.schema(
-    [
-        ("address", _TEXT), ("global_step", _INT), ("dp_rank", _INT), ("start", _INT), ("end", _INT), ("source", _TEXT),
-        ("document_id", _TEXT), ("document_token_offset", _INT), ("score", pa.float64()), ("snippet", _TEXT),
-        ("snippet_start", _INT), ("highlights", pa.list_(pa.list_(_INT))),
-    ]
-)  # fmt: skip
+_SCHEMA = arrow_schema(schemas.SearchHit)
 
 
-@router.post("/search", summary="Segments that match a query, best or first ones first", **rows(SearchAnswer))
-async def post_search(body: SearchRequest, ask: Annotated[Ask, asks(Action.SEARCH, ROW_FORMATS)]) -> Response:
-    cursor = ask.read_cursor(body.cursor, body) if body.cursor is not None else None
-    cap = ask.context_tokens(1 << 20) * CHARACTERS_A_TOKEN
+@router.post(
+    "/search", summary="Segments that match a query, best or first ones first", **answers_rows(schemas.SearchAnswer)
+)
+async def post_search(
+    body: SearchRequest, request: Annotated[AuthorizedRequest, authorized(Action.SEARCH, ROW_FORMATS)]
+) -> Response:
+    cursor = request.read_cursor(body.cursor, body) if body.cursor is not None else None
+    cap = request.context_tokens(1 << 20) * CHARACTERS_A_TOKEN
 
     def answer(reader: IndexReader) -> Answer:
         options = SearchOptions(
-            selection=ask.selection(body), limit=body.limit, sort=body.sort, facets=body.facets,
+            selection=request.selection(body), limit=body.limit, sort=body.sort, facets=body.facets,
             cursor=None if cursor is None else str(cursor.place[0]),
         )  # fmt: skip
         found = search(reader, body.query, options)
-        has_scores = ask.access.visibility == EVERYTHING
+        has_scores = request.access.visibility == EVERYTHING
         listed = [_row(hit, cap, has_scores=has_scores) for hit in found.hits]
-        following = None if found.next_cursor is None else ask.sign_cursor(reader, body, (found.next_cursor,))
+        following = None if found.next_cursor is None else request.sign_cursor(reader, body, (found.next_cursor,))
         more = {
             "query": found.query, "sort": found.sort, "count": found.count,
-            "facets": None if found.facets is None else dataclasses.asdict(found.facets),
+            "facets": plain_data(found.facets),
             "snippets_cut": any(cut for _, cut in listed),
         }  # fmt: skip
         kept = [row for row, _ in listed]
@@ -59,7 +56,7 @@ async def post_search(body: SearchRequest, ask: Annotated[Ask, asks(Action.SEARC
             num_tokens=sum(len(row["snippet"] or "") // CHARACTERS_A_TOKEN + 1 for row in kept),
         )
 
-    return await ask.answer(body.run, answer, body, cursor=cursor)
+    return await request.answer(body.run, answer, body, cursor=cursor)
 
 
 def _row(hit: SearchHit, cap: int, *, has_scores: bool) -> tuple[dict[str, Any], bool]:

@@ -9,34 +9,30 @@ from indexer.reader import IndexReader
 from indexer.steps.explain import explain_step
 from indexer.steps.steps import read_steps
 from indexer.steps.thinned import thin_steps
-from search_api.keys import Action
-from search_api.models import ExplainQuery, StepsQuery
+from search_api.actions import Action
 from search_api.negotiation import ROW_FORMATS, Rows
-from search_api.request import Answer, Ask, asks
-from search_api.routes.documented import one, rows
-from search_api.schemas import ExplainAnswer, StepsAnswer
+from search_api.record_models import arrow_schema
+from search_api.request import Answer, AuthorizedRequest, authorized
+from search_api.request_models import ExplainQuery, StepsQuery
+from search_api.routes.openapi import answers_json, answers_rows
+from search_api.schemas import ExplainAnswer, Step, StepsAnswer
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/steps", tags=["steps"])
 
-_INT, _TEXT, _FLOAT = pa.int64(), pa.string(), pa.float64()
-_SPIKE = pa.struct([("metric", _TEXT), ("value", _TEXT), ("expected", _TEXT), ("deviations", _TEXT)])
-_SCHEMA = pa.schema(
-    [
-        ("attempt", _INT), ("global_step", _INT), ("status", _TEXT), ("canonical", pa.bool_()), ("loss", _FLOAT),
-        ("lr", _FLOAT), ("grad_norm", _FLOAT), ("num_tokens", _INT), ("num_sequences", _INT), ("unix_time_s", _FLOAT),
-        ("spikes", pa.list_(_SPIKE)),
-    ]
-)  # fmt: skip
+_SPIKE = pa.struct([(name, pa.string()) for name in ("metric", "value", "expected", "deviations")])
+_SCHEMA = arrow_schema(Step, spikes=pa.list_(_SPIKE))
 _METRICS = ("loss", "lr", "grad_norm", "unix_time_s")
 
 
-@router.get("", summary="Steps with their metrics and spikes, page by page, or thinned out", **rows(StepsAnswer))
+@router.get(
+    "", summary="Steps with their metrics and spikes, page by page, or thinned out", **answers_rows(StepsAnswer)
+)
 async def list_steps(
-    query: Annotated[StepsQuery, Query()], ask: Annotated[Ask, asks(Action.STEPS, ROW_FORMATS)]
+    query: Annotated[StepsQuery, Query()], request: Annotated[AuthorizedRequest, authorized(Action.STEPS, ROW_FORMATS)]
 ) -> Response:
-    cursor = ask.read_cursor(query.cursor, query) if query.cursor is not None else None
+    cursor = request.read_cursor(query.cursor, query) if query.cursor is not None else None
 
     def page(reader: IndexReader) -> Answer:
         after = None if cursor is None else (int(cursor.place[0]), int(cursor.place[1]))
@@ -45,7 +41,7 @@ async def list_steps(
         following = None
         if len(steps) > query.limit:
             last = steps[query.limit - 1]
-            following = ask.sign_cursor(reader, query, (last["global_step"], last["attempt"]))
+            following = request.sign_cursor(reader, query, (last["global_step"], last["attempt"]))
         more = {"num_steps": None, "num_spikes": None}
         listed = Rows(name="steps", rows=steps[: query.limit], schema=_SCHEMA, next_cursor=following, more=more)
         return Answer(rows=listed, truncated=following is not None)
@@ -59,9 +55,9 @@ async def list_steps(
         )
 
     if query.max_points is None:
-        return await ask.answer(query.run, page, query, cursor=cursor)
-    limit_s = ask.service.settings.limits.explain_deadline_s
-    return await ask.answer(query.run, thinned, query, cursor=cursor, deadline_s=limit_s)
+        return await request.answer(query.run, page, query, cursor=cursor)
+    limit_s = request.service.settings.limits.explain_deadline_s
+    return await request.answer(query.run, thinned, query, cursor=cursor, deadline_s=limit_s)
 
 
 def _range(query: StepsQuery) -> dict[str, Any]:
@@ -69,19 +65,23 @@ def _range(query: StepsQuery) -> dict[str, Any]:
     return {name: getattr(query, name) for name in names}
 
 
-@router.get("/{global_step}:explain", summary="What distinguishes the sequences of a step", **one(ExplainAnswer))
+@router.get(
+    "/{global_step}:explain", summary="What distinguishes the sequences of a step", **answers_json(ExplainAnswer)
+)
 async def get_explanation(
-    global_step: int, query: Annotated[ExplainQuery, Query()], ask: Annotated[Ask, asks(Action.STEPS)]
+    global_step: int,
+    query: Annotated[ExplainQuery, Query()],
+    request: Annotated[AuthorizedRequest, authorized(Action.STEPS)],
 ) -> Response:
     def answer(reader: IndexReader) -> Answer:
         found = explain_step(
             reader, global_step, window=query.window, attempt=query.attempt, limit=query.limit,
-            visibility=ask.access.visibility,
+            visibility=request.access.visibility,
         )  # fmt: skip
         return Answer(fields=found.to_json(), num_tokens=sum(len(ngram.token_ids) for ngram in found.ngrams))
 
-    limit_s = ask.service.settings.limits.explain_deadline_s
-    return await ask.answer(query.run, answer, f"step {global_step}", deadline_s=limit_s)
+    limit_s = request.service.settings.limits.explain_deadline_s
+    return await request.answer(query.run, answer, f"step {global_step}", deadline_s=limit_s)
 
 
 def _row(step: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from indexer.selection.rows import Selection
 from indexer.selection.tombstones import TombstoneFile, visibility_of
 from indexer.storage.paths import IndexPaths
 from indexer.takedown import finish_takedown
-from indexer.trace.ngrams import count_of_ngram
+from indexer.trace.counts import count_of_ngram
 from tests.conftest import TextRun
 from tests.support.export_maker import all_rows
 from train_hooks.export_format.errors import InputError

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from tests.simulated_job.memory_files import MemoryFileSystem
 from train_hooks.export_format.acknowledgement import AckKind
 from train_hooks.export_format.reading.chain import SegmentFile
-from train_hooks.export_format.reading.compacted import CompactedFiles, CompactedPart, Piece
+from train_hooks.export_format.reading.compacted import CompactedFiles, HashedFile, HashedRange
 from train_hooks.export_format.reading.reader import AttemptReader
 from train_hooks.export_format.schema import file_metadata, row_schema
 from train_hooks.export_format.seals import read_seal
@@ -87,7 +87,7 @@ class Compacted(OpenedFile):
         return _put(files, wanted)
 
 
-def _parquet(name: str, schema: pa.Schema, items: list[Item], groups: list[int]) -> tuple[CompactedPart, bytes]:
+def _parquet(name: str, schema: pa.Schema, items: list[Item], groups: list[int]) -> tuple[HashedFile, bytes]:
     sink, cuts, done = io.BytesIO(), [0], 0
     with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
         for size in groups:
@@ -101,10 +101,10 @@ def _parquet(name: str, schema: pa.Schema, items: list[Item], groups: list[int])
     if name.endswith(".frames.parquet"):
         cuts = [0, len(data)]
     pieces = tuple(
-        Piece(start=start, end=end, sha256=hashlib.sha256(data[start:end]).hexdigest())
+        HashedRange(start=start, end=end, sha256=hashlib.sha256(data[start:end]).hexdigest())
         for start, end in itertools.pairwise(cuts)
     )
-    return CompactedPart(name=name, size_bytes=len(data), pieces=pieces), data
+    return HashedFile(name=name, size_bytes=len(data), pieces=pieces), data
 
 
 @dataclass(kw_only=True, slots=True)

@@ -31,7 +31,8 @@ from train_hooks.export_format.upkeep.compact import compact
 from train_hooks.export_format.upkeep.repair import repair
 from train_hooks.export_format.upkeep.takedown import Takedown, take_out
 from train_hooks.export_format.writing.attempts import RunSpec
-from train_hooks.hook.export.row_builder import CommittedStep, StagedMicrobatch, gap_of, losses_record, note_of
+from train_hooks.hook.export.committed_step import CommittedStep, as_gap, losses_record, note_step
+from train_hooks.hook.export.staging import StagedMicrobatch
 
 __all__ = ["RichJob", "all_rows", "random_export", "sealed_export", "some_takedown"]
 
@@ -119,12 +120,12 @@ class RichJob(Job):
         )  # fmt: skip
         rank.fed[step] = ()
         if rng.random() < 0.07:
-            rank.queue.append(gap_of(committed, "the queue was full 満"))
+            rank.queue.append(as_gap(committed, "the queue was full 満"))
             return
         rank.queue.append(committed)
         if rng.random() < 0.4:
             late = [losses_record(step, self._losses(microbatches), 2.5)] if microbatches[0].loss is None else []
-            rank.queue.append(note_of(step, (*late, *self._records(step))))
+            rank.queue.append(note_step(step, (*late, *self._records(step))))
 
     def _records(self, step: int) -> Iterator[StepRecord]:
         for _ in range(self.rng.choice([0, 1, 1, 2])):

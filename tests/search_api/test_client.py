@@ -6,6 +6,8 @@ import dataclasses
 import itertools
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +24,7 @@ from indexer.reader import IndexReader
 from indexer.search.search import SearchOptions, search
 from indexer.selection.rows import Selection
 from indexer.steps.explain import explain_step
-from indexer.trace.ngrams import count_of_ngram
+from indexer.trace.counts import count_of_ngram
 from search_api import Limits, Settings
 from search_api.client import ApiError, Client, ClientOptions, RequestError
 from search_api.client.asynchronous import AsyncClient
@@ -87,7 +89,7 @@ def test_answers(url: str, text_run: TextRun, passage: str) -> None:
 
 def test_pages_and_tables(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("search_api.client.requests.ROWS_AT_ONCE", 25)
-    monkeypatch.setattr("search_api.client.SEQUENCES_AT_ONCE", 3)
+    monkeypatch.setattr("search_api.client.sync.SEQUENCES_AT_ONCE", 3)
     with Client(url) as client:
         rows = list(client.hits(" the", context_tokens=2))
         assert len(rows) == client.count(" the") > 10
@@ -304,10 +306,22 @@ def test_a_job_is_started_once() -> None:
 
 def test_the_block_in_the_readme_runs(url: str, passage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    [block] = [block for block in blocks if "search_api.client" in block]
-    names: dict[str, Any] = {"text": passage}
-    exec(block.replace("http://127.0.0.1:8700", url), names)
-    assert names["found"].spans and names["table"].num_rows > 0 and names["sequence"]["token_ids"]
+    [block] = [block for block in blocks if "kiseki.Client" in block]
+    names: dict[str, Any] = {}
+    exec(
+        block.replace("http://127.0.0.1:8700", url).replace('"Desire and expectation rolled into one."', "PASSAGE"),
+        {"PASSAGE": passage},
+        names,
+    )
+    assert names["found"].spans and names["places"].num_rows > 0 and names["sequence"]["token_ids"]
     monkeypatch.setenv("KISEKI_API_KEY", "abc")
     assert ClientOptions().headers() == {"Authorization": "Bearer abc"}
     assert ClientOptions(key="").headers() == {}
+
+
+def test_the_client_loads_no_server_and_no_arrow() -> None:
+    code = "import search_api.client, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert loaded & {"pyarrow", "numpy", "pandas", "fastapi", "pydantic", "indexer", "ui"} == set()
+    assert {name for name in loaded if name.startswith("search_api.") and ".client" not in name} == set()

@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from search_api import Limits, Settings, create_app
-from search_api.negotiation import ARROW, CSV, NDJSON, PARQUET, ROW_FORMATS, choose
+from search_api.negotiation import ARROW, CSV, NDJSON, PARQUET, ROW_FORMATS, choose_media_type
 from search_api.problems import Problem
 from tests.conftest import TextRun
 from tests.search_api.test_api import check_problem
@@ -126,9 +126,9 @@ def test_cursors_cannot_be_bent(client: TestClient, text_run: TextRun) -> None:
 def test_the_form_that_is_liked_best(accept: str, expected: str | None) -> None:
     if expected is None:
         with pytest.raises(Problem):
-            choose(accept, ROW_FORMATS)
+            choose_media_type(accept, ROW_FORMATS)
     else:
-        assert choose(accept, ROW_FORMATS) == expected
+        assert choose_media_type(accept, ROW_FORMATS) == expected
 
 
 def test_caps_are_said(text_run: TextRun) -> None:

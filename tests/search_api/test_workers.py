@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from indexer.trace.ngrams import count_of_ngram
+from indexer.trace.counts import count_of_ngram
 from search_api import Limits, Settings
 from search_api.problems import Problem
 from search_api.workers import Workers

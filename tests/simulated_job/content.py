@@ -19,7 +19,7 @@ from train_hooks.export_format.records import (
 )
 from train_hooks.export_format.tensors import decode_tensor
 from train_hooks.export_format.writing.attempts import DECLARED
-from train_hooks.hook.export.row_builder import StagedMicrobatch
+from train_hooks.hook.export.staging import StagedMicrobatch
 
 __all__ = [
     "LENGTH",

@@ -72,7 +72,7 @@ class FinalSteps:
 def _frames(log: WriterLog) -> list[tuple[int, bytes]]:
     found = []
     for file in log.files:
-        records = file.acks.records[file.acks.places(AckKind.STEP)]
+        records = file.acks.records[file.acks.indices_of(AckKind.STEP)]
         steps, hashes = records["global_step"].tolist(), records["frame_sha256"]
         found += [(step, hashes[index].tobytes()) for index, step in enumerate(steps)]
     return found

@@ -28,14 +28,9 @@ from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.records import AttemptInfo, RowLoss, RunInfo, StepRecord, StepStatus
 from train_hooks.export_format.writing.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.writing.writer import RankWriter
-from train_hooks.hook.export.row_builder import (
-    CommittedStep,
-    RowBuilder,
-    StagedMicrobatch,
-    gap_of,
-    losses_record,
-    note_of,
-)
+from train_hooks.hook.export.committed_step import CommittedStep, as_gap, losses_record, note_step
+from train_hooks.hook.export.row_builder import RowBuilder
+from train_hooks.hook.export.staging import StagedMicrobatch
 
 __all__ = ["LENGTH", "RUN_DIR", "FedRow", "Job", "Rank"]
 
@@ -204,14 +199,14 @@ class Job:
         )  # fmt: skip
         if self.rng.random() < 0.05:
             rank.fed[step] = ()
-            rank.queue.append(gap_of(committed, "simulated"))
+            rank.queue.append(as_gap(committed, "simulated"))
             return
         rank.fed[step] = fed_rows(consumed, status, rank.info)
         rank.without_loss += [(step, row) for row in rank.fed[step] if not any((row.loss, *row.segment_losses))]
         rank.queue.append(committed)
         if self.rng.random() < 0.2:
             records = (*self._metrics(step), *self._late_losses(rank))
-            rank.queue.append(note_of(step, records))
+            rank.queue.append(note_step(step, records))
 
     def _fetch(self, num_slots: int) -> StagedMicrobatch:
         first = self._sample

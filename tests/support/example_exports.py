@@ -12,7 +12,9 @@ from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.records import AttemptInfo, RunInfo, Segment, StepRecord, StepStatus
 from train_hooks.export_format.writing.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.writing.writer import RankWriter
-from train_hooks.hook.export.row_builder import CommittedStep, RowBuilder, StagedMicrobatch
+from train_hooks.hook.export.committed_step import CommittedStep
+from train_hooks.hook.export.row_builder import RowBuilder
+from train_hooks.hook.export.staging import StagedMicrobatch
 
 __all__ = ["LENGTH", "VOCABULARY", "begin_attempt", "begin_run", "committed_step", "write_export", "write_steps"]
 

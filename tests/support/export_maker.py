@@ -15,7 +15,8 @@ from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.records import Row
 from train_hooks.export_format.writing.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.writing.writer import RankWriter
-from train_hooks.hook.export.exporter import Exporter, ExporterOptions, StagedMicrobatch
+from train_hooks.hook.export.exporter import Exporter, ExporterOptions
+from train_hooks.hook.export.staging import StagedMicrobatch
 
 Tokens = npt.NDArray[np.integer]
 

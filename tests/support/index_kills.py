@@ -20,7 +20,7 @@ import numpy as np
 from indexer.build.update import IndexOptions, update_index
 from indexer.reader import IndexReader
 from indexer.selection.rows import Selection
-from indexer.trace.ngrams import count_of_ngram
+from indexer.trace.counts import count_of_ngram
 from tests.support.export_maker import MadeStep, all_rows, make_attempt
 from train_hooks.export_format.errors import IncompleteError, RunError
 from train_hooks.export_format.records import Row

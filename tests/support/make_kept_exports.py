@@ -44,7 +44,9 @@ from train_hooks.export_format.upkeep.takedown import Takedown, take_out
 from train_hooks.export_format.verify.run import verify
 from train_hooks.export_format.writing.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.writing.writer import RankWriter
-from train_hooks.hook.export.row_builder import CommittedStep, RowBuilder, StagedMicrobatch, gap_of, note_of
+from train_hooks.hook.export.committed_step import CommittedStep, as_gap, note_step
+from train_hooks.hook.export.row_builder import RowBuilder
+from train_hooks.hook.export.staging import StagedMicrobatch
 
 EXPORTS = Path(__file__).resolve().parents[1] / "exports"
 RUN_ID, LENGTH, VOCABULARY, END_OF_TEXT = "kept", 300, 257, 256
@@ -176,13 +178,13 @@ def note(version: int, step: int, dp_rank: int) -> CommittedStep:
     records = [late] if dp_rank == 0 else []
     if version == 3:
         from train_hooks.export_format.records import RowLoss
-        from train_hooks.hook.export.row_builder import losses_record
+        from train_hooks.hook.export.committed_step import losses_record
 
         losses = [RowLoss(microbatch=0, slot=0, loss=3.25), RowLoss(microbatch=1, slot=0, loss=None, segments=(2.0,))]
         if dp_rank == 0:
             losses = [RowLoss(microbatch=0, slot=1, loss=3.0, segments=(3.5, float("nan")))]
         records.append(losses_record(1, losses[: 1 + (dp_rank == 0)], UNIX_S + 9))
-    return note_of(step, tuple(records))
+    return note_step(step, tuple(records))
 
 
 class Making:
@@ -227,7 +229,7 @@ class Making:
         builder = RowBuilder(self.run, attempt, dp_rank, secret)
         for step in range(attempt.resume_step + 1, last_step + 1):
             made = committed_step(self.version, step, dp_rank, shorter_rows=self.shorter_rows)
-            frames = [gap_of(made, "the queue was full and the exporter was told to drop") if step == gap else made]
+            frames = [as_gap(made, "the queue was full and the exporter was told to drop") if step == gap else made]
             late = note(self.version, step, dp_rank)
             frames += [late] if step == 2 and late.records else []
             writer.append([builder.frame(frame) for frame in frames])

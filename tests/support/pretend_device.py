@@ -243,7 +243,7 @@ def pretend_device(*, delay_s: float = 0.0) -> Iterator[PretendDevice]:
     delay_s: how long each copy to the host takes at least.
     """
     device = PretendDevice(delay_s)
-    work = Exporter._work
+    work = Exporter._run_writer
 
     def work_on_device(exporter: Exporter) -> None:
         with _Functions(device):
@@ -253,7 +253,7 @@ def pretend_device(*, delay_s: float = 0.0) -> Iterator[PretendDevice]:
         patch.setattr(torch, "get_device_module", lambda _: device)
         patch.setattr(Tensor, "record_stream", lambda tensor, stream: setattr(tensor, "_kept_by", stream))
         patch.setattr(host_copies, "_side_streams", {})
-        patch.setattr(Exporter, "_work", work_on_device)
+        patch.setattr(Exporter, "_run_writer", work_on_device)
         try:
             yield device
         finally:

@@ -15,7 +15,7 @@ from tests.conftest import TextRun, byte_level_bpe
 from tests.support.export_maker import MadeStep, make_attempt
 from train_hooks.export_format.writing.attempts import RunSpec
 from ui.cli import COMMANDS, app, main
-from ui.lazy_commands import LateCommand
+from ui.lazy_commands import LazyCommand
 from ui.terminal.visible import safe
 
 PROGRAM = Path(sys.executable).with_name("kiseki")
@@ -59,12 +59,17 @@ def test_trace_reads_files_and_standard_input_alike(text_run: TextRun, passage: 
     assert documents[0]["spans"][0]["count"] == 2
 
 
-def test_no_match_is_one_line_and_exit_code_2(text_run: TextRun) -> None:
+def test_nothing_found_is_one_line_and_exit_code_1(text_run: TextRun) -> None:
     text = "xyzzy plugh qqqq zzzz vvvv 9q8q7"
     code, out, err = kiseki("trace", text_run.run_dir, text)
-    assert (code, out) == (2, "") and "no span of ≥ 8 tokens" in err and len(err.splitlines()) == 1
+    assert (code, out) == (1, "") and "no span of ≥ 8 tokens" in err and len(err.splitlines()) == 1
     code, out, err = kiseki("trace", text_run.run_dir, text, "--json")
-    assert code == 2 and json.loads(out)["spans"] == [] and len(err.splitlines()) == 1
+    assert code == 1 and json.loads(out)["spans"] == [] and len(err.splitlines()) == 1
+    assert kiseki("count", text_run.run_dir, text) == (1, "0\n", "")
+    code, out, err = kiseki("search", text_run.run_dir, "xyzzyplugh")
+    assert code == 1 and out.startswith("0 segments") and err == ""
+    code, out, _ = kiseki("steps", text_run.run_dir, "--steps", "1:2", "--spikes", "--json")
+    assert code == 1 and json.loads(out)["steps"] == []
 
 
 def test_index_says_it_is_up_to_date(text_run: TextRun) -> None:
@@ -113,7 +118,7 @@ def test_token_ids_of_another_tokenizer_go_by_their_text(
 
 
 def loaded(command: Any) -> Any:
-    return command.load() if isinstance(command, LateCommand) else command
+    return command.load() if isinstance(command, LazyCommand) else command
 
 
 def commands() -> list[str]:
@@ -137,22 +142,43 @@ def test_every_command_has_help_and_is_documented(
         assert f"`kiseki {command}" in documented
 
 
+def after(program: str, arguments: list[str]) -> tuple[int, str]:
+    """(exit code, last line of standard output) of a program with `{}` for the arguments of the command."""
+    done = subprocess.run(
+        [sys.executable, "-c", program.format(arguments)], capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.returncode, done.stdout.splitlines()[-1]
+
+
+def test_no_help_page_waits_for_what_its_command_runs() -> None:
+    program = """
+import sys
+from ui.cli import main
+for command in {0}:
+    sys.argv = ["kiseki", *command.split(), "--help"]
+    try:
+        main()
+    except SystemExit as done:
+        assert done.code == 0, command
+print([name for name in ("numpy", "pyarrow", "duckdb", "numba", "tokenizers", "tantivy", "fastapi", "rich.console")
+       if name in sys.modules])
+"""
+    assert after(program, commands()) == (0, "[]")
+
+
 def test_the_list_of_commands_waits_for_none_of_them() -> None:
     """Each is imported when it is run; what the list says of it is what it says of itself."""
     program = """
 import sys
 from ui.cli import main
-sys.argv = ["kiseki", {!r}]
+sys.argv = ["kiseki", *{}]
 try:
     main()
 finally:
     print([name for name in ("pyarrow", "rich", "numba", "ui.commands.arguments") if name in sys.modules])
 """
     for argument, code in (("--help", 0), ("nonsense", 2)):
-        done = subprocess.run(
-            [sys.executable, "-c", program.format(argument)], capture_output=True, text=True, timeout=60, check=False
-        )
-        assert done.returncode == code and done.stdout.splitlines()[-1] == "[]", done.stdout
+        assert after(program, [argument]) == (code, "[]")
     for command in COMMANDS:
         assert command.get_short_help_str(200) == command.load().get_short_help_str(200).partition(" `")[0]
 
@@ -172,7 +198,7 @@ def test_checkpoint_and_steps_narrow_the_answer(
     def count(*options: str) -> int:
         code, out, _ = run_here(capsys, monkeypatch, "trace", text_run.run_dir, passage, "--json", *options)
         counts = [span["count"] for span in json.loads(out)["spans"]]
-        assert code == (0 if counts else 2)
+        assert code == (0 if counts else 1)
         return max(counts, default=0)
 
     assert count() == 2

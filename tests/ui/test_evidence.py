@@ -14,8 +14,9 @@ from tests.support.make_kept_exports import EXPORTS, RUN_ID
 from tests.ui.test_cli import run_here
 from train_hooks.export_format.records import Evidence, Matched
 from ui.html.attempts import attempts_html
+from ui.html.evidence import evidence_words, matched_words
 from ui.html.places import Place
-from ui.html.sequence import evidence_words, matched_words, row_html
+from ui.html.sequence import sequence_facts_html
 from ui.html.texts import say_in
 
 NEW, OLD = EXPORTS / "3-sealed", EXPORTS / "1-sealed"
@@ -83,13 +84,13 @@ def test_the_sequence_page_says_how_the_row_is_known(indexed: Path) -> None:
     assert (
         "<dt>evidence</dt><dd>forward: the tokens were seen in the forward call</dd><dt>matched</dt>"
         "<dd>slice: the forward got a part of the tokens (dtype input_ids; [:, :-1])</dd>"
-    ) in row_html(place, say_in("en"), found)
-    assert "<dt>根拠</dt><dd>forward：トークンは forward の呼び出しで確認された</dd>" in row_html(
+    ) in sequence_facts_html(place, say_in("en"), found)
+    assert "<dt>根拠</dt><dd>forward：トークンは forward の呼び出しで確認された</dd>" in sequence_facts_html(
         place, say_in("ja"), found
     )
-    hostile = row_html(place, say_in("en"), {**found, "relation": "dtype <script>"})
+    hostile = sequence_facts_html(place, say_in("en"), {**found, "relation": "dtype <script>"})
     assert "<script>" not in hostile and "dtype &lt;script&gt;" in hostile
-    unknown = row_html(place, say_in("en"), {**found, "evidence": None, "matched": None, "relation": None})
+    unknown = sequence_facts_html(place, say_in("en"), {**found, "evidence": None, "matched": None, "relation": None})
     assert "<dt>evidence</dt><dd>not recorded</dd><dt>matched</dt><dd>not recorded</dd>" in unknown
 
 

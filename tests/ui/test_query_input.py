@@ -50,7 +50,7 @@ def test_what_is_not_there_is_named(
     assert (code, out) == (2, "") and "expected a step that is indexed" in err
     for option in ("--checkpoint", "--before-step"):
         assert run_here(capsys, monkeypatch, "trace", text_run.run_dir, passage, option, str(steps))[0] == 0
-    assert run_here(capsys, monkeypatch, "count", text_run.run_dir, passage, "--before-step", "1")[:2] == (0, "0\n")
+    assert run_here(capsys, monkeypatch, "count", text_run.run_dir, passage, "--before-step", "1")[:2] == (1, "0\n")
     assert run_here(capsys, monkeypatch, "count", text_run.run_dir, passage, "--before-step", "9999")[0] == 0
 
 

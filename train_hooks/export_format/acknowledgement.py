@@ -181,7 +181,7 @@ class AckTable(Sequence[Ack]):
         """The first records alone."""
         return AckTable(self.records[:num_records], self.format_version)
 
-    def places(self, kind: AckKind) -> npt.NDArray[np.int64]:
+    def indices_of(self, kind: AckKind) -> npt.NDArray[np.int64]:
         """Which records are of a kind."""
         return np.flatnonzero(self.records["kind"] == kind)
 

@@ -212,7 +212,7 @@ class RunInfo:
     secret_sha256: str | None = None
     shorter_rows: bool = False
 
-    def may_hold(self, num_tokens: int) -> bool:
+    def accepts_length(self, num_tokens: int) -> bool:
         """Whether a row may have so many tokens."""
         return num_tokens == self.sequence_length or (self.shorter_rows and 1 <= num_tokens < self.sequence_length)
 

@@ -65,7 +65,7 @@ def removal_of(row: Row) -> Removal | None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamageError(f"row {row.address}: its record of removed tokens cannot be read: {error}") from error
     if (
-        joined(ranges) != ranges
+        merged_ranges(ranges) != ranges
         or set(chunks) != _touched(row, ranges)
         or any(len(digest) != 32 for digest in (*chunks.values(), removal.tensors))
         or (ranges and not 0 <= ranges[0][0] <= ranges[-1][1] <= len(row.tokens))
@@ -81,7 +81,7 @@ def without_tokens(secret: bytes, row: Row, ranges: Iterable[tuple[int, int]]) -
     Without ranges it loses its further tensors alone.
     """
     before = removal_of(row)
-    all_ranges = joined([*ranges, *(before.ranges if before else ())])
+    all_ranges = merged_ranges([*ranges, *(before.ranges if before else ())])
     if before is not None and all_ranges == before.ranges:
         return row
     leaf = row_leaf(secret, row)
@@ -122,8 +122,8 @@ def leaf_of_row(secret: bytes, row: Row) -> bytes:
     return row_leaf(secret, row).hash(row.sample_index, removal.tensors, removal.chunks)
 
 
-def joined(ranges: Iterable[Sequence[int]]) -> Ranges:
-    """Ranges [start, end), ascending, those that meet joined, empty ones left out."""
+def merged_ranges(ranges: Iterable[Sequence[int]]) -> Ranges:
+    """Ranges [start, end), ascending, those that meet merged_ranges, empty ones left out."""
     found: list[tuple[int, int]] = []
     for start, end in sorted((start, end) for start, end in ranges if start < end):
         if found and start <= found[-1][1]:

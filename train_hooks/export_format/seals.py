@@ -26,7 +26,7 @@ from train_hooks.export_format.records import AttemptInfo, RunInfo, StepStatus
 __all__ = [
     "FileSummary",
     "Seal",
-    "SealedPart",
+    "SealedFile",
     "StepSpan",
     "SummaryBuilder",
     "new_seal",
@@ -122,7 +122,7 @@ class FileSummary:
 
 def summary_of(acks: AckTable, run: RunInfo) -> FileSummary:
     """What acknowledgement records add up to."""
-    places = acks.places(AckKind.STEP)
+    places = acks.indices_of(AckKind.STEP)
     if not len(places):
         return FileSummary(step_ranges=())
     return FileSummary(step_ranges=tuple(_spans(acks, places, run)))
@@ -174,7 +174,7 @@ class SummaryBuilder:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SealedPart:
+class SealedFile:
     """Name, size and hash of one file that a seal covers."""
 
     name: str
@@ -198,8 +198,8 @@ class Seal:
     file_number: int
     last: bool
     reason: str
-    data: SealedPart
-    acks: SealedPart
+    data: SealedFile
+    acks: SealedFile
     num_rows: int
     num_tokens: int
     num_steps: int
@@ -236,8 +236,8 @@ class Seal:
 def new_seal(
     attempt: AttemptInfo,
     name: SegmentFileName,
-    data: SealedPart,
-    acks: SealedPart,
+    data: SealedFile,
+    acks: SealedFile,
     summary: FileSummary,
     last_ack: Ack,
     *,
@@ -280,7 +280,7 @@ def read_seal(path: Path, data: bytes) -> Seal:
         raise DamageError(f'{path}: expected "format": "{SEAL_FORMAT}", found {found!r}; a newer kiseki may read it')
     document.pop("sha256")
     try:
-        data_part, acks_part = (SealedPart(**document.pop(name)) for name in ("data", "acks"))
+        data_part, acks_part = (SealedFile(**document.pop(name)) for name in ("data", "acks"))
         if found == SEAL_FORMAT:
             document["step_ranges"] = tuple(map(StepSpan.from_list, document["step_ranges"]))
         seal = Seal(**document, data=data_part, acks=acks_part)

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import nn
 
 from train_hooks.hook.collectives import distributed, on_every_rank
-from train_hooks.hook.writer_rank import DATA_AXES, WriterRank, check_election, place_in_mesh, writer_rank
+from train_hooks.hook.writer_rank import DATA_AXES, WriterRank, check_election, mesh_coordinates, writer_rank
 
 __all__ = ["elect", "mesh_of"]
 
@@ -27,7 +27,7 @@ def mesh_of(model: nn.Module) -> Any:
 def elect(mesh: Any, data_axes: Sequence[str] | None) -> WriterRank:
     """Collective: this process's place, once all places are found to fit together."""
     if mesh is not None:
-        rank = on_every_rank(lambda: writer_rank(place_in_mesh(mesh), data_axes))
+        rank = on_every_rank(lambda: writer_rank(mesh_coordinates(mesh), data_axes))
     else:
         rank = writer_rank({"dp": (dist.get_rank(), dist.get_world_size()) if distributed() else (0, 1)})
     ranks = [rank]

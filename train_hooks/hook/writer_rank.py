@@ -2,7 +2,7 @@
 
 Ranks that differ only along a tensor, context, sequence or pipeline axis are fed the same sequences. Of these the one
 whose every such coordinate is 0 writes. Every other axis has data of its own, HSDP's two among them. Expert axes are
-used both ways by trainers, so they must be named. The functions are pure, but for `place_in_mesh`, which reads a torch
+used both ways by trainers, so they must be named. The functions are pure, but for `mesh_coordinates`, which reads a torch
 DeviceMesh without importing torch.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from train_hooks.export_format.errors import InputError
 
-__all__ = ["WriterRank", "check_election", "place_in_mesh", "writer_rank"]
+__all__ = ["WriterRank", "check_election", "mesh_coordinates", "writer_rank"]
 
 DATA_AXES = ("dp", "ddp", "fsdp", "hsdp", "data", "dp_replicate", "dp_shard", "replicate", "shard", "batch")
 MODEL_AXES = ("tp", "cp", "sp", "pp", "tensor", "context", "sequence", "pipeline", "model")
@@ -56,7 +56,7 @@ def _has_own_data(name: str, data_axes: Sequence[str] | None) -> bool:
     )
 
 
-def place_in_mesh(mesh: Any) -> dict[str, tuple[int, int]]:
+def mesh_coordinates(mesh: Any) -> dict[str, tuple[int, int]]:
     """Axis name → (coordinate, size) of this process in a DeviceMesh. Raises InputError where it has no names or place."""
     names = mesh.mesh_dim_names
     if names is None:

@@ -22,7 +22,7 @@ Verify = Literal["leaf", "frame"]
 
 @dataclass(frozen=True, slots=True)
 class LazyFrame:
-    """Where one writer's part of a step stands, not read yet."""
+    """One writer's part of a step, not read yet."""
 
     attempt: AttemptReader
     file: SegmentFile
@@ -64,11 +64,11 @@ class LineageReader:
     def _steps_of(
         self, attempt: AttemptReader, interval: StepInterval
     ) -> Iterator[tuple[AttemptReader, int, dict[int, LazyFrame]]]:
-        places: dict[int, dict[int, LazyFrame]] = {}
+        frames_of_step: dict[int, dict[int, LazyFrame]] = {}
         for dp_rank, log in attempt.writers().items():
             for file, ack in log.steps():
-                places.setdefault(ack.global_step, {})[dp_rank] = LazyFrame(attempt, file, ack)
-        whole = {step for step, frames in places.items() if len(frames) == attempt.info.num_writers}
+                frames_of_step.setdefault(ack.global_step, {})[dp_rank] = LazyFrame(attempt, file, ack)
+        whole = {step for step, frames in frames_of_step.items() if len(frames) == attempt.info.num_writers}
         last = max(whole, default=interval.first_step - 1) if interval.last_step is None else interval.last_step
         for step in range(max(self._first_step, interval.first_step), last + 1):
             if step not in whole:
@@ -76,13 +76,13 @@ class LineageReader:
                     f"attempt {interval.attempt}: step {step} is not acknowledged by all of {attempt.info.num_writers} "
                     "writers; replay an earlier last_step, or wait for it"
                 )
-            yield attempt, step, places[step]
+            yield attempt, step, frames_of_step[step]
 
-    def rows(self, attempt: AttemptReader, places: Iterable[LazyFrame]) -> list[Row]:
+    def rows(self, attempt: AttemptReader, frames: Iterable[LazyFrame]) -> list[Row]:
         """The rows of these frames, verified, by dp_rank, micro-batch and slot."""
         found: list[Row] = []
-        for place in places:
-            frame = place.read()
+        for lazy_frame in frames:
+            frame = lazy_frame.read()
             for record in frame.records:
                 if record.kind == "gap":
                     raise IncompleteError(

@@ -105,9 +105,9 @@ class ReplayDataset(IterableDataset[ReplayMicrobatch]):
         a step does not fill."""
         for attempt, global_step, frames in self._reader.steps():
             if self._num_ranks is None:
-                parts = self._recorded(attempt, global_step, frames)
+                microbatches = self._recorded(attempt, global_step, frames)
             else:
-                parts = self._dealt(global_step, self._reader.rows(attempt, frames.values()))
+                microbatches = self._dealt(global_step, self._reader.rows(attempt, frames.values()))
             status = next(iter(frames.values())).ack.status or StepStatus.APPLIED
             yield ReplayStep(
                 attempt=attempt.info.attempt,
@@ -115,7 +115,7 @@ class ReplayDataset(IterableDataset[ReplayMicrobatch]):
                 status=status,
                 microbatches=tuple(
                     _microbatch(rows, (global_step, self._dp_rank, index), status, as_recorded=self._num_ranks is None)
-                    for index, rows in enumerate(parts)
+                    for index, rows in enumerate(microbatches)
                 ),
             )
 
@@ -178,27 +178,27 @@ class ReplayMicrobatches(Dataset[ReplayMicrobatch]):
         if found is None or dp_rank not in found[1]:
             raise KeyError(key)
         frame = found[1][dp_rank]
-        parts = _by_microbatch(self._reader.rows(found[0], [frame]))
-        if not 0 <= microbatch < len(parts):
+        recorded = _by_microbatch(self._reader.rows(found[0], [frame]))
+        if not 0 <= microbatch < len(recorded):
             raise KeyError(key)
-        return _microbatch(parts[microbatch], (step, dp_rank, microbatch), frame.ack.status or StepStatus.APPLIED)
+        return _microbatch(recorded[microbatch], (step, dp_rank, microbatch), frame.ack.status or StepStatus.APPLIED)
 
 
 def _by_microbatch(rows: Sequence[Row]) -> list[Sequence[Row]]:
-    parts: list[list[Row]] = []
+    microbatches: list[list[Row]] = []
     for row in rows:
-        if row.address.microbatch == len(parts):
-            parts.append([])
-        if row.address.microbatch != len(parts) - 1 or row.address.slot != len(parts[-1]):
+        if row.address.microbatch == len(microbatches):
+            microbatches.append([])
+        if row.address.microbatch != len(microbatches) - 1 or row.address.slot != len(microbatches[-1]):
             raise DamageError(f"{row.address}: rows of its step are missing or doubled; run `kiseki export verify`")
-        parts[-1].append(row)
-    return list(parts)
+        microbatches[-1].append(row)
+    return list(microbatches)
 
 
 def _microbatch(
-    rows: Sequence[Row], place: tuple[int, int, int], status: StepStatus, *, as_recorded: bool = True
+    rows: Sequence[Row], key: tuple[int, int, int], status: StepStatus, *, as_recorded: bool = True
 ) -> ReplayMicrobatch:
-    global_step, dp_rank, microbatch = place
+    global_step, dp_rank, microbatch = key
     return ReplayMicrobatch(
         global_step=global_step,
         dp_rank=dp_rank,

@@ -4,18 +4,17 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from indexer.selection.rows import Selection
-from indexer.tokenizer.tokenizer import text_of_ids
-from indexer.trace.input import text_of_messages
 from train_hooks.export_format.errors import InputError
+
+if TYPE_CHECKING:
+    from indexer.selection.rows import Selection
 
 __all__ = [
     "AllStepsOption",
-    "Asked",
     "AttemptOption",
     "BeforeStepOption",
     "CheckpointOption",
@@ -26,12 +25,13 @@ __all__ = [
     "RunArgument",
     "SourceOption",
     "StepsOption",
+    "TextOrIds",
     "TokenIdsOption",
     "TokenizerOption",
-    "asked_of",
     "input_text",
     "parse_bytes",
     "selection",
+    "text_or_ids",
 ]
 
 STANDARD_INPUT = Path("-")
@@ -70,8 +70,10 @@ def selection(
     all_steps: bool,
     source: str | None,
     document: str | None,
-) -> Selection:
+) -> "Selection":
     """The rows that the options choose. Raises InputError."""
+    from indexer.selection.rows import Selection
+
     if checkpoint is not None:
         before_step = checkpoint + 1 if before_step is None else min(before_step, checkpoint + 1)
     first_step, last_step = _step_range(steps)
@@ -112,21 +114,21 @@ def parse_bytes(text: str | None) -> int | None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """What is asked about: a text, or token ids of the run's tokenizer. prompt: what came before it in a chat."""
+class TextOrIds:
+    """A text, or token ids of the run's tokenizer. prompt: what came before it in a chat."""
 
     text: str | None = None
     token_ids: list[int] | None = None
     prompt: str = ""
 
 
-def asked_of(
+def text_or_ids(
     text: str | None,
     file: Path | None,
     token_ids: str | None,
     tokenizer: Path | None,
     chat: Path | None = None,
-) -> Asked:
+) -> TextOrIds:
     """The one of them that is given, or standard input. Ids of another tokenizer become their text. Raises InputError."""
     named = {"an argument": text, "--file": file, "--token-ids": token_ids, "--chat": chat}
     given = [name for name, value in named.items() if value is not None and value != "-"]
@@ -137,9 +139,13 @@ def asked_of(
     if chat is not None:
         return _of_chat(chat)
     if token_ids is None:
-        return Asked(text=input_text(text, file))
+        return TextOrIds(text=input_text(text, file))
     ids = _parse_ids(token_ids)
-    return Asked(token_ids=ids) if tokenizer is None else Asked(text=text_of_ids(tokenizer, ids))
+    if tokenizer is None:
+        return TextOrIds(token_ids=ids)
+    from indexer.tokenizer.tokenizer import text_of_ids
+
+    return TextOrIds(text=text_of_ids(tokenizer, ids))
 
 
 def _parse_ids(text: str) -> list[int]:
@@ -149,7 +155,7 @@ def _parse_ids(text: str) -> list[int]:
         raise InputError(f"--token-ids: expected integers with commas or spaces, {error}") from error
 
 
-def _of_chat(file: Path) -> Asked:
+def _of_chat(file: Path) -> TextOrIds:
     """Of a JSON file: a list of messages, or an object with "messages"; the last one is asked about."""
     content = _read(file, "--chat")
     try:
@@ -159,8 +165,10 @@ def _of_chat(file: Path) -> Asked:
     messages = document.get("messages") if isinstance(document, dict) else document
     if not isinstance(messages, list):
         raise InputError(f"--chat: expected a list of messages in {file}, found {type(messages).__name__}")
+    from indexer.trace.input import text_of_messages
+
     prompt, response = text_of_messages(messages)
-    return Asked(text=response, prompt=prompt)
+    return TextOrIds(text=response, prompt=prompt)
 
 
 def input_text(text: str | None, file: Path | None) -> str:

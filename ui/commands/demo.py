@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from ui.demo import run_demo
-
 __all__ = ["demo_command"]
 
 
@@ -15,4 +13,6 @@ def demo_command(
     steps: Annotated[int | None, typer.Option(help="Training steps; by default about a minute of them.", min=1)] = None,
 ) -> None:
     """Train a small model, and trace what it writes."""
+    from ui.demo import run_demo
+
     run_demo(directory, steps)

@@ -1,15 +1,12 @@
 """`kiseki doctor`: is everything as it should be, and if not, what to do."""
 
-import dataclasses
 import itertools
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from ui.commands.arguments import JsonOption
-from ui.doctor import check_installation, check_run
 from ui.terminal import console
 
 __all__ = ["doctor_command"]
@@ -22,6 +19,11 @@ def doctor_command(
     as_json: JsonOption = False,
 ) -> None:
     """Check this installation, and a run: what is wrong, and the way out. Exit code 1 where something is."""
+    from rich.text import Text
+
+    from indexer.plain_data import plain_data
+    from ui.doctor import check_installation, check_run
+
     checks = []
     for check in itertools.chain(check_installation(), () if run is None else check_run(run)):
         checks.append(check)
@@ -31,5 +33,5 @@ def doctor_command(
             if check.do:
                 console.output.print(f"        → {check.do}", markup=False)
     if as_json:
-        console.print_json([dataclasses.asdict(check) for check in checks])
+        console.print_json(plain_data(checks))
     raise typer.Exit(any(check.verdict == "wrong" for check in checks))

@@ -1,31 +1,14 @@
 """`kiseki export …`: look at an export, verify it, mend what a crash left, make it smaller."""
 
-import dataclasses
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from indexer.corpora.files import list_files
-from indexer.importers.llm_jp.exporter import export_dump
-from indexer.importers.resolved import Boundaries, resolve_export
-from indexer.tokenizer.tokenizer import open_tokenizer
 from train_hooks.export_format.errors import InputError
-from train_hooks.export_format.origin import OriginKind
-from train_hooks.export_format.reading.reader import RunReader
-from train_hooks.export_format.upkeep.compact import compact
-from train_hooks.export_format.upkeep.repair import repair
-from train_hooks.export_format.upkeep.status import RunStatus, status
-from train_hooks.export_format.verify.findings import Severity
-from train_hooks.export_format.verify.run import verify
 from ui.commands.arguments import JsonOption, RunArgument
-from ui.commands.corpus import corpus_report_json, print_corpus_report, verify_with_corpus
 from ui.terminal import console
-from ui.terminal.visible import safe
 
 __all__ = ["export_app"]
 
@@ -34,60 +17,21 @@ export_app = typer.Typer(
     help="The record itself: state, verification, repair, compaction.",
     rich_markup_mode=None,
 )
-_STYLES = {Severity.DAMAGED: "bold red", Severity.INCOMPLETE: "yellow", Severity.NOTE: "dim"}
 
 
 @export_app.command("status")
 def status_command(run: RunArgument, as_json: JsonOption = False) -> None:
     """Attempts, steps, ranks, rows, tokens, gaps, how rows are known, and how far the files lag behind."""
+    from indexer.plain_data import plain_data
+    from train_hooks.export_format.reading.reader import RunReader
+    from train_hooks.export_format.upkeep.status import status
+    from ui.terminal.export import print_status
+
     found = status(RunReader(run))
     if as_json:
-        console.print_json(dataclasses.asdict(found))
+        console.print_json(plain_data(found))
     else:
-        _print_status(found)
-
-
-def _print_status(found: RunStatus) -> None:
-    newest = "no committed step yet" if found.newest_committed_step is None else f"step {found.newest_committed_step:,}"
-    lag = "" if found.lag_s is None else f", newest record {found.lag_s:.0f} s ago"
-    console.output.print(
-        f"run {found.run_id}: {newest}, {found.num_rows:,} sequences, {found.num_tokens:,} tokens, "
-        f"{found.num_gaps} gaps, {found.num_unsealed} open files{lag}",
-        markup=False,
-    )
-    if found.origin.kind is not OriginKind.OBSERVED:
-        console.output.print(Text(safe(found.origin.sentence())), style="yellow")
-    console.output.print(found.shares.sentence(), markup=False)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in (
-        "attempt",
-        "parent",
-        "from step",
-        "to step",
-        "barrier",
-        "superseded",
-        "state",
-        "writers",
-        "sequences",
-        "gaps",
-        "lag",
-    ):
-        table.add_column(name, justify="left" if name == "state" else "right")
-    for item in found.attempts:
-        table.add_row(
-            str(item.attempt),
-            "–" if item.parent_attempt is None else str(item.parent_attempt),
-            f"{item.resume_step + 1:,}",
-            "–" if item.last_step is None else f"{item.last_step:,}",
-            "–" if item.barrier_step is None else f"{item.barrier_step:,}",
-            f"{item.num_superseded:,}",
-            item.state,
-            f"{item.num_writers_seen} of {item.num_writers}",
-            f"{item.num_rows:,}",
-            str(item.num_gaps),
-            str(item.lag_steps),
-        )
-    console.output.print(table)
+        print_status(found)
 
 
 @export_app.command("verify")
@@ -102,6 +46,13 @@ def verify_command(
     as_json: JsonOption = False,
 ) -> None:
     """Check every hash, that each step is complete, and maybe every token. Exit code 1: damaged, 3: incomplete."""
+    from indexer.corpora.files import list_files
+    from indexer.plain_data import plain_data
+    from indexer.tokenizer.tokenizer import open_tokenizer
+    from train_hooks.export_format.verify.run import verify
+    from ui.terminal.corpus import corpus_report_json, print_corpus_report, verify_with_corpus
+    from ui.terminal.export import print_verified
+
     if tokenizer is not None and corpus is None:
         raise InputError("--tokenizer: expected --corpus beside it, the texts to compare with")
     if corpus is not None:  # before hours of hashing
@@ -117,21 +68,9 @@ def verify_command(
     exit_code = next((code for code in (1, 3) if code in (report.exit_code, compared and compared.exit_code)), 0)
     if as_json:
         more = {} if compared is None else {"corpus": corpus_report_json(compared)}
-        console.print_json({**dataclasses.asdict(report), **more, "exit_code": exit_code})
+        console.print_json({**plain_data(report), **more, "exit_code": exit_code})
         raise typer.Exit(exit_code)
-    for finding, times in Counter((item.severity, str(item.path), item.message) for item in report.findings).items():
-        severity, path, message = finding
-        often = "" if times == 1 else f" ({times:,} times)"
-        line = Text.assemble((f"{severity.value:10} ", _STYLES[severity]), safe(f"{path}: {message}{often}"))
-        console.output.print(line)
-    took_s = max(time.monotonic() - started, 1e-9)
-    verdict = {0: "holds", 1: "is DAMAGED", 3: "is incomplete"}[report.exit_code]
-    console.output.print(
-        f"the export {verdict}: {report.num_files} files, {report.num_rows:,} sequences, {report.num_tokens:,} tokens, "
-        f"{report.size_bytes / 1e6:,.1f} MB in {took_s:.1f} s",
-        markup=False,
-    )
-    console.output.print(report.shares.sentence(), markup=False)
+    print_verified(report, max(time.monotonic() - started, 1e-9))
     if compared is not None:
         print_corpus_report(compared)
     elif corpus is not None:
@@ -149,9 +88,12 @@ def repair_command(
     as_json: JsonOption = False,
 ) -> None:
     """Cut torn tails and seal the files of dead writers. What was acknowledged is never cut."""
+    from indexer.plain_data import plain_data
+    from train_hooks.export_format.upkeep.repair import repair
+
     actions = repair(run, seal=not no_seal, assume_dead=assume_dead)
     if as_json:
-        console.print_json([dataclasses.asdict(action) for action in actions])
+        console.print_json(plain_data(actions))
         return
     for action in actions:
         console.output.print(f"{action.kind:7} {action.path}: {action.message}", markup=False)
@@ -162,9 +104,13 @@ def repair_command(
 @export_app.command("compact")
 def compact_command(run: RunArgument, as_json: JsonOption = False) -> None:
     """Turn sealed segment files into Parquet, about half the size; hashes, leaves and addresses stay."""
+    from indexer.plain_data import plain_data
+    from train_hooks.export_format.reading.reader import RunReader
+    from train_hooks.export_format.upkeep.compact import compact
+
     done = compact(RunReader(run))
     if as_json:
-        console.print_json([dataclasses.asdict(item) for item in done])
+        console.print_json(plain_data(done))
         return
     for item in done:
         ratio = item.size_after_bytes / max(1, item.size_before_bytes)
@@ -184,10 +130,14 @@ def llm_jp_command(
     as_json: JsonOption = False,
 ) -> None:
     """Write the export as an LLM-jp dump: used_data_FOLD/used_data_RANK.jsonl.gz, a line a sequence."""
+    from indexer.importers.llm_jp.exporter import export_dump
+    from indexer.plain_data import plain_data
+    from train_hooks.export_format.reading.reader import RunReader
+
     with console.progress("writing steps") as progress:
         done = export_dump(RunReader(run), directory, progress=progress)
     if as_json:
-        console.print_json(dataclasses.asdict(done))
+        console.print_json(plain_data(done))
         return
     console.output.print(
         f"{directory}: {done.num_rows:,} sequences, {done.num_tokens:,} tokens in {done.num_files:,} files",
@@ -206,10 +156,14 @@ def resolve_command(
     as_json: JsonOption = False,
 ) -> None:
     """Copy an export, with boundaries in sequences that name no documents: identity unknown, but told apart."""
+    from indexer.importers.resolved import Boundaries, resolve_export
+    from indexer.plain_data import plain_data
+    from train_hooks.export_format.reading.reader import RunReader
+
     with console.progress("copying frames") as progress:
         done = resolve_export(RunReader(run), copy, Boundaries(eos=eos, lengths=cu_seqlens), progress=progress)
     if as_json:
-        console.print_json(dataclasses.asdict(done))
+        console.print_json(plain_data(done))
         return
     console.output.print(
         f"{copy}: {done.num_resolved:,} of {done.num_rows:,} sequences had no documents and have {done.num_segments:,} "

@@ -1,21 +1,12 @@
 """`kiseki import …`: what trainers wrote elsewhere."""
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
-from indexer.importers.llm_jp.importer import ImportedDump, import_dump
-from indexer.importers.megatron.reconstruct import MegatronSchedule, reconstruct_megatron
-from indexer.importers.olmo_core.reconstruct import reconstruct_olmo_core
-from indexer.importers.recomputed import Recomputed
-from indexer.metrics.imported import ImportedFile, import_metrics
 from ui.commands.arguments import JsonOption, RunArgument
 from ui.terminal import console
-from ui.terminal.trace import plural
-from ui.terminal.visible import safe
 
 __all__ = ["import_app"]
 
@@ -38,19 +29,20 @@ def metrics_command(
 
     Exit code 1: some lines could not be read; they are named, and the others are imported.
     """
+    from indexer.metrics.imported import import_metrics
+    from indexer.plain_data import plain_data
+    from ui.terminal.imported import print_metrics, print_problems
+
     done = import_metrics(run, files, step_offset=step_offset)
     if as_json:
-        console.print_json([dataclasses.asdict(item) for item in done])
+        console.print_json(plain_data(done))
     else:
         for item in done:
-            _print(item)
+            print_metrics(item)
         if not all(item.known for item in done):
             console.output.print(f"run `kiseki index {run}` to see them in the catalog", markup=False)
     for item in done:
-        for problem in item.problems:
-            console.errors.print(Text(safe(problem)))
-        if item.num_problems > len(item.problems):
-            console.errors.print(f"… and {item.num_problems - len(item.problems):,} more", markup=False)
+        print_problems(item.problems, item.num_problems)
     if any(item.num_problems for item in done):
         raise typer.Exit(1)
 
@@ -75,19 +67,20 @@ def llm_jp_command(
     as_json: JsonOption = False,
 ) -> None:
     """Make an export of an LLM-jp dump, marked as imported. Exit code 1: some lines could not be read; they are named."""
+    from indexer.importers.llm_jp.importer import import_dump
+    from indexer.plain_data import plain_data
+    from ui.terminal.imported import print_dump, print_problems
+
     with console.progress("importing bytes") as progress:
         done = import_dump(
             dump, run, tokenizer=tokenizer, vocab_size=vocab_size, eos=eos, step_offset=step_offset, run_id=run_id,
             progress=progress,
         )  # fmt: skip
     if as_json:
-        console.print_json(dataclasses.asdict(done))
+        console.print_json(plain_data(done))
     else:
-        _print_dump(done, run)
-    for problem in done.problems:
-        console.errors.print(Text(safe(problem)))
-    if done.num_problems > len(done.problems):
-        console.errors.print(f"… and {done.num_problems - len(done.problems):,} more", markup=False)
+        print_dump(done, run)
+    print_problems(done.problems, done.num_problems)
     if done.num_problems:
         raise typer.Exit(1)
 
@@ -113,12 +106,15 @@ def olmo_core_command(
     as_json: JsonOption = False,
 ) -> None:
     """Recompute what an OLMo-core training must have consumed, from its saved order: marked as recomputed, not observed."""
+    from indexer.importers.olmo_core.reconstruct import reconstruct_olmo_core
+    from ui.terminal.imported import print_recomputed
+
     with console.progress("recomputing steps") as progress:
         done = reconstruct_olmo_core(
             config, run, indices, num_ranks=ranks, last_step=last_step, tokenizer=tokenizer, data_dir=data_dir,
             corpus=corpus, run_id=run_id, progress=progress,
         )  # fmt: skip
-    _print_recomputed(done, run, as_json=as_json)
+    print_recomputed(done, run, as_json=as_json)
 
 
 @import_app.command("megatron")
@@ -140,6 +136,9 @@ def megatron_command(
     as_json: JsonOption = False,
 ) -> None:
     """Recompute what a Megatron training must have consumed, from its index caches: recomputed, not observed."""
+    from indexer.importers.megatron.reconstruct import MegatronSchedule, reconstruct_megatron
+    from ui.terminal.imported import print_recomputed
+
     schedule = MegatronSchedule(
         global_batch_size=global_batch_size, micro_batch_size=micro_batch_size, num_ranks=ranks, last_step=last_step
     )
@@ -148,48 +147,4 @@ def megatron_command(
             description, run, schedule, tokenizer=tokenizer, vocab_size=vocab_size, data_dir=data_dir, run_id=run_id,
             progress=progress,
         )  # fmt: skip
-    _print_recomputed(done, run, as_json=as_json)
-
-
-def _print_recomputed(done: Recomputed, run: Path, *, as_json: bool) -> None:
-    if as_json:
-        console.print_json(dataclasses.asdict(done))
-        return
-    console.output.print(
-        f"run {done.run_id}: {plural(done.num_steps, 'step')}, {plural(done.num_rows, 'sequence')}, "
-        f"{done.num_tokens:,} tokens, recomputed",
-        markup=False,
-    )
-    if done.num_without_documents:
-        console.output.print(f"  {plural(done.num_without_documents, 'sequence')} of documents that nothing names")
-    console.output.print(f"run `kiseki index {run}` to search it", markup=False)
-
-
-def _print_dump(done: ImportedDump, run: Path) -> None:
-    console.output.print(
-        f"run {done.run_id}: {plural(done.num_rows, 'sequence')}, {done.num_tokens:,} tokens "
-        f"of {plural(done.num_ranks, 'rank')}, {plural(done.num_files, 'file')}",
-        markup=False,
-    )
-    for number, (first, last) in enumerate(done.attempts, 1):
-        more = "" if number == 1 else f": the iteration fell, so step {first - 1} is what it resumed from"
-        console.output.print(f"  attempt {number}: steps {first:,}–{last:,}{more}", markup=False)
-    if done.num_gap_steps:
-        console.output.print(
-            f"  {plural(done.num_gap_steps, 'gap')}: what the dump lacks of a step of a rank", markup=False
-        )
-    console.output.print(f"run `kiseki index {run}` to search it", markup=False)
-
-
-def _print(item: ImportedFile) -> None:
-    names = ", ".join(item.names[:8]) + (" …" if len(item.names) > 8 else "")
-    console.output.print(
-        Text(
-            safe(
-                f"{item.origin}: {'imported before, ' if item.known else ''}{plural(item.num_values, 'value')}, steps "
-                f"{item.first_step}–{item.last_step}, {names}"
-            )
-        )
-    )
-    for note in item.notes:
-        console.output.print(Text(safe(f"  {note}")), style="dim")
+    print_recomputed(done, run, as_json=as_json)

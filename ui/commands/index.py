@@ -1,14 +1,15 @@
 """`kiseki index`."""
 
-import dataclasses
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from indexer.build.follow import follow
-from indexer.build.update import DEFAULT_SHARD_TOKENS, IndexOptions, IndexReport, update_index
+from indexer.limits import DEFAULT_SHARD_TOKENS
 from ui.commands.arguments import JsonOption, RunArgument, parse_bytes
 from ui.terminal import console
+
+if TYPE_CHECKING:
+    from indexer.build.update import IndexReport
 
 __all__ = ["index_command"]
 
@@ -27,6 +28,9 @@ def index_command(
 
     Run it again, or with --follow, to add new steps.
     """
+    from indexer.build.follow import follow
+    from indexer.build.update import IndexOptions, update_index
+
     options = IndexOptions(
         shard_tokens=shard_tokens, jobs=jobs, memory_limit_bytes=parse_bytes(memory_limit), verify=verify
     )
@@ -39,9 +43,11 @@ def index_command(
     _print(report, as_json=as_json)
 
 
-def _print(report: IndexReport, *, as_json: bool) -> None:
+def _print(report: "IndexReport", *, as_json: bool) -> None:
     if as_json:
-        console.print_json(dataclasses.asdict(report))
+        from indexer.plain_data import plain_data
+
+        console.print_json(plain_data(report))
         return
     what = (
         f"published generation {report.generation}"

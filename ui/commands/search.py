@@ -4,9 +4,7 @@ from typing import Annotated
 
 import typer
 
-from indexer.missing_names.not_found import absent, require_step
-from indexer.reader import IndexReader
-from indexer.search.search import SearchOptions, Sort, search
+from indexer.limits import Sort
 from ui.commands.arguments import (
     AllStepsOption,
     AttemptOption,
@@ -20,8 +18,8 @@ from ui.commands.arguments import (
     StepsOption,
     selection,
 )
+from ui.commands.outcome import end
 from ui.terminal import console
-from ui.terminal.search import print_search
 
 __all__ = ["search_command"]
 
@@ -52,6 +50,11 @@ def search_command(
 
     docs/query_language.md has the whole language.
     """
+    from indexer.not_found import not_found_error, require_step
+    from indexer.reader import IndexReader
+    from indexer.search.search import SearchOptions, search
+    from ui.terminal.search import print_search
+
     chosen = selection(
         before_step=before_step,
         checkpoint=checkpoint,
@@ -67,10 +70,11 @@ def search_command(
     if checkpoint is not None:
         require_step(reader, chosen, checkpoint)
     result = search(reader, query, options)
-    nothing = absent(reader, chosen) if not result.count else None
+    nothing = not_found_error(reader, chosen) if not result.count else None
     if nothing is not None:
         raise nothing
     if as_json:
         console.print_json(result.to_json())
     else:
         print_search(console.output, result)
+    end(result.count, result.failures)

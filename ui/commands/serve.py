@@ -1,18 +1,19 @@
 """`kiseki serve` and `kiseki keys`."""
 
-import dataclasses
 import datetime
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from search_api.keys import Action, Key, KeyFile
+from search_api.actions import Action
 from train_hooks.export_format.errors import InputError
 from ui.commands.arguments import JsonOption
-from ui.serve import ServeOptions, serve_runs
 from ui.terminal import console
+
+if TYPE_CHECKING:
+    from search_api.keys import Key
 
 __all__ = ["keys_app", "serve_command"]
 
@@ -36,6 +37,8 @@ def serve_command(
     log: Annotated[bool, typer.Option("--log", help="A JSON line a request on standard error.")] = False,
 ) -> None:
     """Serve the pages and the API of runs."""
+    from ui.serve import ServeOptions, serve_runs
+
     options = ServeOptions(
         host=host, port=port, pages=not api_only, keys=keys, read_log=read_log, insecure_no_keys=insecure_no_keys,
         limits=limit or (), sql=sql, log=log,
@@ -59,6 +62,8 @@ def create_command(
     snippet_tokens: Annotated[int | None, typer.Option(help="Tokens of context beside a hit, at most.")] = None,
 ) -> None:
     """Make a key, and print it: once, it is kept nowhere."""
+    from search_api.keys import KeyFile
+
     key, token = KeyFile(keys).create(
         name,
         expires_unix_s=None if days is None else time.time() + days * DAY_S,
@@ -77,9 +82,11 @@ def create_command(
 @keys_app.command("list")
 def list_command(keys: KeysArgument, as_json: JsonOption = False) -> None:
     """List the keys, without what would let anybody use them."""
+    from indexer.plain_data import plain_data
+
     found = _read(keys)
     if as_json:
-        console.print_json([{**dataclasses.asdict(key), "in_force": key.in_force(time.time())} for key in found])
+        console.print_json([{**plain_data(key), "in_force": key.in_force(time.time())} for key in found])
         return
     for key in found:
         state = "in force" if key.in_force(time.time()) else "revoked" if key.revoked_unix_s else "expired"
@@ -91,17 +98,21 @@ def revoke_command(
     keys: KeysArgument, key_id: Annotated[str, typer.Argument(help="Id, as `kiseki keys list` shows it.")]
 ) -> None:
     """End a key; running servers refuse it at once."""
+    from search_api.keys import KeyFile
+
     key = KeyFile(keys).revoke(key_id)
     console.output.print(f"key {key.key_id} of {key.name} is revoked", markup=False)
 
 
-def _read(path: Path) -> list[Key]:
+def _read(path: Path) -> "list[Key]":
+    from search_api.keys import KeyFile
+
     if not path.exists():
         raise InputError(f"expected a file of keys at {path}, found none; `kiseki keys create` makes it")
     return KeyFile(path).read()
 
 
-def _scope(key: Key) -> str:
+def _scope(key: "Key") -> str:
     parts = []
     for what, values in (("runs", key.runs), ("actions", key.actions), ("sources", key.sources)):
         if values is not None:

@@ -9,12 +9,10 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from indexer.reader import IndexReader
-from indexer.sql.queries import SCHEMA_SQL, batches
 from train_hooks.export_format.errors import InputError
 from ui.commands.arguments import RunArgument, input_text
 from ui.terminal import console
-from ui.terminal.table import SqlFormat, write_rows
+from ui.terminal.sql_format import SqlFormat
 
 __all__ = ["sql_command"]
 
@@ -35,6 +33,10 @@ def sql_command(
     Tables: runs, attempts, steps, step_metrics, sequences, sequence_sources, segments, documents, shards, gaps. --schema
     lists their columns, docs/catalog.md says what they mean.
     """
+    from indexer.reader import IndexReader
+    from indexer.sql.queries import SCHEMA_SQL, batches
+    from ui.terminal.table import write_rows
+
     form = SqlFormat.JSON if as_json else form
     reader = IndexReader.open(run)
     text = SCHEMA_SQL if schema else input_text(statement, file)

@@ -3,23 +3,13 @@
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 from typer.core import TyperGroup
 
-from indexer.missing_names.not_found import absent
-from indexer.reader import IndexReader
-from indexer.steps.explain import explain_step
-from indexer.steps.steps import Step, Steps, read_steps
 from ui.commands.arguments import AttemptOption, JsonOption, RunArgument, StepsOption, selection
+from ui.commands.outcome import end
 from ui.terminal import console
-from ui.terminal.explanation import print_explanation
-from ui.terminal.steps_chart import chart
 
 __all__ = ["steps_app"]
-
-LISTED = 20
-CHARTS = (("loss", 8), ("grad_norm", 4))
 
 
 class ShowByDefault(TyperGroup):
@@ -27,7 +17,7 @@ class ShowByDefault(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the command in where it was left out."""
-        if args and args[0] not in self.commands and args[0] != "--help":
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
             args = ["show", *args]
         return super().parse_args(ctx, args)
 
@@ -49,6 +39,11 @@ def steps_command(
     as_json: JsonOption = False,
 ) -> None:
     """Show the steps of a run: a chart of the loss, and a table."""
+    from indexer.not_found import not_found_error
+    from indexer.reader import IndexReader
+    from indexer.steps.steps import Steps, read_steps
+    from ui.terminal.steps import print_charts, print_table
+
     chosen = selection(
         before_step=None, checkpoint=None, steps=steps, attempt=attempt, dp_rank=None, all_steps=all_steps, source=None,
         document=None,
@@ -61,15 +56,16 @@ def steps_command(
         attempt=attempt,
         all_steps=all_steps,
     )
-    nothing = absent(reader, chosen) if not found.steps else None
+    nothing = not_found_error(reader, chosen) if not found.steps else None
     if nothing is not None:
         raise nothing
     shown = tuple(step for step in found.steps if step.spikes) if spikes else found.steps
     if as_json:
         console.print_json(Steps(run_id=found.run_id, generation=found.generation, steps=shown).to_json())
-        return
-    _print_charts(found.steps)
-    _print_table(shown, everything=spikes or steps is not None)
+    else:
+        print_charts(found.steps)
+        print_table(shown, everything=spikes or steps is not None)
+    end(len(shown), ())
 
 
 @steps_app.command("explain")
@@ -82,43 +78,12 @@ def explain_command(
     as_json: JsonOption = False,
 ) -> None:
     """Say what distinguishes the sequences of a step from those of the steps before."""
+    from indexer.reader import IndexReader
+    from indexer.steps.explain import explain_step
+    from ui.terminal.explanation import print_explanation
+
     found = explain_step(IndexReader.open(run), step, window=window, attempt=attempt, limit=limit)
     if as_json:
         console.print_json(found.to_json())
     else:
         print_explanation(console.output, found)
-
-
-def _print_charts(steps: tuple[Step, ...]) -> None:
-    ordered = sorted(steps, key=lambda step: (step.global_step, step.attempt))
-    for metric, rows in CHARTS:
-        series = [(step.global_step, getattr(step, metric)) for step in ordered if getattr(step, metric) is not None]
-        if len(series) < 2:
-            continue
-        marked = {step.global_step for step in ordered if any(spike.metric == metric for spike in step.spikes)}
-        numbers, values = zip(*series, strict=True)
-        width = min(console.output.width, 120)
-        for line in chart(metric, numbers, values, marked, width=width, rows=rows):
-            console.output.print(Text(line, style="cyan" if "│" in line else "dim"))
-
-
-def _print_table(steps: tuple[Step, ...], *, everything: bool) -> None:
-    listed = steps if everything else steps[-LISTED:]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("step", "attempt", "status", "loss", "lr", "grad norm", "tokens", "sequences", ""):
-        table.add_column(name, justify="left" if name in ("status", "") else "right")
-    for step in listed:
-        notes = [f"{spike.metric} ×{spike.deviations:.0f} above {spike.expected:.4g}" for spike in step.spikes]
-        notes += [] if step.canonical else ["superseded"]
-        table.add_row(
-            str(step.global_step), str(step.attempt), step.status, _number(step.loss), _number(step.lr),
-            _number(step.grad_norm), f"{step.num_tokens:,}", f"{step.num_sequences:,}", Text(", ".join(notes), "bold red"),
-        )  # fmt: skip
-    console.output.print(table)
-    left = len(steps) - len(listed)
-    more = f"; {left:,} before these: --steps A:B or --json" if left else ""
-    console.output.print(f"{len(steps):,} step{'' if len(steps) == 1 else 's'}{more}", style="dim")
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"

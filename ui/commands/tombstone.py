@@ -1,20 +1,16 @@
 """`kiseki tombstone`: what no answer may show."""
 
-import dataclasses
 import datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from indexer.build.update import IndexOptions
-from indexer.reader import IndexReader
-from indexer.selection.tombstones import TombstoneFile
-from indexer.storage.paths import IndexPaths
-from indexer.takedown import finish_takedown
 from train_hooks.export_format.errors import InputError
-from train_hooks.export_format.reading.reader import RunReader
 from ui.commands.arguments import JsonOption, RunArgument
 from ui.terminal import console
+
+if TYPE_CHECKING:
+    from indexer.selection.tombstones import TombstoneFile
 
 __all__ = ["tombstone_app"]
 
@@ -35,6 +31,9 @@ def add_command(
     tokens: Annotated[str | None, typer.Option(help="With --address: tokens A:B of it alone, B not included.")] = None,
 ) -> None:
     """Hide a document, a sequence, or tokens of a sequence, from now on."""
+    from indexer.reader import IndexReader
+    from indexer.selection.tombstones import TombstoneFile
+
     reader = IndexReader.open(run)
     start, end = _tokens(tokens)
     if address is not None:
@@ -49,9 +48,11 @@ def add_command(
 @tombstone_app.command("list")
 def list_command(run: RunArgument, as_json: JsonOption = False) -> None:
     """List all tombstones, lifted ones too."""
+    from indexer.plain_data import plain_data
+
     found = _file(run).read()
     if as_json:
-        console.print_json([dataclasses.asdict(item) for item in found])
+        console.print_json(plain_data(found))
         return
     for item in found:
         removed = f"; removed {_time(item.removed_unix_s)}" if item.removed_unix_s is not None else ""
@@ -78,10 +79,14 @@ def finish_command(
     as_json: JsonOption = False,
 ) -> None:
     """Remove what the tombstones in force hide from export and index, for good. It cannot be undone."""
+    from indexer.build.update import IndexOptions
+    from indexer.plain_data import plain_data
+    from indexer.takedown import finish_takedown
+
     with console.progress("reading files of the export") as progress:
         done = finish_takedown(run, IndexOptions(jobs=jobs), dry_run=dry_run, progress=progress)
     if as_json:
-        console.print_json(dataclasses.asdict(done))
+        console.print_json(plain_data(done))
         return
     would = "would lose" if dry_run else "lost"
     console.output.print(
@@ -91,7 +96,11 @@ def finish_command(
     )
 
 
-def _file(run: RunArgument) -> TombstoneFile:
+def _file(run: RunArgument) -> "TombstoneFile":
+    from indexer.selection.tombstones import TombstoneFile
+    from indexer.storage.paths import IndexPaths
+    from train_hooks.export_format.reading.reader import RunReader
+
     return TombstoneFile(IndexPaths(RunReader(run).paths.run_dir))
 
 

@@ -4,14 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
-from indexer.missing_names.not_found import absent, require_step
-from indexer.reader import IndexReader
-from indexer.sequence import describe_row
-from indexer.trace.ngrams import count_of_ngram, ids_of
-from indexer.trace.trace import MAX_HITS, MAX_SPANS, MIN_LENGTH_DEFAULT, TraceOptions, trace
-from train_hooks.export_format.errors import QueryError
+from indexer.limits import MAX_HITS, MAX_SPANS, MIN_LENGTH_DEFAULT
 from ui.commands.arguments import (
     AllStepsOption,
     AttemptOption,
@@ -26,12 +20,11 @@ from ui.commands.arguments import (
     StepsOption,
     TokenIdsOption,
     TokenizerOption,
-    asked_of,
     selection,
+    text_or_ids,
 )
-from ui.kernels import say_if_compiling
+from ui.commands.outcome import end, nothing_found
 from ui.terminal import console
-from ui.terminal.trace import print_sequence, print_trace
 from ui.terminal.visible import safe
 
 __all__ = ["count_command", "sequence_command", "trace_command"]
@@ -62,6 +55,12 @@ def trace_command(
     as_json: JsonOption = False,
 ) -> None:
     """Find where a text occurs in what was trained on."""
+    from indexer.not_found import not_found_error, require_step
+    from indexer.reader import IndexReader
+    from indexer.trace.trace import TraceOptions, trace
+    from ui.kernels import say_if_compiling
+    from ui.terminal.trace import print_trace
+
     chosen = selection(
         before_step=before_step,
         checkpoint=checkpoint,
@@ -76,19 +75,20 @@ def trace_command(
     reader = IndexReader.open(run)
     if checkpoint is not None:
         require_step(reader, chosen, checkpoint)
-    asked = asked_of(text, file, token_ids, tokenizer, chat)
+    given = text_or_ids(text, file, token_ids, tokenizer, chat)
     say_if_compiling("maximal_spans")
-    found = trace(reader, asked.text, token_ids=asked.token_ids, prompt=asked.prompt, options=options)
+    found = trace(reader, given.text, token_ids=given.token_ids, prompt=given.prompt, options=options)
     if as_json:
         console.print_json(found.to_json())
     elif found.spans:
         print_trace(console.output, found)
     if not found.spans:
-        failed = f" (damaged and not searched: {'; '.join(found.failures)})" if found.failures else ""
-        raise absent(reader, chosen) or QueryError(
-            f"no span of ≥ {min_length} tokens of these {found.num_tokens} occurs in the selected steps{failed}; "
-            "try a smaller --min-length, more steps, or another text"
+        raise not_found_error(reader, chosen) or nothing_found(
+            f"no span of ≥ {min_length} tokens of these {found.num_tokens} occurs in the selected steps; "
+            "try a smaller --min-length, more steps, or another text",
+            found.failures,
         )
+    end(len(found.spans), found.failures)
 
 
 def count_command(
@@ -108,6 +108,10 @@ def count_command(
     as_json: JsonOption = False,
 ) -> None:
     """Count how often exactly this text occurs."""
+    from indexer.not_found import not_found_error, require_step
+    from indexer.reader import IndexReader
+    from indexer.trace.counts import count_of_ngram, ids_of, needs_kernels
+
     chosen = selection(
         before_step=before_step,
         checkpoint=checkpoint,
@@ -121,11 +125,14 @@ def count_command(
     reader = IndexReader.open(run)
     if checkpoint is not None:
         require_step(reader, chosen, checkpoint)
-    asked = asked_of(text, file, token_ids, tokenizer)
-    ids = ids_of(reader, asked.text if asked.text is None else asked.text.removesuffix("\n"), asked.token_ids)
-    say_if_compiling("count_passing")
-    found = reader.of_sound_shards(lambda: count_of_ngram(reader, ids, chosen))
-    nothing = absent(reader, chosen) if not found.count else None
+    given = text_or_ids(text, file, token_ids, tokenizer)
+    ids = ids_of(reader, given.text if given.text is None else given.text.removesuffix("\n"), given.token_ids)
+    if needs_kernels(reader):
+        from ui.kernels import say_if_compiling
+
+        say_if_compiling("count_passing")
+    found = count_of_ngram(reader, ids, chosen)
+    nothing = not_found_error(reader, chosen) if not found.count else None
     if nothing is not None:
         raise nothing
     failures = reader.failed
@@ -142,10 +149,11 @@ def count_command(
                 "failures": failures,
             }
         )
-        return
-    console.output.print(f"≥ {found.count:,}" if failures else f"{found.count:,}")
-    for failure in failures:
-        console.errors.print(Text(safe(f"failed: {failure}")), style="red")
+    else:
+        console.output.print(f"≥ {found.count:,}" if failures else f"{found.count:,}")
+        for failure in failures:
+            console.errors.print(safe(f"failed: {failure}"), style="red", markup=False)
+    end(found.count, failures)
 
 
 def sequence_command(
@@ -154,6 +162,10 @@ def sequence_command(
     as_json: JsonOption = False,
 ) -> None:
     """Show one packed sequence as the model saw it."""
+    from indexer.reader import IndexReader
+    from indexer.sequence import describe_row
+    from ui.terminal.trace import print_sequence
+
     reader = IndexReader.open(run)
     sequence = reader.sequence(address)
     found = {**reader.describe(sequence), **describe_row(reader, sequence)}

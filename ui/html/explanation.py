@@ -1,15 +1,15 @@
 """What distinguishes a step, as HTML: its sequences, the most unusual first, its means, sources, documents and n-grams."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ui.html.coverage import failures_html
-from ui.html.escape import one_line, text_html
-from ui.html.messages import message_html
+from ui.html.escape import EMPTY, LINE_BREAK, Html, joined, one_line, tag
+from ui.html.messages import failures_html, message_html
 from ui.html.places import Place
+from ui.html.tables import table_html
 from ui.html.texts import Say
 
-__all__ = ["explanation_html", "number", "percent", "spike_text", "table_html"]
+__all__ = ["explanation_html", "number", "percent", "spike_text"]
 
 Json = Mapping[str, Any]
 REASONS, FEATURES, SOURCES = 4, 8, 10
@@ -24,10 +24,10 @@ NAMES = {
 }  # fmt: skip
 
 
-def explanation_html(place: Place, say: Say, found: Json) -> str:
+def explanation_html(place: Place, say: Say, found: Json) -> Html:
     """All of it, for one step."""
     step = found["global_step"]
-    close = place.link(place.here(step=None, attempt_of=None), text_html(say("close")))
+    close = place.link(place.here(step=None, attempt_of=None), say("close"))
     head = say(
         "Step {step} against steps {first} to {last}", step=f"{step:,}", first=f"{found['window_first_step']:,}",
         last=f"{found['window_last_step']:,}",
@@ -36,8 +36,8 @@ def explanation_html(place: Place, say: Say, found: Json) -> str:
     facts += [] if found["canonical"] else [say("superseded: a later attempt took up from before it")]
     facts += [f"{say(NAMES[name])} {number(found[name])}" for name in ("loss", "grad_norm") if found[name] is not None]
     parts = [
-        f"<h2>{text_html(head)}</h2><p>{close}</p>", failures_html(say, found), f"<p>{text_html(', '.join(facts))}</p>",
-        *(f"<p><b>{text_html(spike_text(say, spike))}</b></p>" for spike in found["spikes"]),
+        tag("h2", head), tag("p", close), failures_html(say, found), tag("p", ", ".join(facts)),
+        *(tag("p", tag("b", spike_text(say, spike))) for spike in found["spikes"]),
     ]  # fmt: skip
     if found["num_sequences_hidden"]:
         hidden = say(
@@ -45,10 +45,10 @@ def explanation_html(place: Place, say: Say, found: Json) -> str:
         )
         parts.append(message_html(hidden, "warning"))
     parts += [
-        _rows(place, say, found["rows"]), _features(say, found["features"]), _sources(say, found),
+        _unusual_sequences(place, say, found["rows"]), _features(say, found["features"]), _sources(say, found),
         _documents(place, say, found["documents"]), _ngrams(place, say, found["ngrams"]),
     ]  # fmt: skip
-    return "".join(parts)
+    return joined(parts)
 
 
 def spike_text(say: Say, spike: Json) -> str:
@@ -74,38 +74,23 @@ def percent(share: float) -> str:
     return f"{share:.1%}"
 
 
-def table_html(heads: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> str:
-    """A table; cells are HTML already. The first `words` columns are words, the rest numbers."""
-    kinds = ["" if column < words else ' class="num"' for column in range(len(heads))]
-    head = "".join(f"<th{kind}>{text_html(text)}</th>" for kind, text in zip(kinds, heads, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _rows(place: Place, say: Say, rows: Sequence[Json]) -> str:
-    title = f"<h3>{text_html(say('Its sequences, the most unusual first'))}</h3>"
+def _unusual_sequences(place: Place, say: Say, rows: Sequence[Json]) -> Html:
+    title = tag("h3", say("Its sequences, the most unusual first"))
     if not rows:
-        return title + f"<p>{text_html(say('No sequence of the step is unusual.'))}</p>"
+        return title + tag("p", say("No sequence of the step is unusual."))
     items = []
     for row in rows:
-        link = place.link(place.to("sequence", address=row["address"]), f"<code>{text_html(row['address'])}</code>")
-        reasons = "".join(
-            "<li>"
-            + text_html(
-                say(
-                    "{feature}: {value}, in the middle of the window {median}", feature=say(NAMES[reason["feature"]]),
-                    value=_value(reason["feature"], reason["value"]), median=_value(reason["feature"], reason["median"]),
-                )
+        link = place.link(place.to("sequence", address=row["address"]), tag("code", row["address"]))
+        reasons = [
+            say(
+                "{feature}: {value}, in the middle of the window {median}", feature=say(NAMES[reason["feature"]]),
+                value=_value(reason["feature"], reason["value"]), median=_value(reason["feature"], reason["median"]),
             )
-            + "</li>"
             for reason in row["reasons"][:REASONS]
-        )  # fmt: skip
-        bits = text_html(say("{n} bits of surprise", n=f"{row['score']:.0f}"))
-        items.append(f'<li>{link} <span class="dim">{bits}</span><ul>{reasons}</ul></li>')
-    return title + f'<ol class="spans unusual">{"".join(items)}</ol>'
+        ]  # fmt: skip
+        bits = tag("span", say("{n} bits of surprise", n=f"{row['score']:.0f}"), class_="dim")
+        items.append(tag("li", link, " ", bits, tag("ul", *(tag("li", reason) for reason in reasons))))
+    return title + tag("ol", *items, class_="spans unusual")
 
 
 def _value(feature: str, value: float | str) -> str:
@@ -114,10 +99,10 @@ def _value(feature: str, value: float | str) -> str:
     return f"{value:.0%}" if feature.endswith("_share") else number(value)
 
 
-def _features(say: Say, features: Sequence[Json]) -> str:
+def _features(say: Say, features: Sequence[Json]) -> Html:
     rows = [
         [
-            text_html(say(NAMES[feature["name"]])), _value(feature["name"], feature["value"]),
+            say(NAMES[feature["name"]]), _value(feature["name"], feature["value"]),
             _value(feature["name"], feature["median"]),
             f"{_value(feature['name'], feature['low'])} – {_value(feature['name'], feature['high'])}",
             number(feature["deviations"]),
@@ -125,29 +110,29 @@ def _features(say: Say, features: Sequence[Json]) -> str:
         for feature in features[:FEATURES]
     ]  # fmt: skip
     heads = [say("mean of"), say("step"), say("window"), say("5–95% of its steps"), say("deviations")]
-    return f"<h3>{text_html(say('The step in the mean'))}</h3>" + table_html(heads, rows) if rows else ""
+    return tag("h3", say("The step in the mean")) + table_html(heads, rows) if rows else EMPTY
 
 
-def _sources(say: Say, found: Json) -> str:
+def _sources(say: Say, found: Json) -> Html:
     if not found["sources"]:
-        return ""
+        return EMPTY
     rank = (
         say("The sources differ from the window more than those of any of its steps.")
         if found["source_rank"] == 0
         else say("The sources differ from the window as those of {n} of its steps do.", n=percent(found["source_rank"]))
     )
     rows = [
-        [text_html(source["source"]), percent(source["share"]), percent(source["window_share"])]
+        [source["source"], percent(source["share"]), percent(source["window_share"])]
         for source in found["sources"][:SOURCES]
     ]
     heads = [say("source"), say("share of the step"), say("of the window")]
-    return f"<h3>{text_html(say('Sources'))}</h3><p>{text_html(rank)}</p>" + table_html(heads, rows)
+    return tag("h3", say("Sources")) + tag("p", rank) + table_html(heads, rows)
 
 
-def _documents(place: Place, say: Say, documents: Sequence[Json]) -> str:
+def _documents(place: Place, say: Say, documents: Sequence[Json]) -> Html:
     items = []
     for document in documents:
-        name = text_html(one_line(f"{document['source']} / {document['document_id']}", 80))
+        name = one_line(f"{document['source']} / {document['document_id']}", 80)
         href = place.to("documents", source=document["source"], document=document["document_id"])
         numbers = say(
             "{tokens} tokens again, in {n} sequences of the step; {k} segments of the window",
@@ -158,11 +143,11 @@ def _documents(place: Place, say: Say, documents: Sequence[Json]) -> str:
     return _list(say("Documents that the step or the window shows again"), items)
 
 
-def _ngrams(place: Place, say: Say, ngrams: Sequence[Json]) -> str:
+def _ngrams(place: Place, say: Say, ngrams: Sequence[Json]) -> Html:
     items = []
     for ngram in ngrams:
         ids = " ".join(map(str, ngram["token_ids"]))
-        shown = text_html(one_line(ids if ngram["text"] is None else ngram["text"], 90)) or "␣"
+        shown = one_line(ids if ngram["text"] is None else ngram["text"], 90) or "␣"
         numbers = say(
             "{n} times, expected {expected}, in {k} sequences", n=f"{ngram['count']:,}", expected=number(ngram["expected"]),
             k=f"{ngram['num_sequences']:,}",
@@ -171,9 +156,9 @@ def _ngrams(place: Place, say: Say, ngrams: Sequence[Json]) -> str:
     return _list(say("N-grams that the step has too often"), items)
 
 
-def _list(title: str, items: Sequence[tuple[str, str]]) -> str:
-    """A list of links, HTML already, and words below each."""
+def _list(title: str, items: Sequence[tuple[Html, str]]) -> Html:
+    """A list of links, and words below each."""
     if not items:
-        return ""
-    listed = "".join(f'<li>{link}<br><span class="dim">{text_html(words)}</span></li>' for link, words in items)
-    return f'<h3>{text_html(title)}</h3><ol class="spans">{listed}</ol>'
+        return EMPTY
+    listed = (tag("li", link, LINE_BREAK, tag("span", words, class_="dim")) for link, words in items)
+    return tag("h3", title) + tag("ol", *listed, class_="spans")

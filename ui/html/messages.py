@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ui.html.escape import text_html
+from ui.html.escape import EMPTY, Html, tag
 from ui.html.texts import Say
 
-__all__ = ["generation_html", "message_html", "origin_html", "problem_html"]
+__all__ = ["failures_html", "generation_html", "message_html", "origin_html", "problem_html"]
 
+Json = Mapping[str, Any]
 _WAYS_OUT = {
     "unauthorized": "The pages' key is not valid. Whoever runs the server sets it in KISEKI_API_KEY.",
     "forbidden": "The pages' key does not allow this. Ask whoever runs the server for a key with this action.",
@@ -26,23 +27,33 @@ _WAYS_OUT = {
 }
 
 
-def problem_html(say: Say, status: int, kind: str, detail: str) -> str:
+def problem_html(say: Say, status: int, kind: str, detail: str) -> Html:
     """A problem of the API, or of what was put in. status 0: it does not answer."""
     if status == 0:
         way = say("The API does not answer. See whether `kiseki serve` is still running, then load the page again.")
     else:
         way = say(_WAYS_OUT[kind]) if kind in _WAYS_OUT else ""
-    place = f"<pre>{text_html(detail)}</pre>" if "\n" in detail else f"<p>{text_html(detail)}</p>"
-    return f'<div class="msg error" role="alert">{f"<p>{text_html(way)}</p>" if way else ""}{place}</div>'
+    found = tag("pre" if "\n" in detail else "p", detail)
+    return tag("div", tag("p", way) if way else EMPTY, found, class_="msg error", role="alert")
 
 
-def message_html(text: str, kind: str = "") -> str:
+def message_html(text: str, kind: str = "") -> Html:
     """Some words in a box. kind: "", "warning" or "error"."""
-    role = "alert" if kind == "error" else "status"
-    return f'<div class="msg {kind}" role="{role}">{text_html(text)}</div>'
+    return tag("div", text, class_=f"msg {kind}".strip(), role="alert" if kind == "error" else "status")
 
 
-def origin_html(say: Say, run: Mapping[str, Any]) -> str:
+def failures_html(say: Say, answer: Json) -> Html:
+    """A warning where a part of the index did not answer."""
+    if not answer["shards_failed"]:
+        return EMPTY
+    text = say(
+        "{n} of {all} shards did not answer, so counts may be too small: {why}", n=answer["shards_failed"],
+        all=answer["shards_total"], why="; ".join(answer["failures"]),
+    )  # fmt: skip
+    return message_html(text, "warning")
+
+
+def origin_html(say: Say, run: Json) -> Html:
     """A line that says where the rows of a run come from, unless the hook observed them."""
     kind, what = run["origin"]["kind"], run["origin"]["what"]
     if kind == "recomputed":
@@ -50,20 +61,18 @@ def origin_html(say: Say, run: Mapping[str, Any]) -> str:
     elif kind == "imported":
         text = say("Imported from {what}, not observed by the hook.", what=what)
     else:
-        return ""
-    return f'<p class="origin">{text_html(text)}</p>'
+        return EMPTY
+    return tag("p", text, class_="origin")
 
 
-def generation_html(say: Say, asked: int | None, now: int) -> str:
+def generation_html(say: Say, asked: int | None, now: int) -> Html:
     """A note where a link was made on another generation of the index."""
     if asked is None or asked == now:
-        return ""
-    return message_html(
-        say(
-            "This link was made when the index was at generation {asked}; it is at {now} now, and numbers may have changed. "
-            "The views of a generation are kept for a few minutes only.",
-            asked=asked,
-            now=now,
-        ),
-        "warning",
+        return EMPTY
+    text = say(
+        "This link was made when the index was at generation {asked}; it is at {now} now, and numbers may have changed. "
+        "The views of a generation are kept for a few minutes only.",
+        asked=asked,
+        now=now,
     )
+    return message_html(text, "warning")

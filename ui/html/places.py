@@ -1,7 +1,7 @@
 """Links: a page and what stands in its URL. The URL is the whole state of a page, so a link is a view.
 
 A text to trace stands there as it is while it is short, else packed: deflated, in URL-safe base64, as `z`. A page of thousands
-of links does not repeat it in each: they say `z=*`, and live.js puts the page's own there before a link is used.
+of links does not repeat it in each: they say `z=*`, and linked_html.js puts the page's own there before a link is used.
 """
 
 import base64
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from train_hooks.export_format.errors import QueryError
-from ui.html.escape import attribute
+from ui.html.escape import Html, tag
 
 __all__ = ["PAGES", "Place", "pack", "parse_href", "unpack"]
 
@@ -39,10 +39,9 @@ class Place:
         kept = {name: self.params[name] for name in KEPT if name in self.params}
         return _href(page, {**kept, **params})
 
-    def link(self, href: str, content_html: str, *, name: str = "", title: str = "") -> str:
-        """An `a` that stays inside the pages. content_html is HTML already."""
-        more = (f' class="{name}"' if name else "") + (f' title="{attribute(title)}"' if title else "")
-        return f'<a data-go href="{attribute(href)}"{more}>{content_html}</a>'
+    def link(self, href: str, content: str, *, name: str = "", title: str = "") -> Html:
+        """An `a` that stays inside the pages. content: a text or HTML; name: its class."""
+        return tag("a", content, data_go=True, href=href, class_=name, title=title)
 
 
 def _href(page: str, params: Mapping[str, str | int | None]) -> str:

@@ -6,9 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from ui.html.charts import Bar, Series, bars, lines
-from ui.html.escape import one_line, text_html
+from ui.html.charts import Bar, Series, bar_chart, line_chart
+from ui.html.escape import EMPTY, Html, joined, one_line, tag
 from ui.html.places import Place
+from ui.html.tables import table_html
 from ui.html.texts import Say
 
 __all__ = ["chart_html", "rows_html"]
@@ -16,33 +17,27 @@ __all__ = ["chart_html", "rows_html"]
 SHOWN_ROWS, CELL_CHARACTERS, MAX_BARS = 200, 200, 400
 
 
-def rows_html(place: Place, say: Say, table: pa.Table) -> str:
+def rows_html(place: Place, say: Say, table: pa.Table) -> Html:
     """The first rows. Names of columns are the query's."""
-    kinds = [' class="num"' if _is_number(field.type) else "" for field in table.schema]
-    head = "".join(f"<th{kind}>{text_html(name)}</th>" for kind, name in zip(kinds, table.column_names, strict=True))
-    body = []
-    for row in table.slice(0, SHOWN_ROWS).to_pylist(maps_as_pydicts=None):
-        cells = (
-            f"<td{kind}>{_cell(place, name, row)}</td>" for kind, name in zip(kinds, table.column_names, strict=True)
-        )
-        body.append(f"<tr>{''.join(cells)}</tr>")
+    numbers = [_is_number(field.type) for field in table.schema]
+    rows = (
+        [_cell(place, name, row) for name in table.column_names]
+        for row in table.slice(0, SHOWN_ROWS).to_pylist(maps_as_pydicts=None)
+    )
     left = table.num_rows - SHOWN_ROWS
     more = say("{n} more rows are in the file.", n=f"{left:,}") if left > 0 else ""
-    return (
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
-        f"<p>{text_html(more)}</p>"
-    )
+    return table_html(table.column_names, rows, numbers=numbers) + tag("p", more)
 
 
-def chart_html(say: Say, table: pa.Table) -> str:
-    """A chart of a step or bin column against the first number beside it; "" where there is none, or steps stand twice."""
+def chart_html(say: Say, table: pa.Table) -> Html:
+    """A chart of a step or bin column against the numbers beside it; empty where there is none, or a step is there twice."""
     names = table.column_names
     across = next((name for name in names if name in ("global_step", "step", "bin", "hundredth")), None)
     if across is None or not pa.types.is_integer(table.schema.field(across).type) or table.num_rows < 2:
-        return ""
+        return EMPTY
     steps = table.column(across).to_pylist()
     if None in steps or steps != sorted(set(steps)):
-        return ""
+        return EMPTY
     parts = []
     for name in names:
         kind = table.schema.field(name).type
@@ -51,11 +46,11 @@ def chart_html(say: Say, table: pa.Table) -> str:
         values = [math.nan if value is None else float(value) for value in table.column(name).to_pylist()]
         label = say("{name} over {across}", name=name, across=across)
         if pa.types.is_integer(kind) and len(values) <= MAX_BARS and min(values) >= 0:
-            drawn = bars(_bars(steps, values), label=label)
+            drawn = bar_chart(_bars(steps, values), label=label)
         else:
-            drawn = lines(Series(steps, values), label=label)
-        parts.append(f"<h3>{text_html(label)}</h3>{drawn}" if drawn else "")
-    return "".join(parts)
+            drawn = line_chart(Series(steps, values), label=label)
+        parts.append(tag("h3", label) + drawn if drawn else EMPTY)
+    return joined(parts)
 
 
 def _bars(steps: Sequence[int], values: Sequence[float]) -> list[Bar]:
@@ -70,11 +65,11 @@ def _is_number(kind: Any) -> bool:
 def _cell(place: Place, name: str, row: dict[str, Any]) -> str:
     value = row[name]
     if value is None:
-        return '<span class="dim">–</span>'
+        return tag("span", "–", class_="dim")
     if isinstance(value, float):
         return f"{value:.6g}"
     text = value.hex() if isinstance(value, bytes) else str(value)
-    shown = text_html(one_line(text, CELL_CHARACTERS))
+    shown = one_line(text, CELL_CHARACTERS)
     if name == "address":
         return place.link(place.to("sequence", address=text), shown)
     if name == "document_id" and row.get("source"):

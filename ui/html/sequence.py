@@ -5,19 +5,21 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from ui.html.escape import attribute, text_html
+from ui.html.escape import Html, joined, tag, text_html
+from ui.html.evidence import evidence_words, matched_words
 from ui.html.places import Place
+from ui.html.tables import definitions_html
 from ui.html.texts import Say
 
-__all__ = ["Shown", "evidence_words", "matched_words", "parse_range", "replay_snippet", "row_html", "sequence_html"]
+__all__ = ["SequenceView", "parse_range", "replay_snippet", "sequence_facts_html", "sequence_html"]
 
 Json = Mapping[str, Any]
 COLOURS = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """How a sequence is looked at. marked: a range of tokens, [start, end), that the page was opened for."""
+class SequenceView:
+    """How a sequence is shown. marked: a range of tokens, [start, end), that the page was opened for."""
 
     as_tokens: bool = False
     marked: tuple[int, int] = (0, 0)
@@ -31,68 +33,43 @@ def parse_range(text: str) -> tuple[int, int]:
     return int(first), int(after)
 
 
-def sequence_html(place: Place, say: Say, sequence: Json, shown: Shown) -> str:
+def sequence_html(place: Place, say: Say, sequence: Json, view: SequenceView) -> Html:
     """All segments, and what no segment covers, in the order of the tokens."""
+    write = _tokens if view.as_tokens or sequence["token_texts"] is None else _text
     parts = []
     for index, (segment, start, end) in enumerate(_stretches(sequence["segments"], len(sequence["token_ids"]))):
-        head = _head(place, say, segment, start, end)
-        redacted = " hidden" if segment is not None and segment["source"] is None else ""
-        body = _tokens if shown.as_tokens or sequence["token_texts"] is None else _text
-        parts.append(
-            f'<div class="segment s{index % COLOURS}{redacted}" dir="auto"><span class="head" dir="ltr">{head}</span>'
-            f"{body(say, sequence, start, end, shown)}</div>"
-        )
-    return "".join(parts)
+        is_hidden = segment is not None and segment["source"] is None
+        head = tag("span", _head(place, say, segment, start, end), class_="head", dir="ltr")
+        body = write(say, sequence, start, end, view)
+        kind = f"segment s{index % COLOURS}" + (" hidden" if is_hidden else "")
+        parts.append(tag("div", head, body, class_=kind, dir="auto"))
+    return joined(parts)
 
 
-def row_html(place: Place, say: Say, sequence: Json) -> str:
-    """What the export says of the row: where it stood, its neighbours, its hash."""
+def sequence_facts_html(place: Place, say: Say, sequence: Json) -> Html:
+    """What the export says of the sequence: where it is, its neighbours, its hash."""
     run_id, attempt, step, rank, microbatch, slot = sequence["address"].split("/")
-    facts = [
-        (say("address"), f'<span class="mono">{text_html(sequence["address"])}</span>'),
-        (
-            say("where"),
-            text_html(
-                say(
-                    "run {run}, attempt {attempt}, step {step}, data-parallel rank {rank}, micro-batch {m}, slot {q}",
-                    run=run_id,
-                    attempt=attempt[1:],
-                    step=step[1:],
-                    rank=rank[1:],
-                    m=microbatch[1:],
-                    q=slot[1:],
-                )
-            ),
-        ),
-        (say("status"), text_html(_status(say, sequence["status"]))),
-        (
-            say("size"),
-            text_html(
-                say("{n} tokens, segments: {k}", n=f"{len(sequence['token_ids']):,}", k=len(sequence["segments"]))
-            ),
-        ),
-    ]
-    facts += [
-        (say("evidence"), text_html(evidence_words(say, sequence["evidence"]))),
-        (say("matched"), text_html(matched_words(say, sequence["matched"], sequence["relation"]))),
+    where = say(
+        "run {run}, attempt {attempt}, step {step}, data-parallel rank {rank}, micro-batch {m}, slot {q}", run=run_id,
+        attempt=attempt[1:], step=step[1:], rank=rank[1:], m=microbatch[1:], q=slot[1:],
+    )  # fmt: skip
+    size = say("{n} tokens, segments: {k}", n=f"{len(sequence['token_ids']):,}", k=len(sequence["segments"]))
+    facts: list[tuple[str, str]] = [
+        (say("address"), tag("span", sequence["address"], class_="mono")),
+        (say("where"), where),
+        (say("status"), _status(say, sequence["status"])),
+        (say("size"), size),
+        (say("evidence"), evidence_words(say, sequence["evidence"])),
+        (say("matched"), matched_words(say, sequence["matched"], sequence["relation"])),
     ]
     if sequence["loss"] is not None:
         facts.append((say("loss of the sequence"), f"{sequence['loss']:.4f}"))
     if sequence["sample_index"] is not None:
         facts.append((say("position in the data order"), f"{sequence['sample_index']:,}"))
     if sequence["loss_mask"] is not None:
-        counted = sum(value is True for value in sequence["loss_mask"])
-        total, name = len(sequence["loss_mask"]), sequence["loss_mask_of"]
-        text = say("all {n} labels count (from the recorded {name})", n=f"{total:,}", name=name)
-        if counted < total:
-            text = say(
-                "{n} of {all} labels count (from the recorded {name}); the others are struck out below",
-                n=f"{counted:,}", all=f"{total:,}", name=name,
-            )  # fmt: skip
-        facts.append((say("loss mask"), text_html(text)))
-    facts.append((say("leaf hash"), f'<span class="mono">{text_html(sequence["leaf"])}</span>'))
-    rows = "".join(f"<dt>{text_html(name)}</dt><dd>{value}</dd>" for name, value in facts)
-    return f'<dl class="small">{rows}</dl>{_neighbours(place, say, sequence, step[1:])}'
+        facts.append((say("loss mask"), _loss_mask_words(say, sequence["loss_mask"], sequence["loss_mask_of"])))
+    facts.append((say("leaf hash"), tag("span", sequence["leaf"], class_="mono")))
+    return definitions_html(facts) + _neighbours(place, say, sequence, step[1:])
 
 
 def replay_snippet(address: str) -> str:
@@ -106,31 +83,6 @@ def replay_snippet(address: str) -> str:
     )
 
 
-def evidence_words(say: Say, evidence: str | None) -> str:
-    """How the tokens of a sequence are known."""
-    if evidence is None:
-        return say("not recorded")
-    words = {
-        "forward": say("forward: the tokens were seen in the forward call"),
-        "loader": say("loader: the tokens are what the data loader yielded"),
-        "declared": say("declared: the trainer or an importer handed the tokens over"),
-    }
-    return words.get(evidence, evidence)
-
-
-def matched_words(say: Say, matched: str | None, relation: str | None) -> str:
-    """How a sequence was tied to a forward, and how what the forward got differs in form."""
-    if matched is None:
-        return say("not recorded")
-    words = {
-        "whole": say("whole: the forward got all of the tokens"),
-        "slice": say("slice: the forward got a part of the tokens"),
-        "count": say("count: what a forward got was not seen"),
-    }
-    found = words.get(matched, matched)
-    return found if relation is None else f"{found} ({relation})"
-
-
 def _status(say: Say, status: str) -> str:
     words = {
         "applied": say("its update was applied"),
@@ -141,21 +93,28 @@ def _status(say: Say, status: str) -> str:
     return words.get(status, status)
 
 
-def _neighbours(place: Place, say: Say, sequence: Json, step: str) -> str:
+def _loss_mask_words(say: Say, loss_mask: Sequence[bool | None], name: str) -> str:
+    counted, total = sum(value is True for value in loss_mask), len(loss_mask)
+    if counted == total:
+        return say("all {n} labels count (from the recorded {name})", n=f"{total:,}", name=name)
+    return say(
+        "{n} of {all} labels count (from the recorded {name}); the others are struck out below",
+        n=f"{counted:,}", all=f"{total:,}", name=name,
+    )  # fmt: skip
+
+
+def _neighbours(place: Place, say: Say, sequence: Json, step: str) -> Html:
     links = []
-    for name, label in (("before", say("◂ sequence before, on this rank")), ("after", say("next on this rank ▸"))):
+    for name, label, none in (
+        ("before", say("◂ sequence before, on this rank"), say("nothing before it in this attempt")),
+        ("after", say("next on this rank ▸"), say("nothing after it in this attempt")),
+    ):
         if sequence[name] is not None:
-            href = place.here(address=sequence[name], at=None)
-            links.append(place.link(href, text_html(label), name=name))
+            links.append(place.link(place.here(address=sequence[name], at=None), label, name=name))
         else:
-            none = (
-                say("nothing before it in this attempt")
-                if name == "before"
-                else say("nothing after it in this attempt")
-            )
-            links.append(f'<span class="dim">{text_html(none)}</span>')
-    links.append(place.link(place.to("steps", step=step), text_html(say("step {n}", n=f"{int(step):,}"))))
-    return f'<nav class="near">{"".join(links)}</nav>'
+            links.append(tag("span", none, class_="dim"))
+    links.append(place.link(place.to("steps", step=step), say("step {n}", n=f"{int(step):,}")))
+    return tag("nav", *links, class_="near")
 
 
 def _stretches(segments: Sequence[Json], length: int) -> Iterator[tuple[Json | None, int, int]]:
@@ -170,24 +129,24 @@ def _stretches(segments: Sequence[Json], length: int) -> Iterator[tuple[Json | N
         yield None, at, length
 
 
-def _head(place: Place, say: Say, segment: Json | None, start: int, end: int) -> str:
-    where = text_html(say("tokens {a}–{b}", a=f"{start:,}", b=f"{end - 1:,}"))
+def _head(place: Place, say: Say, segment: Json | None, start: int, end: int) -> Html:
+    where = say("tokens {a}–{b}", a=f"{start:,}", b=f"{end - 1:,}")
     if segment is None:
-        return f"<b>{text_html(say('of no known document'))}</b> · {where}"
+        return tag("b", say("of no known document")) + f" · {where}"
     if segment["source"] is None:
-        return f"<b>{text_html(say('hidden'))}</b> · {where}"
-    name = text_html(f"{segment['source']} / {segment['document_id']}")
+        return tag("b", say("hidden")) + f" · {where}"
+    name = f"{segment['source']} / {segment['document_id']}"
     if segment["document_id"]:
         href = place.to("documents", source=segment["source"], document=segment["document_id"])
         name = place.link(href, name)
-    offset = text_html(say("from token {n} of the document", n=f"{segment['document_token_offset']:,}"))
-    return f"<b>{name}</b> · {where} · {offset}"
+    offset = say("from token {n} of the document", n=f"{segment['document_token_offset']:,}")
+    return tag("b", name) + f" · {where} · {offset}"
 
 
-def _text(say: Say, sequence: Json, start: int, end: int, shown: Shown) -> str:
+def _text(say: Say, sequence: Json, start: int, end: int, view: SequenceView) -> Html:
     """The text, with the marked range and what the loss mask leaves out in elements of their own."""
     texts, mask = sequence["token_texts"], sequence["loss_mask"]
-    first, after = shown.marked
+    first, after = view.marked
 
     def kind(at: int) -> tuple[bool, bool, bool]:
         return texts[at] is None, first <= at < after, mask is not None and mask[at] is False
@@ -195,29 +154,27 @@ def _text(say: Say, sequence: Json, start: int, end: int, shown: Shown) -> str:
     parts = []
     for (is_hidden, is_marked, is_out), places in groupby(range(start, end), kind):
         stretch = list(places)
-        text = (
-            f'<span class="dim">{text_html(say("{n} tokens hidden", n=len(stretch)))}</span>'
-            if is_hidden
-            else text_html("".join(texts[at] for at in stretch))
-        )
-        text = f'<del class="out">{text}</del>' if is_out and not is_hidden else text
-        parts.append(f'<mark id="at">{text}</mark>' if is_marked else text)
-    return "".join(parts)
+        if is_hidden:
+            text = tag("span", say("{n} tokens hidden", n=len(stretch)), class_="dim")
+        else:
+            text = text_html("".join(texts[at] for at in stretch))
+        text = tag("del", text, class_="out") if is_out and not is_hidden else text
+        parts.append(tag("mark", text, id="at") if is_marked else text)
+    return joined(parts)
 
 
-def _tokens(say: Say, sequence: Json, start: int, end: int, shown: Shown) -> str:
+def _tokens(say: Say, sequence: Json, start: int, end: int, view: SequenceView) -> Html:
     """Token by token, each with its id and place as a tooltip; ids where the run has no tokenizer."""
     ids, texts, mask = sequence["token_ids"], sequence["token_texts"], sequence["loss_mask"]
-    first, after = shown.marked
+    first, after = view.marked
     parts = []
     for at in range(start, end):
         names = "tok" + (" on" if first <= at < after else "")
         if ids[at] is None:
-            parts.append(f'<span class="{names} dim">█</span>')
+            parts.append(tag("span", "█", class_=f"{names} dim"))
             continue
         names += " out" if mask is not None and mask[at] is False else ""
-        text = str(ids[at]) if texts is None else texts[at]
-        shown_text = text_html(text).replace("\n", "⏎\n") or "⋯"
-        title = attribute(say("token {n}, id {id}", n=at, id=ids[at]))
-        parts.append(f'<span class="{names}" title="{title}">{shown_text}</span>')
-    return "".join(parts)
+        text = str(ids[at]) if texts is None else texts[at].replace("\r", "").replace("\n", "⏎\n")
+        title = say("token {n}, id {id}", n=at, id=ids[at])
+        parts.append(tag("span", text or "⋯", class_=names, title=title))
+    return joined(parts)

@@ -11,7 +11,7 @@ from search_api.client import ApiError, Client, ClientOptions
 from train_hooks.export_format.errors import KisekiError
 from ui.html.messages import problem_html
 from ui.html.texts import Say
-from ui.pages.live import live
+from ui.pages.linked_html import show_html
 from ui.pages.state import View
 
 __all__ = ["client", "gaps", "problems_in_words", "run_of", "runs", "sequence", "trace"]
@@ -20,7 +20,7 @@ TIMEOUT_S = 12.0  # the API's longest deadline is 10 s
 Json = dict[str, Any]
 
 
-@st.cache_resource
+@st.cache_resource(on_release=Client.close)
 def client() -> Client:
     """The client of this process. It gives up soon: somebody is waiting before a page."""
     return Client(os.environ["KISEKI_API_URL"], ClientOptions(timeout_s=TIMEOUT_S, max_retries=1, max_wait_s=3.0))
@@ -34,7 +34,7 @@ def problems_in_words(page: str, say: Say, lang: str) -> Iterator[None]:
     except KisekiError as error:
         kind = error.kind if isinstance(error, ApiError) else "input"
         status = error.status if isinstance(error, ApiError) else 400
-        live(problem_html(say, status, kind, str(error)), key=f"{page}_problem", page=page, lang=lang)
+        show_html(problem_html(say, status, kind, str(error)), key=f"{page}_problem", page=page, lang=lang)
         st.stop()
 
 

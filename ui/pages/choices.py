@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import streamlit as st
 
-from ui.pages.state import View, change_url, put
+from ui.pages.state import View, change_url, set_widget
 
 __all__ = ["choice_in_url"]
 
@@ -13,7 +13,7 @@ def choice_in_url(view: View, name: str, label: str, labels: Mapping[str, str], 
     """The chosen one of `labels`, of which the first is the default. also: parameters that a change takes away."""
     key, default = f"in_{view.place.page}_{name}", next(iter(labels))
     value = view.text(name) if view.text(name) in labels else default
-    put(key, value)
+    set_widget(key, value)
 
     def write() -> None:
         chosen = st.session_state[key]

@@ -6,11 +6,11 @@ import streamlit as st
 
 from search_api.client import ApiError
 from ui.html.documents import document_html, exposures_html
-from ui.html.escape import text_html
+from ui.html.escape import Html
 from ui.html.messages import message_html, problem_html
-from ui.html.paging import all_steps_link, page_links
+from ui.html.paging import all_steps_link, first_page_link, page_links
 from ui.pages.api import client
-from ui.pages.live import live
+from ui.pages.linked_html import show_html
 from ui.pages.state import View, number_in_url, text_in_url
 
 __all__ = ["show"]
@@ -34,11 +34,11 @@ def show(view: View) -> None:
         )
     if not source and not document_id:
         words = say("Name a document by its source and id, or come here from a trace, a search, a sequence or a step.")
-        live(message_html(words), key="documents_empty", page="documents", lang=view.lang)
+        show_html(message_html(words), key="documents_empty", page="documents", lang=view.lang)
         return
     if first > last:
         words = say("The range begins at step {first}, after its end, step {last}.", first=first, last=last)
-        live(message_html(words, "error"), key="documents_range", page="documents", lang=view.lang)
+        show_html(message_html(words, "error"), key="documents_range", page="documents", lang=view.lang)
         return
     steps: Any = {"first_step": first, "last_step": last}
     try:
@@ -49,7 +49,7 @@ def show(view: View) -> None:
                 client().document(source, document_id, run=view.run_id, limit=CHARTED, with_text=False, **steps).page()
             )
     except ApiError as error:
-        live(_problem(view, error), key="documents_problem", page="documents", lang=view.lang)
+        show_html(_problem(view, error), key="documents_problem", page="documents", lang=view.lang)
         return
     _show_found(view, page, [exposure["global_step"] for exposure in chart["exposures"]])
 
@@ -57,7 +57,7 @@ def show(view: View) -> None:
 def _show_found(view: View, found: Json, steps: list[int]) -> None:
     say, place = view.say, view.place
     shown_before = view.number("n", 0, 0, 10**9)
-    live(
+    show_html(
         all_steps_link(place, say),
         left=exposures_html(place, say, found, shown_before)
         + page_links(place, say, found["next_cursor"], shown_before + len(found["exposures"])),
@@ -66,13 +66,10 @@ def _show_found(view: View, found: Json, steps: list[int]) -> None:
     )  # fmt: skip
 
 
-def _problem(view: View, error: ApiError) -> str:
+def _problem(view: View, error: ApiError) -> Html:
     """A document that is not there is said with its near names, which the detail has."""
     say = view.say
     if error.kind == "document":
         words = say("No exposure of such a document is in the selected steps.")
         return message_html(f"{words}\n{error.detail}", "error")
-    back = ""
-    if view.text("cursor"):
-        back = f"<p>{view.place.link(view.place.here(cursor=None, n=None), text_html(say('first page')))}</p>"
-    return problem_html(say, error.status, error.kind, error.detail) + back
+    return problem_html(say, error.status, error.kind, error.detail) + first_page_link(view.place, say)

@@ -12,8 +12,8 @@ from ui.html.places import Place
 from ui.html.texts import LANGUAGES, say_in
 from ui.pages import documents_page, runs_page, search_page, sequence_page, sql_page, steps_page, trace_page
 from ui.pages.api import problems_in_words, run_of, runs
-from ui.pages.live import GO_PAGE, live
-from ui.pages.state import View, change_url, put
+from ui.pages.linked_html import GO_PAGE, show_html
+from ui.pages.state import View, change_url, set_widget
 
 __all__: list[str] = []
 
@@ -81,7 +81,7 @@ def _show(name: str) -> None:
             params = {**params, "run": wanted}
         run = run_of(wanted)
         if origin := origin_html(say, run):
-            live(origin, key="origin", page=name, lang=lang)
+            show_html(origin, key="origin", page=name, lang=lang)
         SHOWN[name](View(Place(name, params), run, say, lang))
 
 
@@ -91,7 +91,7 @@ def _run_of_address(address: str, run_ids: list[str]) -> str | None:
 
 
 def _choose_run(run_ids: list[str], shown: str | None, label: str) -> None:
-    put("in_run", shown)
+    set_widget("in_run", shown)
     st.selectbox(label, run_ids, index=None, key="in_run", on_change=_go_to_run, width=320)
 
 

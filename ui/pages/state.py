@@ -13,7 +13,7 @@ import streamlit as st
 from ui.html.places import Place
 from ui.html.texts import Say
 
-__all__ = ["View", "change_url", "number_in_url", "put", "text_in_url"]
+__all__ = ["View", "change_url", "number_in_url", "set_widget", "text_in_url"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def change_url(changes: Mapping[str, object]) -> None:
 def text_in_url(view: View, name: str, label: str, show: Callable[..., Any] = st.text_input, **more: Any) -> str:
     """A text field whose value is a parameter of the URL."""
     key = f"in_{view.place.page}_{name}"
-    put(key, view.text(name))
+    set_widget(key, view.text(name))
     show(label, key=key, on_change=_write, args=(name, key, "", more.pop("also", ())), **more)
     return view.text(name)
 
@@ -65,7 +65,7 @@ def number_in_url(
     """A number field or a slider whose value is a parameter of the URL."""
     key = f"in_{view.place.page}_{name}"
     value = view.number(name, default, low, high)
-    put(key, value)
+    set_widget(key, value)
     show(
         label, min_value=low, max_value=high, key=key, on_change=_write, args=(name, key, default, more.pop("also", ())),
         **more,
@@ -73,7 +73,7 @@ def number_in_url(
     return value
 
 
-def put(key: str, value: object) -> None:
+def set_widget(key: str, value: object) -> None:
     """Make a widget show a value. One that shows it already is let alone: it may have been changed again meanwhile."""
     if key not in st.session_state or st.session_state[key] != value:
         st.session_state[key] = value

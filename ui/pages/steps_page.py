@@ -7,14 +7,14 @@ from typing import Any
 import streamlit as st
 
 from search_api.client import ApiError
-from ui.html.escape import text_html
+from ui.html.escape import EMPTY, Html, joined, tag
 from ui.html.explanation import explanation_html
 from ui.html.messages import message_html, problem_html
 from ui.html.search import quoted
-from ui.html.steps import Mix, Window, charts_html, mix_html, parse_window, spikes_html, windows_html
+from ui.html.steps import SourceMix, Window, charts_html, mix_html, parse_window, spikes_html, windows_html
 from ui.pages.api import client
 from ui.pages.choices import choice_in_url
-from ui.pages.live import live
+from ui.pages.linked_html import show_html
 from ui.pages.state import View, number_in_url, text_in_url
 
 __all__ = ["show"]
@@ -35,35 +35,40 @@ def show(view: View) -> None:
         attempt = _attempt(view)
     if first > last:
         words = say("The range begins at step {first}, after its end, step {last}.", first=first, last=last)
-        live(message_html(words, "error"), key="steps_range", page="steps", lang=view.lang)
+        show_html(message_html(words, "error"), key="steps_range", page="steps", lang=view.lang)
         return
     asked = {"first_step": first, **({"last_step": last} if last < last_step else {})}
     with st.spinner(say("Reading the steps …")):
-        found = _steps(view.run_id, view.run["generation"], **asked, **_of(attempt))
+        found = _steps(view.run_id, view.run["generation"], **asked, **_of_attempt(attempt))
     if not found["steps"]:
         words = say("There is no step from {first} to {last}. Choose a wider range.", first=first, last=last)
-        live(message_html(words), key="steps_none", page="steps", lang=view.lang)
+        show_html(message_html(words), key="steps_none", page="steps", lang=view.lang)
         return
     chosen = view.number_or_none("step")
-    whole = ""
-    if (first, last) != (0, last_step):
-        whole = f"<p>{view.place.link(view.place.here(first=None, last=None), text_html(say('Show all steps')))}</p>"
-        whole += "<p>" + " · ".join(
-            view.place.link(view.place.here(**{name: f"{first}-{last}"}), text_html(words))
-            for name, words in (("a", say("Take this range as window A")), ("b", say("Take this range as window B")))
-        ) + "</p>"  # fmt: skip
-    live(
-        "", left=whole + charts_html(view.place, say, found, chosen), aside=_aside(view, found, chosen), key="steps",
+    links = EMPTY if (first, last) == (0, last_step) else _range_links(view, first, last)
+    show_html(
+        EMPTY, left=links + charts_html(view.place, say, found, chosen), aside=_aside(view, found, chosen), key="steps",
         page="steps", lang=view.lang,
     )  # fmt: skip
     with _problem_here(view, "steps_mix"), st.spinner(say("Counting the sources …")):
-        live(
+        show_html(
             mix_html(view.place, say, _mix(view, first, last, attempt), last),
             key="steps_sources",
             page="steps",
             lang=view.lang,
         )
     _compare(view, attempt)
+
+
+def _range_links(view: View, first: int, last: int) -> Html:
+    """Where only a part of the steps is shown: the way out of it, and to comparing it."""
+    say, here = view.say, view.place.here
+    windows = [
+        view.place.link(here(**{name: f"{first}-{last}"}), words)
+        for name, words in (("a", say("Take this range as window A")), ("b", say("Take this range as window B")))
+    ]
+    whole = view.place.link(here(first=None, last=None), say("Show all steps"))
+    return tag("p", whole) + tag("p", joined(windows, " · "))
 
 
 def _attempt(view: View) -> int | None:
@@ -82,42 +87,44 @@ def _steps(run_id: str, generation: int, **asked: Any) -> Json:  # noqa: ARG001
     return dict(client().steps(run=run_id, max_points=POINTS, **asked).page())
 
 
-def _of(attempt: int | None) -> Any:
+def _of_attempt(attempt: int | None) -> Any:
     return {} if attempt is None else {"attempt": attempt}
 
 
-def _aside(view: View, found: Json, chosen: int | None) -> str:
+def _aside(view: View, found: Json, chosen: int | None) -> Html:
     """What is special about the chosen step, or the spikes."""
     if chosen is None:
         return spikes_html(view.place, view.say, found)
     attempt = view.number_or_none("attempt_of")
     try:
         with st.spinner(view.say("Comparing the step with those before it …")):
-            explained = client().explain(chosen, run=view.run_id, **_of(attempt or view.number_or_none("attempt")))
+            explained = client().explain(
+                chosen, run=view.run_id, **_of_attempt(attempt or view.number_or_none("attempt"))
+            )
     except ApiError as error:
-        close = view.place.link(view.place.here(step=None, attempt_of=None), text_html(view.say("close")))
-        return f"<p>{close}</p>" + problem_html(view.say, error.status, error.kind, error.detail)
+        close = view.place.link(view.place.here(step=None, attempt_of=None), view.say("close"))
+        return tag("p", close) + problem_html(view.say, error.status, error.kind, error.detail)
     return explanation_html(view.place, view.say, explained)
 
 
-def _mix(view: View, first: int, last: int, attempt: int | None) -> Mix:
+def _mix(view: View, first: int, last: int, attempt: int | None) -> SourceMix:
     """Segments of the most common sources over the steps."""
     whole = _facets(view, EVERYTHING, first, last, attempt)
     names = [source["value"] for source in whole["sources"] if source["value"]][:MIXED_SOURCES]
     counts = {name: _facets(view, f"source:{quoted(name)}", first, last, attempt)["steps"] for name in names}
     rest = [total - sum(each[bin_] for each in counts.values()) for bin_, total in enumerate(whole["steps"])]
-    return Mix(edges=whole["step_edges"], counts={**counts, **({"": rest} if any(rest) else {})})
+    return SourceMix(edges=whole["step_edges"], counts={**counts, **({"": rest} if any(rest) else {})})
 
 
 def _facets(view: View, query: str, first: int, last: int, attempt: int | None) -> Json:
-    selection: Any = {"first_step": first, "last_step": last, **_of(attempt)}
+    selection: Any = {"first_step": first, "last_step": last, **_of_attempt(attempt)}
     return dict(client().search(query, run=view.run_id, limit=0, facets=True, **selection).page()["facets"])
 
 
 def _compare(view: View, attempt: int | None) -> None:
     """Two windows side by side."""
     say = view.say
-    live(f"<h2>{text_html(say('Compare two windows'))}</h2>", key="steps_compare", page="steps", lang=view.lang)
+    show_html(tag("h2", say("Compare two windows")), key="steps_compare", page="steps", lang=view.lang)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         texts = [
             text_in_url(view, name, label, placeholder="100-200", width=220)
@@ -127,14 +134,14 @@ def _compare(view: View, attempt: int | None) -> None:
     bad = next((text for text, window in zip(texts, windows, strict=True) if text and window is None), None)
     if bad is not None:
         words = say("Expected steps such as 100-200, found {text}.", text=bad)
-        live(message_html(words, "error"), key="steps_window", page="steps", lang=view.lang)
+        show_html(message_html(words, "error"), key="steps_window", page="steps", lang=view.lang)
     elif any(window is None for window in windows):
         words = say("Write the steps of two windows, or drag over a chart and take the range.")
-        live(message_html(words), key="steps_no_window", page="steps", lang=view.lang)
+        show_html(message_html(words), key="steps_no_window", page="steps", lang=view.lang)
     else:
         with _problem_here(view, "steps_windows"), st.spinner(say("Comparing …")):
             both = [_window(view, first, last, attempt) for first, last in filter(None, windows)]
-            live(_side_by_side(view, both), key="steps_both", page="steps", lang=view.lang)
+            show_html(_side_by_side(view, both), key="steps_both", page="steps", lang=view.lang)
 
 
 def _window(view: View, first: int, last: int, attempt: int | None) -> Window | None:
@@ -144,7 +151,7 @@ def _window(view: View, first: int, last: int, attempt: int | None) -> Window | 
         "first_step": first,
         "last_step": last,
         "max_points": WINDOW_STEPS,
-        **_of(attempt),
+        **_of_attempt(attempt),
     }
     found = client().steps(**asked).page()
     if found["truncated"]:
@@ -154,7 +161,7 @@ def _window(view: View, first: int, last: int, attempt: int | None) -> Window | 
     return Window(first=first, last=last, steps=found["steps"], sources=counts)
 
 
-def _side_by_side(view: View, both: list[Window | None]) -> str:
+def _side_by_side(view: View, both: list[Window | None]) -> Html:
     left, right = both
     if left is None or right is None:
         return message_html(
@@ -169,4 +176,4 @@ def _problem_here(view: View, key: str) -> Iterator[None]:
     try:
         yield
     except ApiError as error:
-        live(problem_html(view.say, error.status, error.kind, error.detail), key=key, page="steps", lang=view.lang)
+        show_html(problem_html(view.say, error.status, error.kind, error.detail), key=key, page="steps", lang=view.lang)

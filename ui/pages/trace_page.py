@@ -1,24 +1,22 @@
 """The trace page: paste or upload what a model wrote, see its spans in the text, and the evidence of one beside it."""
 
-import csv
-import io
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
 
 from train_hooks.export_format.errors import KisekiError
-from ui.html.coverage import trace_head
-from ui.html.escape import text_html
-from ui.html.evidence import describe_spans, documents_html, span_html, spans_html, tabs_html
+from ui.html.escape import Html, tag
 from ui.html.marked_text import marked_text, span_name
 from ui.html.messages import generation_html, message_html, problem_html
 from ui.html.places import pack, unpack
+from ui.html.trace_head import trace_head_html
+from ui.html.trace_panel import describe_spans, documents_html, span_html, spans_html, tabs_html
 from ui.html.uploads import Output, read_outputs, read_upload
 from ui.pages.api import trace
-from ui.pages.live import live
-from ui.pages.state import View, change_url, number_in_url, put, text_in_url
+from ui.pages.downloads import trace_csv, trace_json
+from ui.pages.linked_html import show_html
+from ui.pages.state import View, change_url, number_in_url, set_widget, text_in_url
 
 __all__ = ["show"]
 
@@ -44,9 +42,9 @@ def show(view: View) -> None:
             high=max(2, last_step), show=st.slider,
         )  # fmt: skip
     if not output.text.strip():
-        live(
+        show_html(
             message_html(say("Paste a text above, or upload a file, to see which parts of it the model was trained on."))
-            + _what_it_is_not(view),
+            + _what_a_trace_is_not(view),
             key="trace_empty", page="trace", lang=view.lang,
         )  # fmt: skip
         return
@@ -63,7 +61,7 @@ def _output(view: View) -> Output:
     try:
         packed = unpack(view.text("z")) if view.text("z") else {}
     except KisekiError as error:
-        live(problem_html(view.say, 400, "", str(error)), key="trace_cut", page="trace", lang=view.lang)
+        show_html(problem_html(view.say, 400, "", str(error)), key="trace_cut", page="trace", lang=view.lang)
         return Output("")
     return Output(packed.get("text", view.text("text")), packed.get("prompt", ""))
 
@@ -71,7 +69,7 @@ def _output(view: View) -> Output:
 def _ask(view: View, output: Output) -> None:
     """The form: a text, or a file of one or many."""
     say = view.say
-    put("in_trace_text", output.text)
+    set_widget("in_trace_text", output.text)
     with st.expander(say("Text"), expanded=not output.text.strip()):
         with st.form("trace_form", border=False):
             st.text_area(
@@ -89,7 +87,7 @@ def _ask(view: View, output: Output) -> None:
             _choose(view, file.name, file.getvalue())
     if output.prompt:
         with st.expander(say("Prompt")):
-            live(f'<div class="text" dir="auto">{text_html(output.prompt)}</div>', key="trace_prompt", page="trace")
+            show_html(tag("div", output.prompt, class_="text", dir="auto"), key="trace_prompt", page="trace")
 
 
 def _choose(view: View, name: str, content: bytes) -> None:
@@ -97,7 +95,7 @@ def _choose(view: View, name: str, content: bytes) -> None:
     try:
         outputs = read_upload(name, content)
     except KisekiError as error:
-        live(problem_html(view.say, 400, "", str(error)), key="trace_upload", page="trace", lang=view.lang)
+        show_html(problem_html(view.say, 400, "", str(error)), key="trace_upload", page="trace", lang=view.lang)
         return
     if len(outputs) > 1:
         label = view.say("Output, of {n} in the file", n=f"{len(outputs):,}")
@@ -108,16 +106,16 @@ def _choose(view: View, name: str, content: bytes) -> None:
 def _take_chosen(outputs: Sequence[Output]) -> None:
     """The output whose number stands in the field at the click, whatever the page has seen of it yet."""
     number = int(st.session_state.get("in_trace_number", 1)) if len(outputs) > 1 else 1
-    _take(outputs[number - 1])
+    _put_into_url(outputs[number - 1])
 
 
 def _submit() -> None:
     text = st.session_state["in_trace_text"]
     outputs = read_outputs(text)
-    _take(outputs[-1] if outputs else Output(""))
+    _put_into_url(outputs[-1] if outputs else Output(""))
 
 
-def _take(output: Output) -> None:
+def _put_into_url(output: Output) -> None:
     """Put an output into the URL."""
     text = output.text.replace("\r\n", "\n")
     plain = not output.prompt and len(text.encode("utf-8", "replace")) <= PLAIN_IN_URL
@@ -127,7 +125,9 @@ def _take(output: Output) -> None:
 
 def _show_trace(view: View, found: Json, checkpoint: int, selection: Json) -> None:
     say, place, spans = view.say, view.place, found["spans"]
-    head = generation_html(say, view.number_or_none("gen"), found["generation"]) + trace_head(say, found, checkpoint)
+    head = generation_html(say, view.number_or_none("gen"), found["generation"]) + trace_head_html(
+        say, found, checkpoint
+    )
     chosen = next((index for index, span in enumerate(spans) if span_name(span) == view.text("span")), None)
     document = view.number_or_none("doc")
     documents = found["documents"]
@@ -139,21 +139,21 @@ def _show_trace(view: View, found: Json, checkpoint: int, selection: Json) -> No
         )
         aside = message_html(hint)
     elif chosen is not None:
-        aside = _evidence(view, found, chosen, checkpoint, selection)
+        aside = _one_span(view, found, chosen, checkpoint, selection)
     else:
         panel = "documents" if view.text("panel") == "documents" else "spans"
         listed = documents_html if panel == "documents" else spans_html
         num_listed = sum(span["rarity_rank"] is not None for span in spans)
         aside = tabs_html(place, say, panel, num_listed, len(documents)) + listed(place, say, found)
     text = marked_text(place, found["text"], spans, describe_spans(say, spans))
-    live(
+    show_html(
         head, key="trace", page="trace", left=text, aside=aside, lang=view.lang, of_document=in_document,
         chosen=() if chosen is None else (chosen,),
     )  # fmt: skip
-    _take_along(view, found)
+    _show_downloads(view, found)
 
 
-def _evidence(view: View, found: Json, chosen: int, checkpoint: int, selection: Json) -> str:
+def _one_span(view: View, found: Json, chosen: int, checkpoint: int, selection: Json) -> Html:
     """One span alone, in the whole run and up to the checkpoint."""
     span, others = found["spans"][chosen], {key: v for key, v in selection.items() if key != "before_step"}
     alone: dict[str, Any] = {"token_ids": span["token_ids"], "min_length": len(span["token_ids"]), "max_spans": 1}
@@ -165,44 +165,22 @@ def _evidence(view: View, found: Json, chosen: int, checkpoint: int, selection: 
     )  # fmt: skip
 
 
-def _take_along(view: View, found: Json) -> None:
+def _show_downloads(view: View, found: Json) -> None:
     """Link, JSON, CSV; and what a trace is not."""
     say = view.say
     with st.container(horizontal=True, vertical_alignment="center"):
         st.download_button(
-            say("Download JSON"), lambda: json.dumps(found, ensure_ascii=False, indent=1), "trace.json", "application/json",
+            say("Download JSON"), lambda: trace_json(found), "trace.json", "application/json",
             on_click="ignore",
         )  # fmt: skip
-        st.download_button(say("Download CSV"), lambda: _csv(found), "trace.csv", "text/csv", on_click="ignore")
-    copy = (
-        f'<p><button data-copy="link" data-gen="{found["generation"]}" data-done="{text_html(say("Copied"))}">'
-        f"{text_html(say('Copy link'))}</button></p>"
+        st.download_button(say("Download CSV"), lambda: trace_csv(found), "trace.csv", "text/csv", on_click="ignore")
+    copy = tag("button", say("Copy link"), data_copy="link", data_gen=found["generation"], data_done=say("Copied"))
+    show_html(tag("p", copy) + _what_a_trace_is_not(view), key="trace_foot", page="trace", lang=view.lang)
+
+
+def _what_a_trace_is_not(view: View) -> Html:
+    words = view.say(
+        "A trace shows where and when a text was trained on. It does not show why a model wrote it: a span may be a "
+        "common phrase, or learnt elsewhere, and a count says nothing of a cause."
     )
-    live(copy + _what_it_is_not(view), key="trace_foot", page="trace", lang=view.lang)
-
-
-def _csv(found: Json) -> str:
-    """A line for each listed place of each span."""
-    file = io.StringIO()
-    writer = csv.writer(file)
-    writer.writerow(
-        ["span", "start", "end", "num_tokens", "count", "first_step", "last_step", "text", "address", "offset",
-         "global_step", "dp_rank", "source", "document_id"]
-    )  # fmt: skip
-    for index, span in enumerate(found["spans"]):
-        of_span = [index, span["start"], span["end"], span["num_tokens"], span["count"], span["first_step"],
-                   span["last_step"], span["text"]]  # fmt: skip
-        for hit in span["hits"] or [None]:
-            segment = hit["segments"][0] if hit and hit["segments"] else {"source": "", "document_id": ""}
-            of_hit = [hit["address"], hit["offset"], hit["global_step"], hit["dp_rank"]] if hit else [""] * 4
-            writer.writerow([*of_span, *of_hit, segment["source"], segment["document_id"]])
-    return file.getvalue()
-
-
-def _what_it_is_not(view: View) -> str:
-    return '<p class="dim">' + text_html(
-        view.say(
-            "A trace shows where and when a text was trained on. It does not show why a model wrote it: a span may be a "
-            "common phrase, or learnt elsewhere, and a count says nothing of a cause."
-        )
-    ) + "</p>"  # fmt: skip
+    return tag("p", words, class_="dim")

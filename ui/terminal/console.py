@@ -1,17 +1,32 @@
-"""Where the command line writes: results to standard output, progress and errors to standard error."""
+"""Where the command line writes: results to standard output, progress and errors to standard error.
+
+`output` and `errors` are made when they are first used: a help page does not wait for rich.
+"""
 
 import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    errors: Console
+    output: Console
 
 __all__ = ["errors", "output", "print_json", "progress"]
 
-output = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+def __getattr__(name: str) -> Any:
+    if name not in ("errors", "output"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from rich.console import Console
+
+    stream = sys.stderr if name == "errors" else sys.stdout
+    width = None if name == "errors" or stream.isatty() else 200
+    globals()[name] = Console(stderr=name == "errors", highlight=False, soft_wrap=True, width=width)
+    return globals()[name]
 
 
 def print_json(document: object) -> None:
@@ -22,9 +37,11 @@ def print_json(document: object) -> None:
 @contextlib.contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal, a line for each tenth elsewhere. The callback takes (done, in all)."""
-    if errors.is_terminal:
+    if sys.stderr.isatty():
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=errors, transient=True) as bar:
+        with Progress(*columns, console=__getattr__("errors"), transient=True) as bar:
             task = bar.add_task(what, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return

@@ -3,6 +3,7 @@
 from rich.console import Console
 from rich.text import Text
 
+from indexer.marked_text import pieces_with_one_mark
 from indexer.search.records import Facets, SearchHit, SearchResult, Snippet
 from ui.terminal.visible import safe
 
@@ -45,14 +46,17 @@ def _title(hit: SearchHit) -> Text:
 
 def _marked(snippet: Snippet, *, plain: bool) -> Text:
     """The snippet in one line, its highlights in colour, or between ⟦ and ⟧ where there is none."""
-    text, position = Text("  … "), 0
-    for start, end in snippet.highlights:
-        start, end = start - snippet.start, end - snippet.start
-        text.append(_one_line(snippet.text[position:start]))
-        found = _one_line(snippet.text[start:end])
-        text.append(f"⟦{found}⟧" if plain else found, style="bold black on bright_yellow" if not plain else "")
-        position = end
-    text.append(_one_line(snippet.text[position:]) + " …")
+    text = Text("  … ")
+    highlights = [(start - snippet.start, end - snippet.start) for start, end in snippet.highlights]
+    for piece in pieces_with_one_mark(len(snippet.text), highlights):
+        body = _one_line(snippet.text[piece.start : piece.end])
+        if not piece.marks:
+            text.append(body)
+        elif plain:
+            text.append(f"⟦{body}⟧")
+        else:
+            text.append(body, style="bold black on bright_yellow")
+    text.append(" …")
     return text
 
 

@@ -11,7 +11,6 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from enum import StrEnum
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -19,22 +18,13 @@ import pyarrow.parquet as pq
 from rich.cells import cell_len, set_cell_size
 
 from indexer.sql.statement import distinct_names
+from ui.terminal.sql_format import SqlFormat
 from ui.terminal.visible import safe
 
-__all__ = ["SqlFormat", "write_rows"]
+__all__ = ["write_rows"]
 
 ROW_GROUP_ROWS = 131_072
 MIN_WIDTH, GAP = 8, "  "
-
-
-class SqlFormat(StrEnum):
-    """How rows of a query are written."""
-
-    TABLE = "table"
-    CSV = "csv"
-    JSON = "json"
-    NDJSON = "ndjson"
-    PARQUET = "parquet"
 
 
 def write_rows(

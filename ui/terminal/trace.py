@@ -7,9 +7,10 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from indexer.marked_text import pieces_with_one_mark
 from indexer.trace.records import Hit, Span, Trace
 from train_hooks.export_format.records import Segment
-from ui.html.sequence import evidence_words, matched_words
+from ui.html.evidence import evidence_words, matched_words
 from ui.html.texts import say_in
 from ui.terminal.visible import safe
 
@@ -83,22 +84,23 @@ def _print_footer(console: Console, trace: Trace) -> None:
 def _marked(trace: Trace, *, plain: bool) -> Text:
     """The text; a listed span carries its number. Where spans overlap, the later one begins a mark of its own."""
     text, whole = Text(), safe(trace.text)
-    position = 0
-    for span in trace.spans:
-        if span.char_start is None or span.char_end is None:
+    ranges = [
+        None if span.char_start is None or span.char_end is None else (span.char_start, span.char_end)
+        for span in trace.spans
+    ]
+    for piece in pieces_with_one_mark(len(whole), ranges):
+        body = whole[piece.start : piece.end]
+        if not piece.marks:
+            text.append(body)
             continue
-        start = max(span.char_start, position)
-        text.append(whole[position:start])
-        body = whole[start : span.char_end]
-        number = None if span.rarity_rank is None else span.rarity_rank + 1
+        rank = trace.spans[piece.marks[0]].rarity_rank
+        number = None if rank is None else rank + 1
         if plain:
             text.append(f"⟦{'' if number is None else f'{number}: '}{body}⟧")
         else:
             style = _UNLISTED if number is None else _STYLES[min(len(_STYLES) - 1, (number - 1) // 2)]
             text.append(body, style=style)
             text.append("" if number is None else f"[{number}]", style="bold")
-        position = max(position, span.char_end)
-    text.append(whole[position:])
     return text
 
 

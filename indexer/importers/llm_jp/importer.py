@@ -5,7 +5,7 @@
 3. Every step has a frame on every rank. What the dump lacks (iterations before its first, between two, lines that
    could not be read) is a gap with its reason, so `kiseki export verify` says of such an export that it is
    incomplete.
-4. Memory holds the lines of GROUP_ROWS rows.
+4. Memory holds the lines of two groups of rows (`importers.frames`).
 """
 
 import time
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.corpora.files import Problems
+from indexer.importers.frames import grouped, write_frames
 from indexer.importers.llm_jp.dump import MAX_MISSING, DumpStep, list_dump, steps_of
 from indexer.importers.llm_jp.rows import row_of
 from indexer.importers.llm_jp.scan import DumpScan, scan_dump
@@ -27,16 +28,13 @@ from train_hooks.export_format.acknowledgement import AckKind
 from train_hooks.export_format.errors import InputError
 from train_hooks.export_format.filesystem import OsFileSystem
 from train_hooks.export_format.origin import Origin, OriginKind
-from train_hooks.export_format.paths import ExportPaths
 from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.records import AttemptInfo, RunInfo, StepRecord, StepStatus
 from train_hooks.export_format.writing.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.writing.frames import Frame, FrameMaker
-from train_hooks.export_format.writing.writer import RankWriter
 
 __all__ = ["ImportedDump", "import_dump"]
 
-GROUP_ROWS = 2048
 WHAT = "an LLM-jp dump (used_data_{fold}/used_data_{rank}.jsonl.gz)"
 
 
@@ -137,7 +135,9 @@ class _Import:
             for rank in streams:
                 group = waiting[rank]
                 steps = iter(()) if group is None or group[0] != index else group[1]
-                self._write(attempt, rank, last, steps)
+                numbered = self._numbered(steps, attempt.resume_step + 1, last)
+                frames = self._frames(FrameMaker(attempt, rank, self._secret), numbered)
+                write_frames(self._run_dir, self._run, attempt, rank, frames)
                 waiting[rank] = next(grouped[rank], None)
         return self._result(len(streams))
 
@@ -149,20 +149,6 @@ class _Import:
             OsFileSystem(), self._run_dir, self._run, num_writers=num_writers, resume=resume, config={}
         )
 
-    def _write(self, attempt: AttemptInfo, rank: int, last: int, steps: Iterator[DumpStep]) -> None:
-        directory = ExportPaths(self._run_dir).attempt_dir(attempt.attempt)
-        writer = RankWriter(OsFileSystem(), directory, self._run, attempt, rank)
-        group: list[tuple[int, DumpStep | None]] = []
-        size = 0
-        for number, step in self._numbered(steps, attempt.resume_step + 1, last):
-            group.append((number, step))
-            size += 1 + (0 if step is None else len(step.rows))
-            if size >= GROUP_ROWS:
-                self._append(writer, attempt, rank, group)
-                group, size = [], 0
-        self._append(writer, attempt, rank, group)
-        writer.close()
-
     def _numbered(self, steps: Iterator[DumpStep], first: int, last: int) -> Iterator[tuple[int, DumpStep | None]]:
         """Every step from `first` to `last`; None for those that the dump has not."""
         expected = first
@@ -173,20 +159,17 @@ class _Import:
             expected = number + 1
         yield from ((missing, None) for missing in range(expected, last + 1))
 
-    def _append(
-        self, writer: RankWriter, attempt: AttemptInfo, rank: int, group: list[tuple[int, DumpStep | None]]
-    ) -> None:
-        """The frames of some steps. A line that the run cannot hold is a bad one."""
-        for _, step in group:
-            if step is not None:
-                self._drop_what_does_not_fit(step)
-        texts = self._decoded([row.tokens for _, step in group if step is not None for row in step.rows])
-        writer.append([self._frame(attempt, rank, number, step, texts) for number, step in group])
+    def _frames(self, make: FrameMaker, steps: Iterator[tuple[int, DumpStep | None]]) -> Iterator[Frame]:
+        """The frames of numbered steps, whose rows are decoded many at a time. A line that the run cannot hold is a bad one."""
+        for group in grouped(steps, lambda numbered: 0 if numbered[1] is None else len(numbered[1].rows)):
+            for _, step in group:
+                if step is not None:
+                    self._drop_what_does_not_fit(step)
+            texts = self._decoded([row.tokens for _, step in group if step is not None for row in step.rows])
+            yield from (self._frame(make, number, step, texts) for number, step in group)
 
-    def _frame(
-        self, attempt: AttemptInfo, rank: int, number: int, step: DumpStep | None, texts: Iterator[str | None]
-    ) -> Frame:
-        rows, make = [], FrameMaker(attempt, rank, self._secret)
+    def _frame(self, make: FrameMaker, number: int, step: DumpStep | None, texts: Iterator[str | None]) -> Frame:
+        rows = []
         for slot, row in enumerate(() if step is None else step.rows):
             decoded, dtype = next(texts), self._run.token_dtype
             rows.append(row_of(make, row, make.address(number, 0, slot), dtype=dtype, eos=self._eos, decoded=decoded))

@@ -7,11 +7,11 @@ of step s (from 1), micro-batch m and rank r of R, row q is sample
     (s - 1) · global batch + m · micro batch · R + r · micro batch + q
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from indexer.durable import sha256_of_file
 from indexer.importers.megatron.samples import Samples, open_samples
 from indexer.importers.new_export import vocab_size_of
 from indexer.importers.recomputed import Recomputed, RecomputedRow, write_recomputed
@@ -71,7 +71,7 @@ def reconstruct_megatron(
         raise InputError(
             f"--last-step: expected 1 to {most}, the steps that {len(samples)} samples make, found {num_steps}"
         )
-    sha256 = hashlib.sha256(description.read_bytes()).hexdigest()
+    sha256 = sha256_of_file(description)
     details = {
         "description": {"name": description.name, "sha256": sha256},
         "global_batch_size": schedule.global_batch_size,

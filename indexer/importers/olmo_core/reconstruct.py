@@ -8,7 +8,6 @@ batch size, nor of the number of ranks; it is one attempt from step 1 on.
 - Index i is the i-th sequence of all token files, in the order of the configuration, each cut into whole sequences.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from indexer.durable import sha256_of_file
 from indexer.importers.olmo_core.config import OlmoData, read_config
 from indexer.importers.recomputed import Recomputed, RecomputedRow, write_recomputed
 from train_hooks.export_format.boundaries import segments_by_eos
@@ -64,7 +64,7 @@ def reconstruct_olmo_core(
     num_steps = len(order) if last_step is None else last_step
     if not 1 <= num_steps <= len(order):
         raise InputError(f"--last-step: expected 1 to {len(order)}, the steps of the epochs given, found {num_steps}")
-    files = [{"name": path.name, "sha256": _sha256(path)} for path in (config, *indices)]
+    files = [{"name": path.name, "sha256": sha256_of_file(path)} for path in (config, *indices)]
     details = {"files": files, "token_files": [[path.name, path.stat().st_size] for path in data.paths]}
     spec = RunSpec(
         sequence_length=data.sequence_length,
@@ -75,11 +75,6 @@ def reconstruct_olmo_core(
     )
     rows = _Sequences(data, order, num_ranks, corpus or "").rows
     return write_recomputed(run_dir, spec, rows, num_ranks=num_ranks, num_steps=num_steps, progress=progress)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _order(indices: Sequence[Path], data: OlmoData) -> npt.NDArray[np.uint32]:

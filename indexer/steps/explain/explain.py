@@ -20,7 +20,7 @@ from indexer.selection.visibility import EVERYTHING, Visibility
 from indexer.steps.explain.documents import again_tokens, repeated_documents, source_mixture, source_surprise
 from indexer.steps.explain.kernels import new_pair_shares, shared_shares
 from indexer.steps.explain.ngrams import overused_ngrams
-from indexer.steps.explain.reading import Rows, Subject, read_rows, read_segments, subject_of
+from indexer.steps.explain.reading import ExplainedStep, Rows, explained_step, read_rows, read_segments
 from indexer.steps.explain.records import Feature, Reason, StepExplanation, UnusualRow
 from indexer.steps.explain.scoring import FEATURES, feature_of, reasons_of, score_of
 from train_hooks.export_format.errors import QueryError
@@ -50,7 +50,7 @@ def explain_step(
     started = time.monotonic()
     if not 1 <= window <= MAX_WINDOW or limit < 1:
         raise QueryError(f"expected a window of 1 … {MAX_WINDOW} steps and a limit ≥ 1, found {window} and {limit}")
-    subject = subject_of(reader, global_step, window, attempt)
+    subject = explained_step(reader, global_step, window, attempt)
     visible = reader.visible_under(visibility)
     step, before = read_rows(reader, subject, visible)
     segments, in_step = _segments(reader, subject, step, before)
@@ -92,7 +92,7 @@ def explain_step(
 
 
 def _segments(
-    reader: IndexReader, subject: Subject, step: Rows, before: Rows
+    reader: IndexReader, subject: ExplainedStep, step: Rows, before: Rows
 ) -> tuple[pa.Table, npt.NDArray[np.bool_]]:
     """Segments of window and step, and which are the step's; `row` counts the window's rows, then the step's."""
     of_window = read_segments(reader, subject.window, before.table, 0)

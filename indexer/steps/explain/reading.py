@@ -17,7 +17,15 @@ from indexer.storage.shard import Shard
 from train_hooks.export_format.errors import QueryError
 from train_hooks.export_format.lineage import lineage
 
-__all__ = ["MAX_STEP_TOKENS", "MAX_WINDOW_TOKENS", "Rows", "Subject", "read_rows", "read_segments", "subject_of"]
+__all__ = [
+    "MAX_STEP_TOKENS",
+    "MAX_WINDOW_TOKENS",
+    "ExplainedStep",
+    "Rows",
+    "explained_step",
+    "read_rows",
+    "read_segments",
+]
 
 MAX_STEP_TOKENS, MAX_WINDOW_TOKENS = 1_000_000, 4_000_000
 _ORDER = "global_step, attempt, dp_rank, microbatch, slot"
@@ -25,7 +33,7 @@ Place = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Subject:
+class ExplainedStep:
     """The step to explain, and (attempt, step) of the steps before it that it is compared with, ascending."""
 
     step: Step
@@ -51,7 +59,7 @@ class Rows:
         return np.asarray(pc.if_else(pc.is_nan(column), float("inf"), column).to_numpy())
 
 
-def subject_of(reader: IndexReader, global_step: int, window: int, attempt: int | None) -> Subject:
+def explained_step(reader: IndexReader, global_step: int, window: int, attempt: int | None) -> ExplainedStep:
     """Find the step (the canonical one; else the newest of that number) and the `window` steps with rows before it.
 
     Raises QueryError where there is no such step, it has no rows, or none stands before it.
@@ -74,10 +82,10 @@ def subject_of(reader: IndexReader, global_step: int, window: int, attempt: int 
         places += [(interval.attempt, row["global_step"]) for row in rows]
     if not places:
         raise QueryError(f"step {global_step} of attempt {step.attempt} has no step before it to be compared with")
-    return Subject(step=step, window=tuple(sorted(places, key=lambda place: place[::-1])))
+    return ExplainedStep(step=step, window=tuple(sorted(places, key=lambda place: place[::-1])))
 
 
-def read_rows(reader: IndexReader, subject: Subject, visibility: Visibility) -> tuple[Rows, Rows]:
+def read_rows(reader: IndexReader, subject: ExplainedStep, visibility: Visibility) -> tuple[Rows, Rows]:
     """(sequences of the step, sequences of the window); those of which something is hidden are left out.
 
     Where the step has too many tokens, those of every n-th of its rows are read, and of the window's rows alike, so that

@@ -1,10 +1,9 @@
 """What `explain_step` returns. `to_json` gives the same as plain data for the command line, the API and the pages."""
 
-import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any
 
+from indexer.plain_data import finite_data
 from indexer.steps.steps import Spike
 
 __all__ = ["Feature", "OverusedNgram", "Reason", "RepeatedDocument", "SourceShare", "StepExplanation", "UnusualRow"]
@@ -129,13 +128,5 @@ class StepExplanation:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; numbers that JSON lacks are strings."""
-        plain: dict[str, Any] = _finite(dataclasses.asdict(self))
+        plain: dict[str, Any] = finite_data(self)
         return plain
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -80,32 +80,43 @@ def reasons_of(measure: Measure, values: Floats, window: Floats) -> list[Reason 
     known = np.sort(window[np.isfinite(window)])
     if not len(known):
         return [None] * len(values)
-    low, median, high = np.percentile(known, [5, 50, 95])
-    bits = np.zeros(len(values))
-    below = np.zeros(len(values), np.bool_)
-    finite = np.where(np.isfinite(values), values, median)
-    for sign in (1, -1) if measure.low else (1,):
-        ordered = known if sign > 0 else -known[::-1]
-        edge, spread = ordered[-1], max((high - median) if sign > 0 else (median - low), measure.floor)
-        as_extreme = len(ordered) - np.searchsorted(ordered, sign * finite, "left")
-        found = np.log2((len(ordered) + 1) / (as_extreme + 1)) + np.log2(
-            1 + np.maximum(0, sign * finite - edge) / spread
-        )
-        found[sign * (finite - median) < measure.floor] = 0
-        below |= (sign < 0) & (found > bits)
-        bits = np.maximum(bits, found)
-    bits[np.isposinf(values)] = 2 * np.log2(len(known) + 1)
+    percentiles = np.percentile(known, [5, 50, 95])
+    bits, is_low = _bits_of(measure, values, known, percentiles)
+    is_news = bits > NEWS_BITS
     weights, company = np.zeros(len(values)), np.zeros(len(values), np.int64)
-    for side in (below, ~below):
-        weights[side], company[side] = in_company(np.where(bits[side] > NEWS_BITS, bits[side], 0), len(values))
-    return [
-        _reason(
-            measure, float(value), float(median), float(found), len(known), (float(weight), int(k)), low=bool(is_low)
-        )
-        if found > NEWS_BITS
-        else None
-        for value, found, is_low, weight, k in zip(values, bits, below, weights, company, strict=True)
-    ]
+    for side in (is_low, ~is_low):
+        weights[side], company[side] = in_company(np.where(is_news[side], bits[side], 0), len(values))
+    reasons: list[Reason | None] = [None] * len(values)
+    for row in np.flatnonzero(is_news).tolist():
+        with_others = (float(weights[row]), int(company[row]))
+        reasons[row] = _reason(
+            measure, float(values[row]), float(percentiles[1]), float(bits[row]), len(known), with_others,
+            low=bool(is_low[row]),
+        )  # fmt: skip
+    return reasons
+
+
+def _bits_of(
+    measure: Measure, values: Floats, known: Floats, percentiles: Floats
+) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """(bits of each value, whether it is a low one) among `known`, ascending, with its 5th, 50th and 95th percentiles."""
+    low, median, high = percentiles
+    finite = np.where(np.isfinite(values), values, median)
+    bits = np.maximum(0, _bits_above(finite, known, median, max(high - median, measure.floor), measure.floor))
+    is_low = np.zeros(len(values), np.bool_)
+    if measure.low:
+        below = _bits_above(-finite, -known[::-1], -median, max(median - low, measure.floor), measure.floor)
+        is_low, bits = below > bits, np.maximum(bits, below)
+    bits[np.isposinf(values)] = 2 * np.log2(len(known) + 1)
+    return bits, is_low
+
+
+def _bits_above(values: Floats, known: Floats, median: float, spread: float, floor: float) -> Floats:
+    """Bits of each value that is `floor` or more above the median of `known`, which ascend; 0 of the others."""
+    as_extreme = len(known) - np.searchsorted(known, values, "left")
+    rarity = np.log2((len(known) + 1) / (as_extreme + 1))
+    beyond_all = np.log2(1 + np.maximum(0, values - known[-1]) / spread)
+    return np.where(values - median < floor, 0.0, rarity + beyond_all)
 
 
 def in_company(bits: Floats, num_rows: int) -> tuple[Floats, npt.NDArray[np.int64]]:

@@ -26,7 +26,8 @@ from train_hooks.export_format.filesystem import OsFileSystem
 from train_hooks.export_format.paths import ExportPaths
 from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.writing.writer import RankWriter
-from train_hooks.hook.export.row_builder import RowBuilder, gap_of
+from train_hooks.hook.export.committed_step import as_gap
+from train_hooks.hook.export.row_builder import RowBuilder
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "catalog.md"
 VIEWS = ("runs", "attempts", "steps", "step_metrics", "sequences", "segments", "documents", "shards", "gaps")
@@ -207,7 +208,7 @@ def test_gaps(tmp_path: Path) -> None:
         for number in range(1, 7):
             step = committed_step(number, dp_rank)
             dropped = number == 3 or (number, dp_rank) == (4, 1)
-            writer.append([builder.frame(gap_of(step, "the disk was full") if dropped else step)])
+            writer.append([builder.frame(as_gap(step, "the disk was full") if dropped else step)])
         writer.close()
     update_index(tmp_path / "run")
     found = contents(tmp_path / "run")

@@ -8,18 +8,19 @@ from pathlib import Path
 import numpy as np
 
 from indexer.build.follow import follow
-from indexer.build.planning import FANOUT, merged
+from indexer.build.planning import FANOUT, merge_ranges
 from indexer.build.update import IndexOptions, IndexReport, update_index
 from indexer.reader import IndexReader
 from indexer.selection.rows import Selection
 from indexer.storage.step_range import StepRange
-from indexer.trace.ngrams import count_of_ngram
+from indexer.trace.counts import count_of_ngram
 from train_hooks.export_format.filesystem import OsFileSystem
 from train_hooks.export_format.paths import ExportPaths
 from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.writing.attempts import RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.writing.writer import RankWriter
-from train_hooks.hook.export.exporter import Exporter, ExporterOptions, StagedMicrobatch
+from train_hooks.hook.export.exporter import Exporter, ExporterOptions
+from train_hooks.hook.export.staging import StagedMicrobatch
 
 LENGTH = 16
 
@@ -80,7 +81,7 @@ def test_a_run_of_any_length_has_few_shards() -> None:
     ranges: list[StepRange] = []
     for step in range(1, 3000):
         before = set(ranges)
-        ranges = merged([*ranges, StepRange(attempt=1, first_step=step, last_step=step, size=2)], max_size)
+        ranges = merge_ranges([*ranges, StepRange(attempt=1, first_step=step, last_step=step, size=2)], max_size)
         built += sum(steps.size for steps in ranges if steps not in before)
         assert [steps.first_step for steps in ranges[1:]] == [steps.last_step + 1 for steps in ranges[:-1]]
         assert (ranges[0].first_step, ranges[-1].last_step) == (1, step)

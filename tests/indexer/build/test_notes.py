@@ -22,7 +22,8 @@ from train_hooks.export_format.records import RowLoss
 from train_hooks.export_format.upkeep.repair import repair
 from train_hooks.export_format.writing.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.writing.writer import RankWriter
-from train_hooks.hook.export.exporter import Exporter, ExporterOptions, StagedMicrobatch
+from train_hooks.hook.export.exporter import Exporter, ExporterOptions
+from train_hooks.hook.export.staging import StagedMicrobatch
 
 LENGTH = 16
 SEGMENTS = tuple(
@@ -132,7 +133,7 @@ def test_notes_are_counted_as_the_records_have_them(tmp_path: Path, version: int
     for attempt in RunReader(run_dir).attempts():
         expected = Counter(
             {
-                dp_rank: sum(len(file.acks.places(AckKind.NOTE)) for file in writer.files)
+                dp_rank: sum(len(file.acks.indices_of(AckKind.NOTE)) for file in writer.files)
                 for dp_rank, writer in attempt.writers().items()
             }
         )

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from indexer.build.update import update_index
+from indexer.cursor import encode_cursor
+from indexer.documents import history
 from indexer.documents.history import DocumentHistory, Exposure, document_history
 from indexer.documents.token_ranges import covered, overlap, times_covered
 from indexer.reader import IndexReader
@@ -88,7 +90,20 @@ def test_pages_join_to_the_whole(text_run: TextRun, reader: IndexReader) -> None
         after = page.next
     assert len(pages) > 2 and sum(pages, ()) == whole.exposures
     assert all(item.text is None for item in whole.exposures)
-    assert document_history(reader, *document, limit=0).exposures == ()
+    counted = document_history(reader, *document, limit=0)
+    assert counted.exposures == () and counted.truncated and counted.next is None
+
+
+def test_truncated_says_whether_ranges_are_left_out(
+    reader: IndexReader, text_run: TextRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = next(iter(text_run.documents))
+    for selection in (Selection(), Selection(first_step=1, last_step=3)):
+        found = document_history(reader, *document, selection=selection, limit=1000)
+        monkeypatch.setattr(history, "MAX_RANGES", len(found.ranges))
+        assert not document_history(reader, *document, selection=selection, limit=1000).truncated
+    monkeypatch.setattr(history, "MAX_RANGES", 0)
+    assert document_history(reader, *document, limit=1000).truncated
 
 
 def test_filters(text_run: TextRun, reader: IndexReader, rows: list[Row]) -> None:
@@ -168,9 +183,13 @@ def test_errors_name_what_is_near(text_run: TextRun, reader: IndexReader) -> Non
     with pytest.raises(QueryError, match="near: '"):
         document_history(reader, source, "☃ nothing begins like this")
     for after, message in (
-        ("nonsense", "cursor such as"), ("text/a1/s1/r0/m0/q0", "cursor such as"),
-        ("other/a1/s1/r0/m0/q0:3", "cursor of run text"), ("text/a1/s1/r7/m0/q0:3", "holds no sequence"),
-    ):  # fmt: skip
+        ("nonsense", "cursor: expected one that"),
+        ("text/a1/s1/r0/m0/q0:3", "cursor: expected one that"),
+        (encode_cursor("document", 1, ("text/a1/s1/r0/m0/q0",)), "cursor: expected one that"),
+        (encode_cursor("document", 1, ("text/a1", 3)), "sequence address"),
+        (encode_cursor("document", 1, ("other/a1/s1/r0/m0/q0", 3)), "one of run text"),
+        (encode_cursor("document", 1, ("text/a1/s1/r7/m0/q0", 3)), "holds no sequence"),
+    ):
         with pytest.raises(QueryError, match=message):
             document_history(reader, source, document_id, after=after)
     with pytest.raises(QueryError, match="from 0 to 1000, found 1001"):
@@ -189,7 +208,7 @@ def test_a_document_index_that_points_elsewhere_is_damage(text_run: TextRun, tmp
     reader = IndexReader.open(tmp_path / "run")
     found = document_history(reader, *document, limit=1000)
     assert found.shards_failed == 1 and found.count_relation == "gte" and "points elsewhere" in found.failures[0]
-    damaged = IndexReader.open(tmp_path / "run").shards[reader.numbers[holding[0].info.name]]
+    damaged = IndexReader.open(tmp_path / "run").shards[reader.group_numbers[holding[0].info.name]]
     with pytest.raises(DamageError, match="document_places"):
         damaged.check_hashes()
 

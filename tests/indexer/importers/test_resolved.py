@@ -20,7 +20,7 @@ from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.tensors import decode_tensor
 from train_hooks.export_format.verify.run import verify
 from train_hooks.export_format.writing.attempts import ResumeToken, RunSpec
-from train_hooks.hook.export.row_builder import StagedMicrobatch
+from train_hooks.hook.export.staging import StagedMicrobatch
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(0, 4))

@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 
 from indexer.build.update import IndexOptions, update_index
+from indexer.cursor import CursorError, decode_cursor, encode_cursor
 from indexer.fulltext.engine import FullTextIndex
+from indexer.limits import Sort
 from indexer.reader import IndexReader
 from indexer.search.records import SearchHit
-from indexer.search.search import MAX_DEPTH_OF_PAGES, SearchOptions, Sort, search
+from indexer.search.search import MAX_DEPTH_OF_PAGES, SearchOptions, search
 from indexer.selection.rows import Selection
 from indexer.storage.shard import SHARD_FORMAT
+from indexer.trace.counts import count_of_ngram
+from indexer.trace.ngrams import counts_by_shard
 from tests.conftest import LENGTH, TextRun
 from tests.indexer.search.conftest import Searched
 from tests.indexer.search.oracle import scan, terms_by_hand
@@ -74,12 +78,13 @@ def test_a_cursor_is_of_its_question(searched: Searched) -> None:
     ):
         with pytest.raises(QueryError, match="another query"):
             search(searched.reader, query, options)
+    generation, *place = decode_cursor(first.next_cursor, "search", 1)
     with pytest.raises(QueryError, match="generation 7"):
-        search(searched.reader, "the", SearchOptions(cursor="7" + first.next_cursor[1:]))
-    for wrong in ("", "x", "1.2", "1.zz.-3", "1.2.3.4.5", "٣.a.1", "1.a." + "9" * 5000, first.next_cursor + ".x.y.z"):
-        with pytest.raises(QueryError, match="cursor"):
+        search(searched.reader, "the", SearchOptions(cursor=encode_cursor("search", 1, (7, *place))))
+    for wrong in ("", "x", "1.2", f"{generation}.ab.3", first.next_cursor + ".x.y.z", first.next_cursor[:-4]):
+        with pytest.raises(CursorError, match="cursor"):
             search(searched.reader, "the", SearchOptions(cursor=wrong))
-    deep = first.next_cursor.rsplit(".", 1)[0] + f".{MAX_DEPTH_OF_PAGES}"
+    deep = encode_cursor("search", 1, (generation, place[0], MAX_DEPTH_OF_PAGES))
     with pytest.raises(QueryError, match="sort by step"):
         search(searched.reader, "the", SearchOptions(cursor=deep))
 
@@ -260,6 +265,20 @@ def test_a_shard_whose_full_text_is_gone_is_named(copied: Path) -> None:
     assert 0 < result.count < whole.count and len(result.hits) == result.count
     update_index(copied, IndexOptions(verify=True, shard_tokens=LENGTH * 60))
     assert search(IndexReader.open(copied), "the", SearchOptions(limit=0)).count == whole.count
+
+
+def test_a_count_leaves_a_damaged_shard_out(copied: Path) -> None:
+    """Each question by itself asks again without it; whoever calls it need not."""
+    whole = IndexReader.open(copied)
+    ids = whole.shards[0].tokens(0)[:1].tolist()
+    by_shard = counts_by_shard(whole, ids, EVERY)
+    damaged = whole.shards[1].directory / "sequences.parquet"
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    reader, other = IndexReader.open(copied), IndexReader.open(copied)
+    counts = (count_of_ngram(reader, ids, EVERY).count, sum(counts_by_shard(other, ids, EVERY)))
+    assert set(counts) == {sum(by_shard) - by_shard[1]}
+    for failed in (reader.failed, other.failed):
+        assert len(failed) == 1 and whole.shards[1].info.name in failed[0]
 
 
 def test_an_index_that_cannot_be_written_is_searched(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ from indexer.selection.rows import Selection
 from indexer.selection.tombstones import TombstoneFile
 from indexer.selection.visibility import Visibility
 from indexer.storage.paths import IndexPaths
-from indexer.trace.ngrams import Place, count_of_ngram, hits_of_ngram
+from indexer.trace.counts import count_of_ngram
+from indexer.trace.ngrams import PageEnd, hits_of_ngram
 from indexer.trace.trace import TraceOptions, trace
 from tests.conftest import TextRun
 from tests.support.export_maker import MadeStep, all_rows, brute_force_spans, make_attempt
@@ -139,7 +140,7 @@ def test_answers_equal_a_scan_without_the_hidden(data: st.DataObject, visibility
 def paged(reader: IndexReader, gram: list[int], selection: Selection) -> list[tuple[SequenceAddress, int]]:
     """All places, three a page."""
     found: list[tuple[SequenceAddress, int]] = []
-    after: Place | None = None
+    after: PageEnd | None = None
     while True:
         page = hits_of_ngram(reader, gram, selection, after=after, limit=3)
         found += [(hit.address, hit.offset) for hit in page.hits]

@@ -69,7 +69,7 @@ def test_candidates_miss_no_spike(seed: int, kind: str) -> None:
     }[kind]  # fmt: skip
     found = find_spikes(values)
     assert found.keys() == spikes_by_the_book(values.tolist()).keys()
-    everywhere = steps._judged(values, np.arange(WINDOW, 300), WINDOW, np.arange(300))
+    everywhere = steps._spikes_at(values, np.arange(WINDOW, 300), WINDOW, np.arange(300))
     assert {index: spike for index, spike in found.items() if index >= WINDOW} == everywhere
 
 

@@ -9,7 +9,7 @@ from indexer.build.update import update_index
 from indexer.reader import IndexReader
 from indexer.steps import thinned as thinned_steps
 from indexer.steps.steps import Step, read_steps
-from indexer.steps.thinned import METRICS, MIN_POINTS, OF_EACH, thin_steps
+from indexer.steps.thinned import METRICS, MIN_POINTS, STEPS_OF_EACH_METRIC, thin_steps
 from tests.support.export_maker import MadeStep, make_attempt
 from train_hooks.export_format.writing.attempts import RunSpec
 
@@ -42,7 +42,7 @@ def by_the_book(steps: tuple[Step, ...], max_points: int) -> list[int]:
     """Global steps that the rule of the module's docstring keeps."""
     if len(steps) <= max_points:
         return [step.global_step for step in steps]
-    size = -(-len(steps) // ((max_points - 2) // (OF_EACH * len(METRICS))))
+    size = -(-len(steps) // ((max_points - 2) // (STEPS_OF_EACH_METRIC * len(METRICS))))
     kept = {steps[0].global_step, steps[-1].global_step, *(step.global_step for step in steps if step.spikes)}
     for begin in range(0, len(steps), size):
         for metric in METRICS:
@@ -89,7 +89,7 @@ def test_too_many_spikes(reader: IndexReader, monkeypatch: pytest.MonkeyPatch) -
         spikes = [step for step in everything[begin : begin + size] if step.spikes]
         ranked = sorted(spikes, key=lambda step: -max(spike.deviations for spike in step.spikes))
         strongest += [step.global_step for step in ranked[:2]]
-    found = thin_steps(reader, 2 + 2 * OF_EACH * len(METRICS))
+    found = thin_steps(reader, 2 + 2 * STEPS_OF_EACH_METRIC * len(METRICS))
     given = {step.global_step for step in found.steps.steps}
     assert set(strongest) <= given and len(given) <= 26 + 4 and found.num_spikes > 4
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from indexer.build.update import IndexOptions, update_index
 from indexer.reader import IndexReader
 from indexer.selection.rows import Selection
-from indexer.trace.ngrams import count_of_ngram
+from indexer.trace.counts import count_of_ngram
 from indexer.trace.records import Trace
 from indexer.trace.trace import TraceOptions, trace
 from tests.support.export_maker import MadeStep, all_rows, brute_force_spans, make_attempt

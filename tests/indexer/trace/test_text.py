@@ -10,7 +10,7 @@ import pytest
 from indexer.build.update import IndexOptions, update_index
 from indexer.reader import IndexReader
 from indexer.selection.rows import Selection
-from indexer.trace.ngrams import count_of_ngram
+from indexer.trace.counts import count_of_ngram
 from indexer.trace.trace import TraceOptions, trace
 from tests.conftest import TextRun
 from tests.support.export_maker import all_rows

@@ -2,6 +2,7 @@
 
 import ast
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,23 +45,7 @@ def imports_of(path: Path) -> set[str]:
 
 
 def test_a_framework_is_imported_in_its_own_adapter_alone() -> None:
-    allowed = {
-        "torch",
-        "numpy",
-        "train_hooks",
-        "collections",
-        "pathlib",
-        "typing",
-        "gc",
-        "json",
-        "re",
-        "importlib",
-        "inspect",
-        "dataclasses",
-        "functools",
-        "bisect",
-        "warnings",
-    }
+    allowed = {"torch", "numpy", "train_hooks", *sys.stdlib_module_names}
     for path in ADAPTERS.glob("*.py"):
         own = OWN.get(path.stem, set())
         assert own <= imports_of(path), path

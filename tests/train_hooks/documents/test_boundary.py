@@ -13,7 +13,8 @@ from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.verify.run import verify
 from train_hooks.export_format.writing.attempts import RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.writing.writer import RankWriter
-from train_hooks.hook.export.exporter import Exporter, StagedMicrobatch
+from train_hooks.hook.export.exporter import Exporter
+from train_hooks.hook.export.staging import StagedMicrobatch
 
 LENGTH, EOS = 32, 7
 

@@ -42,7 +42,9 @@ from train_hooks.export_format.verify.findings import Severity
 from train_hooks.export_format.verify.run import verify
 from train_hooks.export_format.writing.attempts import ResumeToken, RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.writing.writer import RankWriter
-from train_hooks.hook.export.row_builder import CommittedStep, RowBuilder, StagedMicrobatch
+from train_hooks.hook.export.committed_step import CommittedStep
+from train_hooks.hook.export.row_builder import RowBuilder
+from train_hooks.hook.export.staging import StagedMicrobatch
 from train_hooks.replay import ReplayDataset
 
 OLD_FORMATS = (1, 2)
@@ -87,10 +89,7 @@ def continue_run(run_dir: Path, version: int, *, close: bool = True, barrier: bo
         builder = RowBuilder(run, attempt, dp_rank, secret)
         for step in range(OLD_STEPS + 1, LAST_STEP + 1):
             writer.append([builder.frame(new_step(version, step, dp_rank))])
-        if close:
-            writer.close()
-        else:
-            writer.abandon()
+        (writer.close if close else writer.abandon)()
     if barrier:
         write_barrier(file_system, paths, attempt, LAST_STEP)
     return Continued(version=version, run_dir=run_dir, run=run, attempt=attempt)

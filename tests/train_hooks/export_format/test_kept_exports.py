@@ -29,7 +29,7 @@ from train_hooks.export_format.upkeep.repair import repair
 from train_hooks.export_format.upkeep.status import status
 from train_hooks.export_format.verify.findings import Severity
 from train_hooks.export_format.verify.run import verify
-from train_hooks.hook.export.row_builder import StagedMicrobatch
+from train_hooks.hook.export.staging import StagedMicrobatch
 from train_hooks.replay import ReplayDataset
 
 FORMATS = (1, 2, 3)

@@ -210,7 +210,7 @@ def test_a_mesh_whose_axis_is_unknown_is_an_error_that_says_how_to_name_it() -> 
     from types import SimpleNamespace
 
     from train_hooks.hook.election import mesh_of
-    from train_hooks.hook.writer_rank import place_in_mesh, writer_rank
+    from train_hooks.hook.writer_rank import mesh_coordinates, writer_rank
 
     def model(*names: str) -> Any:
         mesh = SimpleNamespace(mesh_dim_names=names, get_coordinate=lambda: [0] * len(names), size=lambda _: 2)
@@ -218,6 +218,6 @@ def test_a_mesh_whose_axis_is_unknown_is_an_error_that_says_how_to_name_it() -> 
 
     for names in (("mp",), ("dp", "tensor_parallel"), ("dp_shard_cp",)):
         with pytest.raises(InputError, match=rf"mesh axis '{names[-1]}': expected one of .*data_axes="):
-            writer_rank(place_in_mesh(mesh_of(model(*names))))
+            writer_rank(mesh_coordinates(mesh_of(model(*names))))
     assert mesh_of(model("dp_replicate", "dp_shard")) is None
     assert mesh_of(model()) is None

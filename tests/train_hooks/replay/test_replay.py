@@ -19,7 +19,8 @@ from train_hooks.export_format.paths import ExportPaths
 from train_hooks.export_format.reading.reader import RunReader, StepFrame
 from train_hooks.export_format.writing.attempts import RunSpec, claim_attempt, open_or_create_run
 from train_hooks.export_format.writing.writer import RankWriter
-from train_hooks.hook.export.exporter import Exporter, ExporterOptions, StagedMicrobatch
+from train_hooks.hook.export.exporter import Exporter, ExporterOptions
+from train_hooks.hook.export.staging import StagedMicrobatch
 from train_hooks.replay import ReplayDataset, ReplayMicrobatches
 from train_hooks.replay.lineage_reader import LazyFrame
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 
-from tests.ui.browser.pages_run import PagesRun, make_pages_run
+from tests.support.pages_run import PagesRun, make_pages_run
 from tests.ui.test_cli import PROGRAM
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

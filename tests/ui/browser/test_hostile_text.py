@@ -6,8 +6,8 @@ from urllib.parse import quote
 from playwright.sync_api import Page, expect
 
 from search_api.client import Client
+from tests.support.pages_run import HOSTILE
 from tests.ui.browser.conftest import Served
-from tests.ui.browser.pages_run import HOSTILE
 from ui.html.places import pack
 
 INVISIBLE = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]"

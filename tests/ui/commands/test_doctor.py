@@ -37,6 +37,13 @@ def test_a_sound_run_on_a_sound_machine(text_run: TextRun) -> None:
     assert code == 0 and {check["name"] for check in json.loads(out)} >= {"python", "packages", "torch", "machine"}
 
 
+def test_a_package_that_another_distribution_shares_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    owners = {"ui": ["kiseki", "some-project"], "indexer": ["kiseki"], "numpy": ["numpy"]}
+    monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: owners)
+    found = {check.name: check for check in check_installation()}["own packages"]
+    assert found.verdict == "wrong" and "`ui` by some-project" in found.found and "indexer" not in found.found
+
+
 def test_what_is_missing_is_said_with_the_way_out(run_dir: Path, tmp_path: Path) -> None:
     (nothing,) = check_run(tmp_path / "elsewhere")
     assert nothing.verdict == "wrong" and "run.json" in nothing.do

@@ -42,7 +42,7 @@ def test_hits_are_marked_and_facets_counted(text_run: TextRun) -> None:
     assert "⟦彼女⟧" in out or "⟦wisdom⟧" in out
     count = search(IndexReader.open(text_run.run_dir), "彼女 OR wisdom").count
     assert out.startswith(f"{count} segments\n") and "sources\n" in out and "tatoeba-ja" in out
-    assert "steps\n" in out and "█" in out and "data-parallel ranks\n" in out and "--cursor 1." in out
+    assert "steps\n" in out and "█" in out and "data-parallel ranks\n" in out and "--cursor search-v1." in out
 
 
 def test_json_is_the_result_and_its_cursor_the_next_page(text_run: TextRun) -> None:
@@ -83,7 +83,7 @@ def test_a_wrong_query_shows_its_place(text_run: TextRun) -> None:
 
 def test_no_segment_is_an_answer_and_a_sign_is_no_option(text_run: TextRun) -> None:
     done = CliRunner().invoke(app, ["search", str(text_run.run_dir), "--", "-step:0.."])
-    assert done.exit_code == 0 and done.stdout.startswith("0 segments\n")
+    assert done.exit_code == 1 and done.stdout.startswith("0 segments\n")
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -17,7 +17,8 @@ from indexer.storage.generations import published
 from indexer.storage.paths import IndexPaths
 from tests.conftest import PEAK_KIB, TextRun
 from tests.ui.test_cli import PROGRAM, kiseki, run_here
-from ui.terminal.table import SqlFormat, write_rows
+from ui.terminal.sql_format import SqlFormat
+from ui.terminal.table import write_rows
 
 SQL = "SELECT global_step, status, loss, num_tokens, [global_step, 1] AS pair FROM steps ORDER BY global_step"
 

@@ -135,7 +135,7 @@ def test_a_damaged_manifest_is_of_unknown_size(tmp_path: Path, kiseki: Kiseki) -
 
 
 def test_many_shards_are_not_all_listed(tmp_path: Path, kiseki: Kiseki, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ui.commands.upgrade.SHOWN_SHARDS", 1)
+    monkeypatch.setattr("ui.terminal.upgrade.SHOWN_SHARDS", 1)
     run_dir = with_index("1-sealed", tmp_path / "run")
     changed = publish_again(run_dir, make_old, 100)
     out = kiseki("upgrade", "--check", run_dir)[1]

@@ -5,7 +5,7 @@ import random
 import re
 from typing import Any
 
-from ui.html.charts import Bar, bars
+from ui.html.charts import Bar, bar_chart
 from ui.html.escape import attribute, text_html
 from ui.html.marked_text import marked_text, pieces, shade
 from ui.html.places import Place
@@ -40,8 +40,8 @@ def test_every_character_knows_its_spans() -> None:
                     number for number, span in enumerate(spans)
                     if span["char_start"] is not None and span["char_start"] <= at < span["char_end"]
                 }  # fmt: skip
-                assert set(piece.spans) == over
-            ranks = [spans[number]["rarity_rank"] for number in piece.spans]
+                assert set(piece.marks) == over
+            ranks = [spans[number]["rarity_rank"] for number in piece.marks]
             assert ranks == sorted(ranks, key=lambda rank: 1 << 30 if rank is None else rank)
 
 
@@ -67,7 +67,7 @@ def test_every_character_is_harmless() -> None:
 
 
 def test_bars_say_what_they_show() -> None:
-    drawn = bars(
+    drawn = bar_chart(
         [Bar(1, 5, 3, "steps 1–4: 3 <times>", "steps?step=1"), Bar(5, 9, 0, "none")], label='a "chart"', checkpoint=4
     )
     assert (
@@ -76,4 +76,4 @@ def test_bars_say_what_they_show() -> None:
         and "3 &lt;times&gt;" in drawn
         and 'class="checkpoint"' in drawn
     )
-    assert bars([], label="") == ""
+    assert bar_chart([], label="") == ""

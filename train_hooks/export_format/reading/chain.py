@@ -119,7 +119,7 @@ class WriterLog:
     @property
     def step_numbers(self) -> npt.NDArray[np.int64]:
         """The number of every acknowledged step, in the order of the chain."""
-        found = [file.acks.records["global_step"][file.acks.places(AckKind.STEP)] for file in self.files]
+        found = [file.acks.records["global_step"][file.acks.indices_of(AckKind.STEP)] for file in self.files]
         return np.concatenate(found) if found else np.empty(0, np.int64)
 
     @property
@@ -140,31 +140,31 @@ class WriterLog:
 
 def add_file(info: AttemptInfo, files: list[SegmentFile], file: SegmentFile, raw_acks: bytes) -> None:
     """Append `file` with the records of `raw_acks` that continue the chain of `files`, which is cut where they say so."""
-    acks, torn, place = _continue(info, files, file, raw_acks)
+    acks, torn, position = _follow_chain(info, files, file, raw_acks)
     if len(acks):
-        _cut(files, *place)
+        _cut_chain(files, *position)
     files.append(dataclasses.replace(file, acks=acks, torn=torn, acks_size_bytes=len(raw_acks)))
 
 
-def _continue(
+def _follow_chain(
     info: AttemptInfo, files: Sequence[SegmentFile], file: SegmentFile, raw: bytes
 ) -> tuple[AckTable, str | None, tuple[int, int]]:
-    """(records, torn, place that they follow: number of the file and how many of its records)."""
+    """(records, torn, position that they follow: number of the file and how many of its records)."""
     nothing = AckTable.empty(info.format_version)
     if not raw:
         return nothing, None, (-1, 0)
     reason: str | None = None
     sealed = _sealed(file, raw, info.format_version)
-    for place, previous in _places(files):
+    for position, previous in _possible_predecessors(files):
         identity = file_identity(info.run_id, info.attempt, info.claim, file.name.dp_rank, file.name.number, previous)
         if sealed is not None:
             if sealed.records["previous"][0].tobytes() == identity:
-                return sealed, None, place
+                return sealed, None, position
             reason = "acknowledgement record 0 does not follow the one before it"
             continue
         acks, torn = decode_acks(raw, identity, info.format_version)
         if len(acks):
-            return acks, torn, place
+            return acks, torn, position
         reason = reason or torn
         if torn is not None and "cut or damaged" in torn:
             break
@@ -178,7 +178,7 @@ def _sealed(file: SegmentFile, raw: bytes, format_version: int) -> AckTable | No
     return decode_sealed_acks(raw, format_version)
 
 
-def _places(files: Sequence[SegmentFile]) -> Iterator[tuple[tuple[int, int], bytes | None]]:
+def _possible_predecessors(files: Sequence[SegmentFile]) -> Iterator[tuple[tuple[int, int], bytes | None]]:
     """Where a file may continue the chain, the likeliest first: after each record, newest first, and at its beginning."""
     for index in range(len(files) - 1, -1, -1):
         for num_acks in range(len(files[index].acks), 0, -1):
@@ -186,7 +186,7 @@ def _places(files: Sequence[SegmentFile]) -> Iterator[tuple[tuple[int, int], byt
     yield (-1, 0), None
 
 
-def _cut(files: list[SegmentFile], index: int, num_acks: int) -> None:
+def _cut_chain(files: list[SegmentFile], index: int, num_acks: int) -> None:
     for later in range(index + 1, len(files)):
         files[later] = dataclasses.replace(files[later], acks=files[later].acks.first(0))
     if index >= 0 and num_acks < len(files[index].acks):

@@ -26,11 +26,11 @@ from train_hooks.export_format.schema import row_fields
 
 __all__ = [
     "CompactedFiles",
-    "CompactedPart",
     "CompactionManifest",
+    "HashedFile",
+    "HashedRange",
     "MissingParquet",
-    "Piece",
-    "Replaced",
+    "ReplacedFile",
     "is_superfluous",
     "read_manifest",
 ]
@@ -39,7 +39,7 @@ COMPACTION_FORMAT = "kiseki-compaction-v1"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Piece:
+class HashedRange:
     """A byte range of a Parquet file and its hash."""
 
     start: int
@@ -48,16 +48,16 @@ class Piece:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CompactedPart:
+class HashedFile:
     """One Parquet file: name, size and pieces, which cover it from 0 to `size_bytes`."""
 
     name: str
     size_bytes: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[HashedRange, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Replaced:
+class ReplacedFile:
     """A sealed segment file whose data the compaction holds: its seal, and the hash of its data as the seal names it."""
 
     file_number: int
@@ -73,9 +73,9 @@ class CompactionManifest:
     attempt: int
     attempt_sha256: str
     dp_rank: int
-    rows: CompactedPart
-    frames: CompactedPart
-    replaced: tuple[Replaced, ...]
+    rows: HashedFile
+    frames: HashedFile
+    replaced: tuple[ReplacedFile, ...]
 
     def encode(self) -> bytes:
         """The manifest file's bytes."""
@@ -89,15 +89,15 @@ def read_manifest(path: Path, data: bytes) -> CompactionManifest:
         raise DamageError(f'{path}: expected "format": "{COMPACTION_FORMAT}"; a newer kiseki may read it')
     document.pop("sha256")
     try:
-        rows, frames = (_part(document.pop(name)) for name in ("rows", "frames"))
-        replaced = tuple(Replaced(**item) for item in document.pop("replaced"))
+        rows, frames = (_hashed_file(document.pop(name)) for name in ("rows", "frames"))
+        replaced = tuple(ReplacedFile(**item) for item in document.pop("replaced"))
         return CompactionManifest(**document, rows=rows, frames=frames, replaced=replaced)
     except (TypeError, KeyError) as error:
         raise DamageError(f"{path} has other keys than a compaction: {error}; a newer kiseki may read it") from error
 
 
-def _part(item: dict[str, Any]) -> CompactedPart:
-    return CompactedPart(**{**item, "pieces": tuple(Piece(**piece) for piece in item["pieces"])})
+def _hashed_file(item: dict[str, Any]) -> HashedFile:
+    return HashedFile(**{**item, "pieces": tuple(HashedRange(**piece) for piece in item["pieces"])})
 
 
 def is_superfluous(name: CompactionName, there: Collection[str]) -> bool:
@@ -116,9 +116,9 @@ class MissingParquet(DamageError):
 class _CheckedFile(io.RawIOBase):
     """A file of which every byte that is read was hashed with its piece."""
 
-    def __init__(self, file_system: FileSystem, path: Path, part: CompactedPart) -> None:
-        self._fs, self._path, self._part = file_system, path, part
-        self._starts = [piece.start for piece in part.pieces]
+    def __init__(self, file_system: FileSystem, path: Path, file: HashedFile) -> None:
+        self._fs, self._path, self._file = file_system, path, file
+        self._starts = [piece.start for piece in file.pieces]
         self._position = 0
         self._cached: dict[int, bytes] = {}
 
@@ -129,7 +129,7 @@ class _CheckedFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._part.size_bytes}[whence]
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size_bytes}[whence]
         self._position = base + offset
         return self._position
 
@@ -137,11 +137,11 @@ class _CheckedFile(io.RawIOBase):
         return self._position
 
     def read(self, size: int = -1, /) -> bytes:
-        end = self._part.size_bytes if size < 0 else min(self._position + size, self._part.size_bytes)
+        end = self._file.size_bytes if size < 0 else min(self._position + size, self._file.size_bytes)
         parts = []
         while self._position < end:
             index = bisect_right(self._starts, self._position) - 1
-            piece = self._part.pieces[index]
+            piece = self._file.pieces[index]
             stop = min(end, piece.end)
             parts.append(self.piece(index)[self._position - piece.start : stop - piece.start])
             self._position = stop
@@ -152,7 +152,7 @@ class _CheckedFile(io.RawIOBase):
         found = self._cached.get(index)
         if found is not None:
             return found
-        piece = self._part.pieces[index]
+        piece = self._file.pieces[index]
         data = self._fs.read(self._path, piece.start, piece.end)
         if hashlib.sha256(data).hexdigest() != piece.sha256:
             raise DamageError(
@@ -205,22 +205,22 @@ class CompactedFiles:
         """How many frames of a file it holds."""
         return sum(number == file_number for number, _ in self._frame_table())
 
-    def faults(self, part: CompactedPart) -> list[str]:
+    def faults(self, file: HashedFile) -> list[str]:
         """What is wrong with the bytes of one of its Parquet files, every piece checked."""
-        path = self.path.with_name(part.name)
+        path = self.path.with_name(file.name)
         if not self._fs.exists(path):
             return ["is missing"]
         size = self._fs.size(path)
-        if size != part.size_bytes:
-            return [f"has {size} bytes, its manifest says {part.size_bytes}"]
+        if size != file.size_bytes:
+            return [f"has {size} bytes, its manifest says {file.size_bytes}"]
         position, found = 0, []
-        for piece in part.pieces:
+        for piece in file.pieces:
             if piece.start != position or piece.end < piece.start:
                 return ["is not covered by the pieces of its manifest"]
             if hashlib.sha256(self._fs.read(path, piece.start, piece.end)).hexdigest() != piece.sha256:
                 found.append(f"bytes {piece.start}–{piece.end} do not match their hash")
             position = piece.end
-        return found if position == part.size_bytes else [*found, "is not covered by the pieces of its manifest"]
+        return found if position == file.size_bytes else [*found, "is not covered by the pieces of its manifest"]
 
     def _batch(self, group: int, first_row: int, num_rows: int, format_version: int) -> pa.RecordBatch:
         fields = row_fields(format_version)
@@ -246,8 +246,8 @@ class CompactedFiles:
             raise DamageError(f"{self.manifest.rows.name} has other columns: {table.schema.names}")
         return table
 
-    def _open(self, part: CompactedPart) -> pq.ParquetFile:
-        source = pa.PythonFile(_CheckedFile(self._fs, self.path.with_name(part.name), part), mode="r")
+    def _open(self, file: HashedFile) -> pq.ParquetFile:
+        source = pa.PythonFile(_CheckedFile(self._fs, self.path.with_name(file.name), file), mode="r")
         return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False)
 
     def _frame_table(self) -> dict[tuple[int, int], tuple[int, int, int, str | None]]:

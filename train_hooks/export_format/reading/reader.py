@@ -7,20 +7,19 @@ acknowledged it.
 
 import hashlib
 from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from train_hooks.export_format.acknowledgement import Ack, AckKind, AckTable, ack_size
 from train_hooks.export_format.barriers import barrier_steps, read_barrier
 from train_hooks.export_format.errors import DamageError, RunError
 from train_hooks.export_format.filesystem import FileSystem, OsFileSystem
 from train_hooks.export_format.json_files import expect_attempts_in_order, read_attempt_info, read_run_info
-from train_hooks.export_format.paths import IN_PROGRESS, CompactionName, ExportPaths, SegmentFileName
+from train_hooks.export_format.paths import IN_PROGRESS, ExportPaths, SegmentFileName
 from train_hooks.export_format.reading.chain import SegmentFile, WriterLog, add_file
-from train_hooks.export_format.reading.compacted import CompactedFiles, MissingParquet
+from train_hooks.export_format.reading.compacted import CompactedFiles
+from train_hooks.export_format.reading.frame_reader import FrameReader, StepFrame
 from train_hooks.export_format.records import (
     AttemptInfo,
     Row,
@@ -30,25 +29,12 @@ from train_hooks.export_format.records import (
     StepRecord,
     StepStatus,
 )
-from train_hooks.export_format.schema import decode_frame, decode_step_records, rows_of_batch
+from train_hooks.export_format.schema import rows_of_batch
 from train_hooks.export_format.seals import Seal, read_seal
 
 __all__ = ["AttemptReader", "RunReader", "SegmentFile", "StepFrame", "WriterLog", "expect_writers"]
 
-_BLOCK_BYTES = 8 << 20
-_MAX_SCHEMAS = _HEAD_RECORDS = 1024
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepFrame:
-    """One writer's part of one step: checked, parsed, not yet turned into rows. records_json: `records` as they are
-    stored."""
-
-    dp_rank: int
-    ack: Ack
-    batch: pa.RecordBatch
-    records: tuple[StepRecord, ...]
-    records_json: str
+_HEAD_RECORDS = 1024
 
 
 class RunReader:
@@ -123,8 +109,7 @@ class AttemptReader:
     def __init__(self, run: RunReader, info: AttemptInfo) -> None:
         self.run, self.info = run, info
         self.directory = run.paths.attempt_dir(info.attempt)
-        self._opened: dict[Path, CompactedFiles] = {}
-        self._schemas: dict[SegmentFileName, bytes] = {}
+        self._frame_reader = FrameReader(run.file_system, self.directory, info.format_version)
 
     def writers(self, dp_rank: int | None = None) -> dict[int, WriterLog]:
         """The chain of each dp_rank that has written, or of one. Raises DamageError where a chain does not hold together."""
@@ -150,7 +135,7 @@ class AttemptReader:
         thorough: follow the chain through sealed files too, where else the hash in the seal is enough.
         """
         entries = self.run.file_system.names(self.directory)
-        compacted = self._compactions(entries)
+        compacted = self._frame_reader.compactions(entries)
         names = {parsed[0] for entry in entries if (parsed := SegmentFileName.parse(entry)) is not None}
         there = set(entries)
         files: dict[int, list[SegmentFile]] = {}
@@ -232,31 +217,7 @@ class AttemptReader:
 
     def frames_of(self, file: SegmentFile, acks: Sequence[Ack]) -> Iterator[StepFrame]:
         """Frames of one file, in order; those that follow one another are read at once, up to 8 MiB. Raises DamageError."""
-        for block in _blocks(acks):
-            compacted = file.compacted
-            if compacted is None:
-                try:
-                    schema, frames = self._schema(file), self._checked(file, block)
-                except FileNotFoundError:  # it was compacted since it was listed, or it is lost
-                    compacted = self._compactions(self.run.file_system.names(self.directory)).get(file.name)
-                    if compacted is None:
-                        raise DamageError(
-                            f"{self.directory / file.name.data} is missing; restore it from a copy of the export"
-                        ) from None
-                else:
-                    for ack, frame in zip(block, frames, strict=True):
-                        yield self._parsed(file, ack, *decode_frame(schema, frame, self.info.format_version))
-                    continue
-            for ack in block:
-                try:
-                    found = compacted.frame(file.name.number, ack, self.info.format_version)
-                except MissingParquet:
-                    newer = self._compactions(self.run.file_system.names(self.directory)).get(file.name)
-                    if newer is None or newer is compacted:
-                        raise
-                    compacted = newer
-                    found = compacted.frame(file.name.number, ack, self.info.format_version)
-                yield self._parsed(file, ack, *found)
+        return self._frame_reader.frames_of(file, acks)
 
     def first_frame(self, dp_rank: int) -> StepFrame | None:
         """The first frame with rows, if it is among the writer's first 1,024 records. Reads the head of its first file."""
@@ -266,7 +227,9 @@ class AttemptReader:
         if not head:
             return None
         files: list[SegmentFile] = []
-        self._append_file(files, name, set(entries), self._compactions(entries).get(name), None, path, head)
+        self._append_file(
+            files, name, set(entries), self._frame_reader.compactions(entries).get(name), None, path, head
+        )
         filled = [ack for ack in files[0].acks if ack.kind is AckKind.STEP and ack.num_rows]
         return self.frame(files[0], filled[0]) if filled else None
 
@@ -330,61 +293,6 @@ class AttemptReader:
             microbatch=loss.microbatch, slot=loss.slot,
         )  # fmt: skip
 
-    def _parsed(self, file: SegmentFile, ack: Ack, batch: pa.RecordBatch, records_json: str) -> StepFrame:
-        if batch.num_rows != ack.num_rows:
-            raise DamageError(
-                f"{file.data_path}: expected {ack.num_rows} rows in frame {ack.number}, found {batch.num_rows}"
-            )
-        try:
-            records = decode_step_records(records_json) if records_json else ()
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise DamageError(
-                f"{file.data_path}: the step records of frame {ack.number} match their hash and are none: {error}"
-            ) from error
-        return StepFrame(dp_rank=file.name.dp_rank, ack=ack, batch=batch, records=records, records_json=records_json)
-
-    def _schema(self, file: SegmentFile) -> bytes:
-        """The schema frame of a file, which is read once."""
-        found = self._schemas.get(file.name)
-        if found is None:
-            (found,) = self._checked(file, [file.acks[0]])
-            if len(self._schemas) >= _MAX_SCHEMAS:
-                self._schemas.clear()
-            self._schemas[file.name] = found
-        return found
-
-    def _checked(self, file: SegmentFile, acks: Sequence[Ack]) -> list[bytes]:
-        """The bytes of frames that follow one another, in one read, each checked against its hash."""
-        start, end = acks[0].start, acks[-1].end
-        try:
-            data = self.run.file_system.read(file.data_path, start, end)
-        except FileNotFoundError:  # it was sealed since it was listed
-            data = self.run.file_system.read(self.directory / file.name.data, start, end)
-        frames = [data[ack.start - start : ack.end - start] for ack in acks]
-        for ack, frame in zip(acks, frames, strict=True):
-            if len(frame) != ack.end - ack.start or hashlib.sha256(frame).digest() != ack.frame_sha256:
-                raise DamageError(
-                    f"{file.data_path}: bytes {ack.start}–{ack.end} (step {ack.global_step}) do not match the hash that "
-                    "was acknowledged; run `kiseki export verify` and restore the file from a copy"
-                )
-        return frames
-
-    def _compactions(self, entries: Sequence[str]) -> dict[SegmentFileName, CompactedFiles]:
-        found: dict[SegmentFileName, CompactedFiles] = {}
-        for entry in entries:
-            if CompactionName.parse(entry) is not None and entry.endswith(".json"):
-                path = self.directory / entry
-                if path not in self._opened:
-                    try:
-                        self._opened[path] = CompactedFiles(self.run.file_system, path)
-                    except FileNotFoundError:  # a takedown replaced it since it was listed
-                        return self._compactions(self.run.file_system.names(self.directory))
-                for name in self._opened[path].names():
-                    before = found.get(name)
-                    if before is None or before.name.version < self._opened[path].name.version:
-                        found[name] = self._opened[path]
-        return found
-
     def _add_file(
         self,
         files: list[SegmentFile],
@@ -438,23 +346,11 @@ def expect_writers(attempt: AttemptInfo, dp_ranks: Iterable[int]) -> None:
         )
 
 
-def _blocks(acks: Sequence[Ack]) -> Iterator[list[Ack]]:
-    """Acknowledgements whose frames follow one another, up to 8 MiB at a time, at least one."""
-    block: list[Ack] = []
-    for ack in acks:
-        if block and (ack.start != block[-1].end or ack.end - block[0].start > _BLOCK_BYTES):
-            yield block
-            block = []
-        block.append(ack)
-    if block:
-        yield block
-
-
 def _final_step_of(log: WriterLog, barrier: int) -> int:
     """The newest step up to which all of a writer's steps are covered by a barrier record or in sealed files."""
     final = barrier
     for file in log.files:
-        steps = file.acks.records["global_step"][file.acks.places(AckKind.STEP)]
+        steps = file.acks.records["global_step"][file.acks.indices_of(AckKind.STEP)]
         if len(steps) and not file.sealed and steps[-1] > barrier:
             break
         final = max(final, int(steps[-1])) if len(steps) else final

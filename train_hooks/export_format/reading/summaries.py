@@ -40,7 +40,7 @@ class EvidenceShares:
             whole=after[3], slice=after[4], count=after[5],
         )  # fmt: skip
 
-    def and_also(self, other: "EvidenceShares") -> "EvidenceShares":
+    def combined_with(self, other: "EvidenceShares") -> "EvidenceShares":
         """Both together."""
         return self.plus(
             other.num_rows, (other.forward, other.loader, other.declared), (other.whole, other.slice, other.count)

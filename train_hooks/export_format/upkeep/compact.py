@@ -15,16 +15,12 @@ import dataclasses
 import errno
 import functools
 import hashlib
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from train_hooks.export_format.acknowledgement import Ack, AckKind
 from train_hooks.export_format.errors import DamageError, IncompleteError
 from train_hooks.export_format.filesystem import FileLock
 from train_hooks.export_format.json_files import info_sha256, write_once
@@ -32,31 +28,20 @@ from train_hooks.export_format.paths import IN_PROGRESS, CompactionName
 from train_hooks.export_format.reading.chain import SegmentFile
 from train_hooks.export_format.reading.compacted import (
     CompactedFiles,
-    CompactedPart,
     CompactionManifest,
-    Piece,
-    Replaced,
+    HashedFile,
+    ReplacedFile,
     is_superfluous,
 )
 from train_hooks.export_format.reading.reader import AttemptReader, RunReader, StepFrame
 from train_hooks.export_format.removal import removal_of, without_tokens
-from train_hooks.export_format.schema import batch_of_rows, row_fields
+from train_hooks.export_format.schema import batch_of_rows
 from train_hooks.export_format.seals import Seal, read_seal
+from train_hooks.export_format.upkeep.compacted_content import CompactedContent, RowChange, frames_in, one_range
 
-__all__ = ["Change", "Compaction", "alone", "compact", "finish", "rewrite", "without_ranges"]
+__all__ = ["Compaction", "batch_without_ranges", "compact", "remove_leftovers", "rewrite", "upkeep_lock"]
 
 ROW_GROUP_BYTES, LEVEL = 8 << 20, 6
-Change: TypeAlias = Callable[[StepFrame], pa.RecordBatch]
-"""The rows of a frame as they are to be kept."""
-_PLACE = [pa.field("attempt", pa.int32(), nullable=False), pa.field("dp_rank", pa.int32(), nullable=False)]
-_FRAME_FIELDS = [
-    pa.field("file_number", pa.int32(), nullable=False),
-    pa.field("frame_number", pa.int64(), nullable=False),
-    pa.field("row_group", pa.int32(), nullable=False),
-    pa.field("first_row", pa.int32(), nullable=False),
-    pa.field("num_rows", pa.int32(), nullable=False),
-    pa.field("step_records", pa.string()),
-]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,18 +63,18 @@ def compact(
     Files are taken together up to `max_size_bytes` of data; a larger one is taken alone. Memory is about as much.
     """
     done = []
-    with alone(run):
+    with upkeep_lock(run):
         for attempt in run.attempts():
             for log in attempt.writers().values():
-                for files in _ranges(log.files, max_size_bytes):
+                for files in _ranges_to_compact(log.files, max_size_bytes):
                     done.append(_compact(attempt, files, row_group_bytes, level))
-            finish(attempt)
+            remove_leftovers(attempt)
     return done
 
 
 @contextlib.contextmanager
-def alone(run: RunReader) -> Iterator[None]:
-    """Be the only one that compacts the run or takes tokens out of it. Raises IncompleteError where another process does."""
+def upkeep_lock(run: RunReader) -> Iterator[None]:
+    """Be the only process that compacts the run or takes tokens out of it. Raises IncompleteError where another one does."""
     lock: FileLock | None = None
     try:
         lock = run.file_system.lock(run.paths.run_json)
@@ -107,7 +92,9 @@ def alone(run: RunReader) -> Iterator[None]:
             lock.close()
 
 
-def rewrite(attempt: AttemptReader, files: Sequence[SegmentFile], change: Change, *, level: int = LEVEL) -> Compaction:
+def rewrite(
+    attempt: AttemptReader, files: Sequence[SegmentFile], change: RowChange, *, level: int = LEVEL
+) -> Compaction:
     """Write sealed files anew, with rows changed: those of one compaction, all of them, or one that is in none.
 
     `change` gives the same batch where a frame stays as it is. Raises DamageError before anything is removed.
@@ -123,7 +110,7 @@ def rewrite(attempt: AttemptReader, files: Sequence[SegmentFile], change: Change
     return done
 
 
-def _ranges(files: Sequence[SegmentFile], max_size_bytes: int) -> Iterator[list[SegmentFile]]:
+def _ranges_to_compact(files: Sequence[SegmentFile], max_size_bytes: int) -> Iterator[list[SegmentFile]]:
     found: list[SegmentFile] = []
     for file in files:
         fits = sum(other.believed_size_bytes for other in found) + file.believed_size_bytes <= max_size_bytes
@@ -139,7 +126,7 @@ def _ranges(files: Sequence[SegmentFile], max_size_bytes: int) -> Iterator[list[
 
 def _compact(
     attempt: AttemptReader, files: Sequence[SegmentFile], row_group_bytes: int, level: int, *, version: int = 0,
-    change: Change | None = None,
+    change: RowChange | None = None,
 ) -> Compaction:  # fmt: skip
     file_system, directory = attempt.run.file_system, attempt.directory
     name = CompactionName(
@@ -147,17 +134,17 @@ def _compact(
         version=version,
     )  # fmt: skip
     seals = [_checked_seal(attempt, file) for file in files]
-    data = _Parquet(attempt, files, row_group_bytes, level, change)
+    data = CompactedContent(attempt, files, row_group_bytes, level, change)
     parts = {}
     for part_name, content, pieces in (
         (name.rows, data.rows, data.pieces),
-        (name.frames, data.frames, _one_piece(data.frames)),
+        (name.frames, data.frames, one_range(data.frames)),
     ):
         for stale in (part_name + IN_PROGRESS, part_name):
             if file_system.exists(directory / stale):
                 file_system.remove(directory / stale)
         write_once(file_system, directory / part_name, content)
-        parts[part_name] = CompactedPart(name=part_name, size_bytes=len(content), pieces=pieces)
+        parts[part_name] = HashedFile(name=part_name, size_bytes=len(content), pieces=pieces)
     manifest = CompactionManifest(
         run_id=attempt.info.run_id,
         attempt=attempt.info.attempt,
@@ -166,7 +153,7 @@ def _compact(
         rows=parts[name.rows],
         frames=parts[name.frames],
         replaced=tuple(
-            Replaced(file_number=seal.file_number, seal_sha256=seal.sha256, data_sha256=seal.data.sha256)
+            ReplacedFile(file_number=seal.file_number, seal_sha256=seal.sha256, data_sha256=seal.data.sha256)
             for seal in seals
         ),
     )
@@ -183,7 +170,7 @@ def _compact(
 
 
 def _publish_manifest(
-    attempt: AttemptReader, files: Sequence[SegmentFile], path: Path, data: bytes, change: Change | None
+    attempt: AttemptReader, files: Sequence[SegmentFile], path: Path, data: bytes, change: RowChange | None
 ) -> None:
     """Make the manifest durable once what it names reads back as the very rows of the segment files."""
     file_system = attempt.run.file_system
@@ -196,26 +183,26 @@ def _publish_manifest(
         file.datasync()
     finally:
         file.close()
-    _compare(attempt, files, CompactedFiles(file_system, unfinished), change)
+    _expect_same_rows(attempt, files, CompactedFiles(file_system, unfinished), change)
     file_system.rename(unfinished, path)
     file_system.sync_directory(path.parent)
 
 
-def _compare(
-    attempt: AttemptReader, files: Sequence[SegmentFile], compacted: CompactedFiles, change: Change | None
+def _expect_same_rows(
+    attempt: AttemptReader, files: Sequence[SegmentFile], compacted: CompactedFiles, change: RowChange | None
 ) -> None:
-    for file, ack in _frames(files):
+    for file, ack in frames_in(files):
         frame = attempt.frame(file, ack)
         batch, records_json = compacted.frame(file.name.number, ack, attempt.info.format_version)
         expected = frame.batch if change is None else change(frame)
-        if not _same(batch, expected) or records_json != frame.records_json:
+        if not _same_bits(batch, expected) or records_json != frame.records_json:
             raise DamageError(
                 f"{compacted.path}: frame {ack.number} of {file.data_path} came back otherwise than it was written; "
                 "nothing was removed: look for a faulty disk or memory"
             )
 
 
-def _same(batch: pa.RecordBatch, expected: pa.RecordBatch) -> bool:
+def _same_bits(batch: pa.RecordBatch, expected: pa.RecordBatch) -> bool:
     """Whether two batches have the same bits. `RecordBatch.equals` says no where a loss is NaN."""
     if batch.equals(expected):
         return True
@@ -242,26 +229,15 @@ def _checked_seal(attempt: AttemptReader, file: SegmentFile) -> Seal:
     return seal
 
 
-def _frames(files: Sequence[SegmentFile]) -> Iterator[tuple[SegmentFile, Ack]]:
-    for file in files:
-        for ack in file.acks:
-            if ack.kind in (AckKind.STEP, AckKind.NOTE):
-                yield file, ack
-
-
-def _one_piece(data: bytes) -> tuple[Piece, ...]:
-    return (Piece(start=0, end=len(data), sha256=hashlib.sha256(data).hexdigest()),)
-
-
-def finish(attempt: AttemptReader) -> None:
-    """What compactions that died left behind goes: what they replaced, once both were compared again, and unused Parquet."""
+def remove_leftovers(attempt: AttemptReader) -> None:
+    """Remove what compactions that died left behind: replaced data, once both were compared again, and unused Parquet."""
     file_system, directory = attempt.run.file_system, attempt.directory
     for file in [file for log in attempt.writers().values() for file in log.files]:
         if file.compacted is None:
             continue
         if attempt.run.file_system.exists(attempt.directory / file.name.data):
             change = functools.partial(_as_removed, attempt, file.compacted, file.name.number)
-            _compare(attempt, [dataclasses.replace(file, compacted=None)], file.compacted, change)
+            _expect_same_rows(attempt, [dataclasses.replace(file, compacted=None)], file.compacted, change)
             _remove_replaced(attempt, [file])
         _remove_versions_below(attempt, file.compacted.name)
     there = set(file_system.names(directory))
@@ -281,15 +257,15 @@ def _as_removed(
 ) -> pa.RecordBatch:
     """A frame without the tokens that the compacted one has lost."""
     batch, _ = compacted.frame(file_number, frame.ack, attempt.info.format_version)
-    if _same(batch, frame.batch) or batch.num_rows != frame.batch.num_rows:
+    if _same_bits(batch, frame.batch) or batch.num_rows != frame.batch.num_rows:
         return frame.batch
     kept = attempt.rows(dataclasses.replace(frame, batch=batch))
     removals = [removal_of(row) for row in kept]
     ranges = {index: removal.ranges for index, removal in enumerate(removals) if removal is not None}
-    return without_ranges(attempt, frame, ranges)
+    return batch_without_ranges(attempt, frame, ranges)
 
 
-def without_ranges(
+def batch_without_ranges(
     attempt: AttemptReader, frame: StepFrame, ranges: Mapping[int, Sequence[tuple[int, int]]]
 ) -> pa.RecordBatch:
     """A frame's batch without token ranges, by number of the row in the frame."""
@@ -323,78 +299,3 @@ def _remove_replaced(attempt: AttemptReader, files: Sequence[SegmentFile]) -> No
             removed = True
     if removed:
         attempt.run.file_system.sync_directory(attempt.directory)
-
-
-class _Parquet:
-    """The two Parquet files of a range of segment files, in memory, and the pieces of the first."""
-
-    def __init__(
-        self, attempt: AttemptReader, files: Sequence[SegmentFile], row_group_bytes: int, level: int,
-        change: Change | None,
-    ) -> None:  # fmt: skip
-        self._place = (attempt.info.attempt, files[0].name.dp_rank)
-        self._sink = io.BytesIO()
-        self._cuts = [0]
-        self._table: list[tuple[int, int, int, int, int, str | None]] = []
-        schema = pa.schema([*_PLACE, *row_fields(attempt.info.format_version)])
-        with pq.ParquetWriter(
-            self._sink,
-            schema,
-            compression="zstd",
-            compression_level=level,
-            use_dictionary=["attempt", "dp_rank", "global_step", "microbatch", "status"],
-            write_page_checksum=True,
-            write_statistics=["global_step", "microbatch", "slot"],
-        ) as writer:
-            pending: list[StepFrame] = []
-            for file, ack in _frames(files):
-                frame = attempt.frame(file, ack)
-                if change is not None:
-                    frame = dataclasses.replace(frame, batch=change(frame))
-                self._note(file, frame, sum(item.batch.num_rows for item in pending))
-                if frame.batch.num_rows:
-                    pending.append(frame)
-                if sum(item.batch.nbytes for item in pending) >= row_group_bytes:
-                    self._flush(writer, schema, pending)
-            self._flush(writer, schema, pending)
-        self.rows = self._sink.getvalue()
-        self.pieces = self._pieces()
-        self.frames = self._frame_file(level)
-
-    def _note(self, file: SegmentFile, frame: StepFrame, first_row: int) -> None:
-        text = frame.records_json or None
-        group = len(self._cuts) - 1
-        place = (file.name.number, frame.ack.number, group, first_row, frame.batch.num_rows, text)
-        self._table.append(place)
-
-    def _flush(self, writer: pq.ParquetWriter, schema: pa.Schema, pending: list[StepFrame]) -> None:
-        if not pending:
-            return
-        rows = pa.Table.from_batches([frame.batch.replace_schema_metadata(None) for frame in pending])
-        constants = [pa.array([value] * rows.num_rows, pa.int32()) for value in self._place]
-        table = pa.Table.from_arrays([*constants, *rows.columns], schema=schema)
-        writer.write_table(table, row_group_size=max(1, table.num_rows))
-        self._cuts.append(self._sink.tell())
-        pending.clear()
-
-    def _pieces(self) -> tuple[Piece, ...]:
-        ends = [*self._cuts[1:], len(self.rows)]
-        starts = [0, *ends[:-1]]
-        view = memoryview(self.rows)
-        return tuple(
-            Piece(start=start, end=end, sha256=hashlib.sha256(view[start:end]).hexdigest())
-            for start, end in zip(starts, ends, strict=True)
-        )
-
-    def _frame_file(self, level: int) -> bytes:
-        columns = list(zip(*self._table, strict=True)) or [() for _ in _FRAME_FIELDS]
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, _FRAME_FIELDS, strict=True)]
-        sink = io.BytesIO()
-        pq.write_table(
-            pa.Table.from_arrays(arrays, schema=pa.schema(_FRAME_FIELDS)),
-            sink,
-            compression="zstd",
-            compression_level=level,
-            write_page_checksum=True,
-        )
-        return sink.getvalue()

@@ -25,7 +25,7 @@ from train_hooks.export_format.filesystem import FileLock, FileSystem, OsFileSys
 from train_hooks.export_format.paths import IN_PROGRESS, REPAIRED
 from train_hooks.export_format.reading.chain import SegmentFile, WriterLog
 from train_hooks.export_format.reading.reader import AttemptReader, RunReader
-from train_hooks.export_format.seals import Seal, SealedPart, new_seal, read_seal, summary_of, write_seal
+from train_hooks.export_format.seals import Seal, SealedFile, new_seal, read_seal, summary_of, write_seal
 
 __all__ = ["RepairAction", "ran_here", "repair", "writer_locks"]
 
@@ -194,8 +194,8 @@ def _new_seal(attempt: AttemptReader, log: WriterLog, file: SegmentFile, digest:
     return new_seal(
         attempt.info,
         file.name,
-        SealedPart(name=file.name.data, size_bytes=file.believed_size_bytes, sha256=digest),
-        SealedPart(name=file.name.acks, size_bytes=len(acks), sha256=hashlib.sha256(acks).hexdigest()),
+        SealedFile(name=file.name.data, size_bytes=file.believed_size_bytes, sha256=digest),
+        SealedFile(name=file.name.acks, size_bytes=len(acks), sha256=hashlib.sha256(acks).hexdigest()),
         summary_of(file.acks, attempt.run.info),
         file.acks[-1],
         last_committed_step=WriterLog(dp_rank=log.dp_rank, files=tuple(earlier)).last_step,

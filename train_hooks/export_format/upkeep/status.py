@@ -80,7 +80,7 @@ def status(run: RunReader, *, now_unix_s: float | None = None) -> RunStatus:
     newest = [item.newest_unix_s for item in found if item.state in ("live", "open") and item.newest_unix_s is not None]
     shares = EvidenceShares()
     for item in found:
-        shares = shares.and_also(item.shares)
+        shares = shares.combined_with(item.shares)
     return RunStatus(
         run_id=run.info.run_id,
         origin=origin_of(run.info),

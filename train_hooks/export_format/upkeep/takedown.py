@@ -21,7 +21,7 @@ from train_hooks.export_format.reading.reader import AttemptReader, RunReader, S
 from train_hooks.export_format.records import Row, SequenceAddress
 from train_hooks.export_format.removal import removal_of, without_tokens
 from train_hooks.export_format.tensors import as_current_tensor
-from train_hooks.export_format.upkeep.compact import alone, finish, rewrite, without_ranges
+from train_hooks.export_format.upkeep.compact import batch_without_ranges, remove_leftovers, rewrite, upkeep_lock
 
 __all__ = ["Takedown", "TakenOut", "take_out"]
 
@@ -53,7 +53,7 @@ def take_out(run: RunReader, what: Takedown, *, dry_run: bool = False, progress:
     Raises IncompleteError where a file that holds some is not sealed, DamageError where the export does not hold
     together; nothing was changed then.
     """
-    with alone(run):
+    with upkeep_lock(run):
         return _take_out(run, what, dry_run=dry_run, progress=progress)
 
 
@@ -83,12 +83,12 @@ def _take_out(run: RunReader, what: Takedown, *, dry_run: bool, progress: Progre
     for attempt, group in _groups(touched):
         rewrite(attempt, group, functools.partial(_without, attempt, finder))
     for attempt in run.attempts():
-        finish(attempt)
+        remove_leftovers(attempt)
     return report
 
 
 def _without(attempt: AttemptReader, finder: "_Finder", frame: StepFrame) -> pa.RecordBatch:
-    return without_ranges(attempt, frame, finder.ranges(attempt, frame))
+    return batch_without_ranges(attempt, frame, finder.ranges(attempt, frame))
 
 
 class _Finder:

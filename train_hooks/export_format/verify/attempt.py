@@ -133,7 +133,7 @@ class AttemptCheck:
         content = check_content(self._reader, file, self._secret, self._damaged, self._progress)
         self.num_rows += content.num_rows
         self.num_tokens += content.num_tokens
-        self.shares = self.shares.and_also(content.shares)
+        self.shares = self.shares.combined_with(content.shares)
         if content.num_removed:
             self._note(file.data_path, f"{content.num_removed} of its rows have lost tokens to a takedown")
         for global_step, step in content.steps:

@@ -255,7 +255,7 @@ def _check_addresses(ack: Ack, rows: Sequence[Row]) -> None:
 
 def _check_row(attempt: AttemptReader, row: Row, secret: bytes | None) -> None:
     info = attempt.run.info
-    if not info.may_hold(len(row.tokens)) or int(row.tokens.max(initial=0)) >= info.vocab_size:
+    if not info.accepts_length(len(row.tokens)) or int(row.tokens.max(initial=0)) >= info.vocab_size:
         raise DamageError(f"row {row.address} has other tokens than the run can hold")
     if row.relation == "" or (row.sample_index is not None and row.sample_index < 0):
         raise DamageError(f"row {row.address} has an empty relation or a negative sample index")

@@ -72,7 +72,7 @@ class _Verification:
             )  # fmt: skip
         shares = EvidenceShares()
         for check in checks:
-            shares = shares.and_also(check.shares)
+            shares = shares.combined_with(check.shares)
         return Report(
             findings=tuple(self._findings),
             shares=shares,

@@ -28,7 +28,7 @@ from train_hooks.export_format.leaf import EMPTY_ROOT, merkle_root
 from train_hooks.export_format.paths import IN_PROGRESS, SegmentFileName
 from train_hooks.export_format.records import FORMAT_VERSION, AttemptInfo, RunInfo
 from train_hooks.export_format.schema import END_OF_STREAM, encode_frame, file_metadata, row_schema
-from train_hooks.export_format.seals import SealedPart, SummaryBuilder, new_seal, write_seal
+from train_hooks.export_format.seals import SealedFile, SummaryBuilder, new_seal, write_seal
 from train_hooks.export_format.writing.frames import Frame
 
 __all__ = ["Frame", "RankWriter"]
@@ -232,8 +232,8 @@ class RankWriter:
         seal = new_seal(
             self._attempt,
             file.name,
-            SealedPart(name=file.name.data, size_bytes=file.position, sha256=file.data_sha256.hexdigest()),
-            SealedPart(name=file.name.acks, size_bytes=file.acks_size_bytes, sha256=file.acks_sha256.hexdigest()),
+            SealedFile(name=file.name.data, size_bytes=file.position, sha256=file.data_sha256.hexdigest()),
+            SealedFile(name=file.name.acks, size_bytes=file.acks_size_bytes, sha256=file.acks_sha256.hexdigest()),
             file.summary.summary(),
             file.last,
             last_committed_step=self._last_step,

@@ -31,24 +31,22 @@ from train_hooks.documents import DocumentResolver
 from train_hooks.export_format.errors import ExportStopped, InputError
 from train_hooks.export_format.records import AttemptInfo, RowLoss, RunInfo, StepRecord, StepStatus
 from train_hooks.export_format.writing.writer import RankWriter
-from train_hooks.hook.export.row_builder import (
+from train_hooks.hook.export.committed_step import (
     CommitRequest,
     CommittedStep,
-    LateMicrobatch,
-    RowBuilder,
-    StagedMicrobatch,
-    check_shapes,
     checked_metrics,
     losses_record,
     metrics_record,
-    note_of,
-    without_rows,
+    note_step,
+    request_as_gap,
 )
+from train_hooks.hook.export.row_builder import RowBuilder
+from train_hooks.hook.export.staging import DeferredMicrobatch, StagedMicrobatch, check_shapes
 
-__all__ = ["Exporter", "ExporterOptions", "LateMicrobatch", "StagedMicrobatch"]
+__all__ = ["Exporter", "ExporterOptions"]
 
 _STEP_BYTES = 1024
-_DROPPED = "the queue was full and the exporter was told to drop"
+_DROPPED_TEXT = "the queue was full and the exporter was told to drop"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,28 +81,30 @@ class Exporter:
         options: ExporterOptions | None = None,
         documents: DocumentResolver | None = None,
         *,
-        gaps: bool = False,
-        seen: Callable[[int, npt.NDArray[np.integer]], None] | None = None,
+        mismatch_as_gap: bool = False,
+        on_tokens: Callable[[int, npt.NDArray[np.integer]], None] | None = None,
     ) -> None:
-        """gaps: whether a step that mismatches is written without its rows, and is no error. seen: as of `RowBuilder`."""
+        """mismatch_as_gap, on_tokens: as of `RowBuilder`."""
         self._writer, self._run, self._attempt, self._dp_rank = writer, run, attempt, dp_rank
-        self._builder = RowBuilder(run, attempt, dp_rank, secret, documents=documents, gaps=gaps, seen=seen)
+        self._builder = RowBuilder(
+            run, attempt, dp_rank, secret, documents=documents, mismatch_as_gap=mismatch_as_gap, on_tokens=on_tokens
+        )
         self._options = options or ExporterOptions()
-        self._staged: list[StagedMicrobatch | LateMicrobatch] = []
+        self._staged: list[StagedMicrobatch | DeferredMicrobatch] = []
         self._staged_bytes = 0
         self._committed_step = self._acknowledged_step = attempt.resume_step
         self._queue: deque[CommitRequest] = deque()
         self._queue_bytes = 0
-        self._late: list[StepRecord] = []
-        self._dropped: set[int] = set()
-        self._idle = False
-        self._wanted = False
+        self._later_records: list[StepRecord] = []
+        self._steps_without_rows: set[int] = set()
+        self._writer_idle = False
+        self._flush_wanted = False
         self._closing = self._closed = False
         self._error: BaseException | None = None
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._pid = os.getpid()
-        self._thread = threading.Thread(target=self._work, name=f"kiseki-writer-r{dp_rank}", daemon=True)
+        self._thread = threading.Thread(target=self._run_writer, name=f"kiseki-writer-r{dp_rank}", daemon=True)
         self._thread.start()
         atexit.register(self.close)
 
@@ -129,7 +129,7 @@ class Exporter:
         """Micro-batches of the step that is under way; the next one's accumulation index."""
         return len(self._staged)
 
-    def stage(self, microbatch: StagedMicrobatch | LateMicrobatch) -> None:
+    def stage(self, microbatch: StagedMicrobatch | DeferredMicrobatch) -> None:
         """Keep a micro-batch for the step under way. Raises RowError for a shape that is not the run's."""
         if isinstance(microbatch, StagedMicrobatch):
             check_shapes(microbatch, self._run)
@@ -158,27 +158,27 @@ class Exporter:
 
         After an InputError nothing has happened: what was staged is still staged.
         """
-        self.commit_checked(int(global_step), status, self.checked(global_step, metrics))
+        self.commit_checked(int(global_step), status, self.check_commit(global_step, metrics))
 
     def commit_checked(
         self, global_step: int, status: StepStatus, values: dict[str, float] | None, gap: str | None = None
     ) -> None:
-        """End a step that `checked` found to be the next. gap: why it is to be written without its rows."""
+        """End a step that `check_commit` found to be the next. gap: why it is to be written without its rows."""
         size_bytes = _STEP_BYTES
         for microbatch in self._staged if gap is None else ():
             size_bytes += microbatch.size_bytes
         status = status if type(status) is StepStatus else StepStatus(status)
         if gap is not None:
-            self._dropped.add(global_step)
+            self._steps_without_rows.add(global_step)
         step = CommitRequest(global_step, status, self._staged, values, time.time(), size_bytes)
         if gap is not None:
-            step = without_rows(step, gap, size_bytes)
+            step = request_as_gap(step, gap, size_bytes)
         self._staged = []
         self._staged_bytes = 0
         self._committed_step = global_step
         self._put(step)
 
-    def checked(self, global_step: int, metrics: Mapping[str, float] | None) -> dict[str, float] | None:
+    def check_commit(self, global_step: int, metrics: Mapping[str, float] | None) -> dict[str, float] | None:
         """The metrics as numbers. Raises InputError unless this step comes next, ExportStopped where none may come."""
         if self._error is not None or self._closing:
             self._check_open()
@@ -193,9 +193,9 @@ class Exporter:
         """Metrics of a step that is already committed, as trainers give them that log every few steps."""
         self._check_open()
         self._expect_committed("metrics", global_step)
-        late = metrics_record(int(global_step), checked_metrics(int(global_step), metrics), time.time())
+        record = metrics_record(int(global_step), checked_metrics(int(global_step), metrics), time.time())
         with self._changed:
-            self._late.append(late)
+            self._later_records.append(record)
 
     def record_losses(self, global_step: int, losses: Sequence[RowLoss]) -> None:
         """Losses of rows of a step that is already committed; of a step under way they belong to its micro-batches.
@@ -205,11 +205,11 @@ class Exporter:
         """
         self._check_open()
         self._expect_committed("losses", global_step)
-        if global_step in self._dropped or not losses:
+        if global_step in self._steps_without_rows or not losses:
             return
-        late = losses_record(int(global_step), losses, time.time())
+        record = losses_record(int(global_step), losses, time.time())
         with self._changed:
-            self._late.append(late)
+            self._later_records.append(record)
 
     def _expect_committed(self, what: str, global_step: int) -> None:
         if not self._attempt.resume_step < global_step <= self._committed_step:
@@ -224,7 +224,7 @@ class Exporter:
             raise InputError(f"step {global_step} is not committed; the newest one is {self._committed_step}")
         with self._changed:
             if self._acknowledged_step < global_step:
-                self._wanted = True
+                self._flush_wanted = True
                 self._changed.notify_all()
             done = self._changed.wait_for(
                 lambda: self._acknowledged_step >= global_step or self._error is not None, timeout_s
@@ -264,7 +264,7 @@ class Exporter:
         error = self._error
         if error is None:
             return
-        hint = "; free or repair the disk, then resume from the last model checkpoint" if _of_disk(error) else ""
+        hint = "; free or repair the disk, then resume from the last model checkpoint" if _is_disk_error(error) else ""
         raise ExportStopped(
             f"the export of dp_rank {self._dp_rank} stopped after step {self._acknowledged_step}: "
             f"{error or type(error).__name__}{hint}"
@@ -277,10 +277,10 @@ class Exporter:
                 self._enqueue(step)
                 return
             if options.when_full == "drop":
-                self._dropped.add(step.global_step)
-                self._enqueue(without_rows(step, _DROPPED, _STEP_BYTES))
+                self._steps_without_rows.add(step.global_step)
+                self._enqueue(request_as_gap(step, _DROPPED_TEXT, _STEP_BYTES))
                 return
-            self._wanted = True
+            self._flush_wanted = True
             self._changed.notify_all()
             room = self._changed.wait_for(
                 lambda: self._has_room(step) or self._error is not None, options.block_timeout_s
@@ -302,16 +302,16 @@ class Exporter:
         self._queue.append(step)
         self._queue_bytes += step.size_bytes
         half_full = self._queue_bytes * 2 >= self._options.max_queue_bytes
-        if self._idle or (half_full and not self._wanted):
-            self._idle = False
-            self._wanted = self._wanted or half_full
+        if self._writer_idle or (half_full and not self._flush_wanted):
+            self._writer_idle = False
+            self._flush_wanted = self._flush_wanted or half_full
             self._changed.notify_all()
 
-    def _work(self) -> None:
+    def _run_writer(self) -> None:
         try:
             closing = False
             while not closing:
-                steps, closing = self._take()
+                steps, closing = self._take_committed()
                 while steps:
                     group = _first_group(steps, self._options.group_bytes)
                     self._writer.append([self._builder.frame(step) for step in group])
@@ -330,27 +330,27 @@ class Exporter:
             self._queue_bytes -= sum(step.size_bytes for step in group)
             self._changed.notify_all()
 
-    def _take(self) -> tuple[deque[CommittedStep], bool]:
+    def _take_committed(self) -> tuple[deque[CommittedStep], bool]:
         """What is committed, after waiting up to `group_interval_s` for company unless somebody waits for it."""
         with self._changed:
-            self._idle = not self._queue
+            self._writer_idle = not self._queue
             self._changed.wait_for(lambda: self._queue or self._closing)
-            self._idle = False
+            self._writer_idle = False
             deadline = time.monotonic() + self._options.group_interval_s
-            while not (self._wanted or self._closing):
+            while not (self._flush_wanted or self._closing):
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._changed.wait(left):
                     break
             committed, self._queue = self._queue, deque()
-            self._wanted = False
+            self._flush_wanted = False
             closing = self._closing
-            late: list[StepRecord] = []
-            if self._late and (committed or closing):
-                late, self._late = self._late, late
+            later: list[StepRecord] = []
+            if self._later_records and (committed or closing):
+                later, self._later_records = self._later_records, later
             newest = committed[-1].global_step if committed else self._committed_step
         steps = deque(step.step() for step in committed)
-        if late:
-            steps.append(note_of(newest, tuple(late)))
+        if later:
+            steps.append(note_step(newest, tuple(later)))
         return steps, closing
 
 
@@ -364,5 +364,5 @@ def _first_group(steps: deque[CommittedStep], max_bytes: int) -> list[CommittedS
     return group
 
 
-def _of_disk(error: BaseException) -> bool:
+def _is_disk_error(error: BaseException) -> bool:
     return isinstance(error, OSError)

@@ -1,1 +1,1 @@
-"""Which fetched micro-batch is it that a forward got?"""
+"""From what a forward got to the fetched rows that it consumed. Begin with `consumption`; it calls all the others."""

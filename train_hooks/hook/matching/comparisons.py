@@ -1,129 +1,140 @@
-"""What a forward got, held against what was fetched, and against what the step's forwards got before."""
+"""Compares what a forward got with what was fetched, and with what the step's forwards got before."""
 
-import threading
 from collections.abc import Sequence
 
-from train_hooks.export_format.records import Matched
-from train_hooks.hook.matching.consumed import Consumed, in_other_form
-from train_hooks.hook.matching.rows import Found, all_of, rows_of
-from train_hooks.hook.matching.step_under_way import Fed, Step, last_part
+import numpy as np
+
+from train_hooks.hook.matching.consumed import ConsumedRows
+from train_hooks.hook.matching.rows import FetchedRow, RowMatch, match_rows, match_whole
+from train_hooks.hook.matching.step_state import ForwardTensor, StepState, base_name
 from train_hooks.hook.tensors.host_copies import BufferPool, HostCopy, copy_tensor
-from train_hooks.hook.tensors.scopes import TensorScopes
-from train_hooks.hook.tensors.snapshots import Array, Seen, Snapshot, as_array, equal_bits
+from train_hooks.hook.tensors.snapshots import Array, as_array, equal_bits
 
-__all__ = ["compare_others", "is_tensor_of", "repeats", "rows_seen_in", "seen_in", "use_of", "used_in"]
+__all__ = [
+    "compare_other_tensors",
+    "consuming_step",
+    "is_tensor_of_rows",
+    "match_earlier_forwards",
+    "repeats_earlier_forward",
+]
 
 
-def used_in(step: Step, array: Array) -> Found | None:
+def match_earlier_forwards(step: StepState, array: Array) -> RowMatch | None:
     """`array` as what forwards of this step got already: these rows, of this width."""
     widths: dict[tuple[int, int], set[int | None]] = {}
-    for part in step.consumed_parts:
-        for snapshot, row in part.found.all_places():
-            widths.setdefault((id(snapshot), row), set()).add(part.found.width)
-    known = list(dict.fromkeys(step.touched))
-    candidates = [found for snapshot in known if (found := all_of(snapshot, array)) is not None]
-    rows = rows_of(known, array, free=False)
-    for found in (*candidates, *([] if rows is None else [rows])):
-        if all(found.width in widths.get((id(snapshot), row), ()) for snapshot, row in found.all_places()):
-            return found
+    for consumed in step.consumed:
+        for snapshot, row in consumed.match.all_rows():
+            widths.setdefault((id(snapshot), row), set()).add(consumed.match.width)
+    used = list(dict.fromkeys(step.used))
+    candidates = [match for snapshot in used if (match := match_whole(snapshot, array)) is not None]
+    rows = match_rows(used, array, free=False)
+    for match in (*candidates, *([] if rows is None else [rows])):
+        if all(match.width in widths.get((id(snapshot), row), ()) for snapshot, row in match.all_rows()):
+            return match
     return None
 
 
-def repeats(part: Consumed, step: Step) -> bool:
+def repeats_earlier_forward(consumed: ConsumedRows, step: StepState) -> bool:
     """Whether a forward of this step got these rows with these very tensors."""
     return any(
-        set(part.found.all_places()) <= set(before.found.all_places())
-        and all(_holds_equal(before, name, copy, part) for name, copy in part.replaced.items())
-        for before in step.consumed_parts
+        set(consumed.match.all_rows()) <= set(earlier.match.all_rows())
+        and all(_holds_equal(earlier, name, copy, consumed) for name, copy in consumed.replaced.items())
+        for earlier in step.consumed
     )
 
 
-def _holds_equal(before: Consumed, name: str, copy: HostCopy, part: Consumed) -> bool:
-    known = before.replaced.get(name)
+def _holds_equal(earlier: ConsumedRows, name: str, copy: HostCopy, consumed: ConsumedRows) -> bool:
+    known = earlier.replaced.get(name)
     if known is None:
         return False
-    rows = {place: number for number, place in enumerate(before.found.all_places())}
+    row_numbers = {row: number for number, row in enumerate(earlier.match.all_rows())}
     tensor = known.tensor()
-    if tensor.ndim and tensor.shape[0] == len(rows):
-        tensor = tensor[[rows[place] for place in part.found.all_places()]]
+    if tensor.ndim and tensor.shape[0] == len(row_numbers):
+        tensor = tensor[[row_numbers[row] for row in consumed.match.all_rows()]]
     return equal_bits(tensor, copy.tensor())
 
 
-def use_of(place: tuple[Snapshot, int]) -> int:
-    snapshot, row = place
-    return 0 if snapshot.uses is None else int(snapshot.uses[row])
+def consuming_step(row: FetchedRow) -> int:
+    """The serial number of the step that consumed a fetched row; 0 where it is free."""
+    snapshot, slot = row
+    return 0 if snapshot.consumed_by is None else int(snapshot.consumed_by[slot])
 
 
-def seen_in(snapshot: Snapshot, fed: Sequence[Fed]) -> Seen | None:
-    """How a forward got this micro-batch, if it did."""
-    for each in fed:
-        if not each.is_tokens or (found := all_of(snapshot, as_array(each.tensor))) is None:
-            continue
-        part = Consumed(found, BufferPool(), TensorScopes({}), threading.RLock())
-        part.tied(each.tensor)
-        compare_others(part, fed, part.pool, alone=False)
-        seen = [name for name in snapshot.copies if name != snapshot.name and name not in part.unseen]
-        return Seen(part.matched or Matched.WHOLE, part.relation, seen)
-    return None
-
-
-def rows_seen_in(snapshot: Snapshot, fed: Sequence[Fed]) -> bool:
-    """Whether a forward got some rows of this micro-batch that none was seen to get before."""
-    for each in fed:
-        found = rows_of([snapshot], as_array(each.tensor), free=False) if each.is_tokens else None
-        if found is not None and not found.cut:
-            rows = {row for _, row in found.places}
-            if rows <= snapshot.rows_seen:
-                continue
-            snapshot.rows_seen |= rows
-            if len(snapshot.rows_seen) == snapshot.num_slots:
-                part = Consumed(found, BufferPool(), TensorScopes({}), threading.RLock())
-                part.tied(each.tensor)
-                snapshot.seen = Seen(part.matched or Matched.WHOLE, part.relation, ())
-            return True
-    return False
-
-
-def is_tensor_of(part: Consumed, fed: Fed) -> bool:
-    """Whether it is another tensor of the same rows, by its name or by what it holds, or their tokens in another form."""
-    names = list(part.found.snapshots[0].copies)
-    if fed.name is not None and last_part(fed.name) in {last_part(name) for name in names}:
+def is_tensor_of_rows(consumed: ConsumedRows, tensor: ForwardTensor) -> bool:
+    """Whether it is another tensor of the same rows, by its name or by its values, or their tokens in another form."""
+    names = list(consumed.match.snapshots[0].copies)
+    if tensor.name is not None and base_name(tensor.name) in {base_name(name) for name in names}:
         return True
-    return any(_is_among(part, name, [fed], by_name=True, sliced=True) for name in names if part.is_of_rows(name))
+    return any(
+        _is_among(consumed, name, [tensor], by_name=True, sliced=True) for name in names if consumed.is_comparable(name)
+    )
 
 
-def compare_others(part: Consumed, fed: Sequence[Fed], pool: BufferPool, *, alone: bool) -> None:
-    """Labels, masks, positions: what of them the forward got, and what it got under their names instead."""
-    first = part.found.snapshots[0]
+def compare_other_tensors(
+    consumed: ConsumedRows, tensors: Sequence[ForwardTensor], pool: BufferPool, *, alone: bool
+) -> None:
+    """Labels, masks, positions: note which of them the forward got, and copy what it got under their names instead.
+
+    alone: whether the forward got nothing else that was fetched, so that what it got under a name is of these rows.
+    """
+    first = consumed.match.snapshots[0]
     unseen = []
-    known = {last_part(name) for name in first.copies}
+    known = {base_name(name) for name in first.copies}
     for name in first.copies:
-        if name == first.name:
+        if name == first.tokens_name:
             continue
         source = first.sources.get(name)
-        own = [each for each in fed if _is_named(each, name)] or [each for each in fed if each.tensor is source]
-        by_name = bool(own)
-        own = own or [each for each in fed if each.name is None or last_part(each.name) not in known]
-        if part.is_of_rows(name) and _is_among(part, name, own, by_name=by_name):
+        of_name = [each for each in tensors if _has_name(each, name)]
+        of_name = of_name or [each for each in tensors if each.tensor is source]
+        by_name = bool(of_name)
+        likely = of_name or [each for each in tensors if each.name is None or base_name(each.name) not in known]
+        if consumed.is_comparable(name) and _is_among(consumed, name, likely, by_name=by_name):
             continue
-        instead = part.in_shape_of(name, own[0].tensor) if by_name else None
-        if instead is not None and alone and part.may_replace(name, instead):
-            part.replaced[name] = copy_tensor(instead, pool)
+        instead = consumed.unflattened(name, of_name[0].tensor) if by_name else None
+        if instead is not None and alone and consumed.may_replace(name, instead):
+            consumed.replaced[name] = copy_tensor(instead, pool)
         else:
             unseen.append(name)
-    part.unseen = unseen
+    consumed.unseen = unseen
 
 
-def _is_among(part: Consumed, name: str, fed: Sequence[Fed], *, by_name: bool, sliced: bool = False) -> bool:
-    """Whether one of these is our tensor, in whatever form. Without its name, what holds but one value is not known."""
-    ours, columns = part.value(name), part.found.snapshots[0].columns
+def _is_among(
+    consumed: ConsumedRows, name: str, tensors: Sequence[ForwardTensor], *, by_name: bool, sliced: bool = False
+) -> bool:
+    """Whether one of these is the loader's tensor of this name, in whatever form.
+
+    A tensor that has one value everywhere is told by its name alone.
+    """
+    ours, columns = consumed.loader_value(name), consumed.match.snapshots[0].columns
     if not by_name and (not ours.size or bool((ours == ours.flat[0]).all())):
         return False
     forms = [ours] if columns is None or ours.ndim < 2 else [ours, ours[:, columns]]
-    if part.found.width is not None and not part.found.cut and ours.ndim >= 2:
-        forms.append(ours[:, : part.found.width])  # without its last column, as the tokens
-    return any(in_other_form(form, as_array(each.tensor), sliced=sliced) for form in forms for each in fed)
+    if consumed.match.width is not None and not consumed.match.truncated and ours.ndim >= 2:
+        forms.append(ours[:, : consumed.match.width])  # without its last column, as the tokens
+    return any(_equal_in_any_form(form, as_array(each.tensor), sliced=sliced) for form in forms for each in tensors)
 
 
-def _is_named(fed: Fed, name: str) -> bool:
-    return fed.name is not None and last_part(fed.name) == last_part(name)
+def _has_name(tensor: ForwardTensor, name: str) -> bool:
+    return tensor.name is not None and base_name(tensor.name) == base_name(name)
+
+
+def _equal_in_any_form(ours: Array, theirs: Array, *, sliced: bool = False) -> bool:
+    """Whether a forward got `ours` as `theirs`: in another shape or integer dtype.
+
+    sliced: or without its first or last column.
+    """
+    if theirs.size == ours.size:
+        return _same_numbers(ours, theirs.reshape(ours.shape))
+    if sliced and ours.ndim >= 2 and theirs.ndim == ours.ndim and theirs.shape[1] == ours.shape[1] - 1:
+        return theirs.shape[0] == ours.shape[0] and (
+            _same_numbers(ours[:, :-1], theirs) or _same_numbers(ours[:, 1:], theirs)
+        )
+    return False
+
+
+def _same_numbers(ours: Array, theirs: Array) -> bool:
+    if ours.shape != theirs.shape:
+        return False
+    if ours.dtype == theirs.dtype:
+        return ours.tobytes() == theirs.tobytes()
+    return ours.dtype.kind in "iu" and theirs.dtype.kind in "iu" and bool(np.array_equal(ours, theirs))

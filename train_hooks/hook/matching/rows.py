@@ -1,7 +1,9 @@
-"""Which rows of which fetched micro-batches a tensor of tokens holds: every byte compared, nothing assumed of its origin.
+"""Which rows of which fetched micro-batches does a tensor of tokens hold?
 
-A tensor is, tried in this order: all of a micro-batch (in another integer dtype or shape, or all but the last token of
-each row), or rows of one or several micro-batches, whole or cut to their first columns.
+Every byte is compared, and nothing is assumed of the tensor's origin. These are tried in this order:
+
+1. all of a micro-batch, in another integer dtype or shape as well, or without the last token of each row;
+2. rows of one or several micro-batches, whole or truncated to their first columns.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,157 +14,156 @@ import numpy.typing as npt
 
 from train_hooks.hook.tensors.snapshots import Array, Snapshot
 
-__all__ = ["Found", "all_of", "rows_of"]
+__all__ = ["FetchedRow", "RowMatch", "match_rows", "match_whole"]
 
-_SAMPLES = 8  # tokens of a row that are looked at first
-Place = tuple[Snapshot, int]
+_NUM_SAMPLED = 8  # tokens of a row that are compared first
+FetchedRow = tuple[Snapshot, int]
+"""A fetched micro-batch and the number of a row in it."""
 
 
-class Found(NamedTuple):
-    """What a tensor was found to be.
+class RowMatch(NamedTuple):
+    """What a tensor of tokens was found to be.
 
-    snapshot: the micro-batch that it is all of, or None. places: else the row of a micro-batch behind each of its rows.
-    width: how many tokens of each row it has, where that is not all. cut: whether the rest was left out by the training,
-    rather than by the last target. shape: its own, where that is another than the rows'.
+    whole: the micro-batch that it is all of, or None. rows: otherwise the fetched row behind each of its rows.
+    width: how many tokens of each row it has, where it has not all. truncated: whether the trainer cut the rest off;
+    False where only the last token is missing, which is no input. shape: its own shape, where that is not
+    [rows, tokens].
     """
 
-    snapshot: Snapshot | None
-    places: tuple[Place, ...] = ()
+    whole: Snapshot | None
+    rows: tuple[FetchedRow, ...] = ()
     width: int | None = None
-    cut: bool = False
+    truncated: bool = False
     shape: tuple[int, ...] | None = None
 
     @property
     def snapshots(self) -> list[Snapshot]:
-        """All micro-batches that it has a part of, each once, by their first row."""
-        return [self.snapshot] if self.snapshot else list(dict.fromkeys(place[0] for place in self.places))
+        """All micro-batches that it has rows of, each once, in the order of their first rows in it."""
+        return [self.whole] if self.whole else list(dict.fromkeys(row[0] for row in self.rows))
 
-    def all_places(self) -> Sequence[Place]:
-        """Of each row which row of which micro-batch it is."""
-        return (
-            self.places if self.snapshot is None else [(self.snapshot, row) for row in range(self.snapshot.num_slots)]
-        )
+    def all_rows(self) -> Sequence[FetchedRow]:
+        """The fetched row behind each of its rows."""
+        return self.rows if self.whole is None else [(self.whole, row) for row in range(self.whole.num_slots)]
 
     @property
     def form(self) -> list[str]:
-        """In what form the tensor has the tokens, beside their dtype."""
-        found = [] if self.snapshot else ["rows"]
+        """In what form the tensor has the tokens, without their dtype; as the record's `relation` says it."""
+        found = [] if self.whole else ["rows"]
         if self.width is not None:
-            return [*found, f"[:, :{self.width}]" if self.cut else "[:, :-1]"]
+            return [*found, f"[:, :{self.width}]" if self.truncated else "[:, :-1]"]
         if self.shape is not None:
             return [*found, "flatten" if len(self.shape) == 1 else f"shape {list(self.shape)}"]
         return found
 
 
-def all_of(snapshot: Snapshot, fed: Array) -> Found | None:
-    """`fed` as all of a micro-batch."""
-    ours = snapshot.given_tokens()
+def match_whole(snapshot: Snapshot, array: Array) -> RowMatch | None:
+    """`array` as all of a micro-batch; None where it is not."""
+    ours = snapshot.forward_tokens()
     num_slots, length = ours.shape
-    if num_slots == 1 and fed.ndim == 1 and fed.size == length - 1:
-        fed = fed[None]
-    if fed.size == ours.size and fed.size:
-        if not _equal(ours, fed if fed.shape == ours.shape else fed.reshape(ours.shape)):
+    if num_slots == 1 and array.ndim == 1 and array.size == length - 1:
+        array = array[None]
+    if array.size == ours.size and array.size:
+        if not _equal_tokens(ours, array if array.shape == ours.shape else array.reshape(ours.shape)):
             return None
-        return Found(snapshot, shape=None if fed.shape == ours.shape else fed.shape)
-    if length > 1 and fed.shape == (num_slots, length - 1) and _equal(ours[:, :-1], fed):
-        return Found(snapshot, width=length - 1)
+        return RowMatch(snapshot, shape=None if array.shape == ours.shape else array.shape)
+    if length > 1 and array.shape == (num_slots, length - 1) and _equal_tokens(ours[:, :-1], array):
+        return RowMatch(snapshot, width=length - 1)
     return None
 
 
-def rows_of(snapshots: Iterable[Snapshot], fed: Array, *, free: bool, cut: bool = True) -> Found | None:
-    """`fed` as rows of micro-batches, the first that fit.
+def match_rows(snapshots: Iterable[Snapshot], array: Array, *, free: bool, truncated: bool = True) -> RowMatch | None:
+    """`array` as rows of these micro-batches, the first that are equal; None where it is not.
 
-    free: only rows that no forward has got yet. cut: whether the rows may be cut to their first columns.
-
-    Rows that stand in it more often than among those are taken once each, if they are to be free.
+    free: only rows that no forward has got yet, each of them once. truncated: whether the rows may be cut to their first
+    columns.
     """
     candidates = [snapshot for snapshot in snapshots if not free or snapshot.free_rows().any()]
-    for rows, fits in _as_rows(candidates, fed):
-        for shorter in (False, True) if cut else (False,):
-            places = _places([each for each in candidates if fits(each, shorter)], rows, free=free)
-            if places is not None:
-                length = places[0][0].given_tokens().shape[1]
+    for rows, fits in _readings(candidates, array):
+        for cut in (False, True) if truncated else (False,):
+            found = _find_rows([each for each in candidates if fits(each, cut)], rows, free=free)
+            if found is not None:
+                length = found[0][0].forward_tokens().shape[1]
                 width = None if rows.shape[1] == length else rows.shape[1]
-                if free and shorter and _is_all(places):
-                    return Found(places[0][0], (), width, shorter)
-                return Found(None, places, width, shorter, None if rows.shape == fed.shape else fed.shape)
+                if free and cut and _are_whole_microbatch(found):
+                    return RowMatch(found[0][0], (), width, cut)
+                return RowMatch(None, found, width, cut, None if rows.shape == array.shape else array.shape)
     return None
 
 
-def _as_rows(snapshots: Sequence[Snapshot], fed: Array) -> Iterable[tuple[Array, Callable[[Snapshot, bool], bool]]]:
-    """The ways to read `fed` as rows, and which micro-batches may have them, whole or (cut) more of them."""
-    if not fed.size:
+def _readings(snapshots: Sequence[Snapshot], array: Array) -> Iterable[tuple[Array, Callable[[Snapshot, bool], bool]]]:
+    """The ways to read `array` as rows, each with a test: may a micro-batch have these, whole or (True) truncated?"""
+    if not array.size:
         return
-    lengths = dict.fromkeys(snapshot.given_tokens().shape[1] for snapshot in snapshots)
-    if fed.ndim >= 2:
-        width = fed.shape[-1]
+    lengths = dict.fromkeys(snapshot.forward_tokens().shape[1] for snapshot in snapshots)
+    if array.ndim >= 2:
+        width = array.shape[-1]
         longest = max(lengths, default=0)
         if width <= longest:
             yield (
-                fed.reshape(-1, width),
+                array.reshape(-1, width),
                 lambda each, cut: (
-                    (each.columns is None and each.given_tokens().shape[1] - width > 1)
+                    (each.columns is None and each.forward_tokens().shape[1] - width > 1)
                     if cut
-                    else 0 <= each.given_tokens().shape[1] - width <= 1
+                    else 0 <= each.forward_tokens().shape[1] - width <= 1
                 ),
             )
     for length in lengths:
-        if fed.size % length == 0 and (fed.ndim == 1 or fed.shape[-1] != length):
+        if array.size % length == 0 and (array.ndim == 1 or array.shape[-1] != length):
             yield (
-                fed.reshape(-1, length),
-                lambda each, cut, length=length: not cut and each.given_tokens().shape[1] == length,  # type: ignore[misc]
+                array.reshape(-1, length),
+                lambda each, cut, length=length: not cut and each.forward_tokens().shape[1] == length,  # type: ignore[misc]
             )
 
 
-def _is_all(places: Sequence[Place]) -> bool:
+def _are_whole_microbatch(rows: Sequence[FetchedRow]) -> bool:
     """Whether these are the rows of one micro-batch, all and in their order, of which none was consumed."""
-    first = places[0][0]
+    first = rows[0][0]
     return (
-        first.uses is None
-        and all(snapshot is first for snapshot, _ in places)
-        and [row for _, row in places] == list(range(first.num_slots))
+        first.consumed_by is None
+        and all(snapshot is first for snapshot, _ in rows)
+        and [row for _, row in rows] == list(range(first.num_slots))
     )
 
 
-def _places(snapshots: Sequence[Snapshot], rows: Array, *, free: bool) -> tuple[Place, ...] | None:
+def _find_rows(snapshots: Sequence[Snapshot], rows: Array, *, free: bool) -> tuple[FetchedRow, ...] | None:
+    """The fetched row behind each of `rows`; None unless all are found, in micro-batches of one length."""
     width = rows.shape[1]
     wanted: dict[bytes, list[int]] = {}
-    for at, key in enumerate(_keys(rows)):
+    for at, key in enumerate(_sampled_tokens(rows)):
         wanted.setdefault(key, []).append(at)
-    found: list[Place | None] = [None] * len(rows)
-    missing = len(rows)
+    found: list[FetchedRow | None] = [None] * len(rows)
+    num_missing = len(rows)
     for snapshot in snapshots:
-        ours = snapshot.given_tokens()
-        length = ours.shape[1]
-        if places_differ(found, length):
+        ours = snapshot.forward_tokens()
+        if _has_row_of_other_length(found, ours.shape[1]):
             continue
         usable = snapshot.free_rows() if free else np.ones(snapshot.num_slots, bool)
-        for row, key in enumerate(_keys(ours[:, :width])):
+        for row, key in enumerate(_sampled_tokens(ours[:, :width])):
             if not usable[row]:
                 continue
             for at in wanted.get(key, ()):
                 if found[at] is None and np.array_equal(ours[row, :width], rows[at]):
                     found[at] = (snapshot, row)
-                    missing -= 1
+                    num_missing -= 1
                     if free:
                         break
-        if not missing:
-            return tuple(place for place in found if place is not None)
+        if not num_missing:
+            return tuple(each for each in found if each is not None)
     return None
 
 
-def places_differ(found: Sequence[Place | None], length: int) -> bool:
-    """Whether rows of another length were found already: a tensor has rows of one."""
-    return any(place is not None and place[0].given_tokens().shape[1] != length for place in found)
+def _has_row_of_other_length(found: Sequence[FetchedRow | None], length: int) -> bool:
+    return any(each is not None and each[0].forward_tokens().shape[1] != length for each in found)
 
 
-def _keys(rows: Array) -> list[bytes]:
-    step = max(1, rows.shape[1] // _SAMPLES)
+def _sampled_tokens(rows: Array) -> list[bytes]:
+    """A few tokens of each row, as a key by which equal rows are found fast."""
+    step = max(1, rows.shape[1] // _NUM_SAMPLED)
     few: npt.NDArray[np.int64] = np.ascontiguousarray(rows[:, ::step], np.int64)
     return [row.tobytes() for row in few]
 
 
-def _equal(ours: Array, fed: Array) -> bool:
+def _equal_tokens(ours: Array, array: Array) -> bool:
     """Whether all are the same numbers."""
-    step = max(1, ours.shape[1] // _SAMPLES)
-    return bool((ours[0, ::step] == fed[0, ::step]).all()) and bool(np.array_equal(ours, fed))
+    step = max(1, ours.shape[1] // _NUM_SAMPLED)
+    return bool((ours[0, ::step] == array[0, ::step]).all()) and bool(np.array_equal(ours, array))

@@ -5,7 +5,7 @@ a bare tensor, or these in one another. Every tensor in it has a name: its key, 
 (`input_ids`, `0`, `0.positions`). A bare tensor is called `input_ids`. `segments` (a list of `Segment` for each slot),
 `sample_index` and `sample_start` (an integer for each slot) are the hook's own, wherever they stand in a dict.
 
-`tensor_values` says what else counts as a tensor. What cannot be recorded is an error at the fetch, and no tensor in a
+`values` says what else counts as a tensor. What cannot be recorded is an error at the fetch, and no tensor in a
 forward. Tokens of one dimension are one row.
 """
 
@@ -27,13 +27,13 @@ from train_hooks.hook.tensors.values import CONTAINER, NOTHING, TENSOR, kind_of,
 
 __all__ = [
     "METADATA_KEYS",
-    "NamedTensors",
+    "NamedMicrobatch",
     "TokensSelector",
+    "forward_tensors",
     "is_recorded",
-    "name_tensors",
-    "named_tensors",
+    "name_microbatch",
     "parameter_names",
-    "plain_tensors",
+    "readable_tensors",
     "without_metadata",
 ]
 
@@ -47,7 +47,7 @@ _INTEGERS = frozenset(
 TokensSelector = str | int | Callable[[Any], Any]
 
 
-class NamedTensors(NamedTuple):
+class NamedMicrobatch(NamedTuple):
     """A micro-batch taken apart. `tokens` is the name of the token tensor, integers [num_slots, length]."""
 
     tokens: str
@@ -57,9 +57,9 @@ class NamedTensors(NamedTuple):
     sample_start: Any = None
 
 
-def name_tensors(
+def name_microbatch(
     batch: Any, tokens: TokensSelector, include: Sequence[str] | None = None, exclude: Sequence[str] = ()
-) -> NamedTensors:
+) -> NamedMicrobatch:
     """Take `batch` apart.
 
     tokens: name or index of the token tensor, or a function of the micro-batch that gives it. Where the function gives a
@@ -74,13 +74,13 @@ def name_tensors(
         found: dict[str, Any] = {}
         if not _METADATA.isdisjoint(batch):
             found = {key: tensors.pop(key) for key in METADATA_KEYS if key in tensors}
-        if _are_plain(tensors):
+        if _are_all_plain(tensors):
             return _with_tokens(batch, tokens, tokens, tensors, found)
     name = None if callable(tokens) else tokens if isinstance(tokens, str) else _name_at(batch, tokens)
-    choice = _Choice(_patterns(include), _patterns(exclude) or (), name)
+    choice = _NameFilter(_patterns(include), _patterns(exclude) or (), name)
     if name is not None and choice.exclude:
         choice.check_tokens(name)
-    contents = _Contents(choice)
+    contents = _TensorCollector(choice)
     if isinstance(batch, Tensor | np.ndarray) or (tokens == "input_ids" and kind_of(batch) is TENSOR):
         contents.add("input_ids", batch)
     else:
@@ -90,7 +90,7 @@ def name_tensors(
     return _with_tokens(batch, tokens, name or "", contents.tensors, contents.metadata)
 
 
-def _are_plain(items: dict[Any, Any]) -> bool:
+def _are_all_plain(items: dict[Any, Any]) -> bool:
     """Whether all are tensors whose bytes can be looked at, by names."""
     for key, value in items.items():
         if (
@@ -107,7 +107,7 @@ def _are_plain(items: dict[Any, Any]) -> bool:
 
 def _with_tokens(
     batch: Any, tokens: TokensSelector, name: str, tensors: dict[str, Tensor], metadata: Mapping[str, Any]
-) -> NamedTensors:
+) -> NamedMicrobatch:
     found = tensors.get(name)
     if found is None:
         raise InputError(
@@ -123,8 +123,8 @@ def _with_tokens(
     if num_dimensions == 1:
         tensors[name] = found.unsqueeze(0)
     if not metadata:
-        return NamedTensors(name, tensors, None, None)
-    return NamedTensors(
+        return NamedMicrobatch(name, tensors, None, None)
+    return NamedMicrobatch(
         name, tensors, metadata.get("segments"), metadata.get("sample_index"), metadata.get("sample_start")
     )
 
@@ -138,10 +138,10 @@ def _name_at(batch: Any, index: int) -> str:
     return str(fields[index] if fields else index % len(batch))
 
 
-def named_tensors(
+def forward_tensors(
     args: Sequence[Any], kwargs: Mapping[str, Any], parameters: Sequence[str] = ()
 ) -> list[tuple[str | None, Tensor]]:
-    """Every tensor of a forward's arguments that `plain_tensors` finds, with its name.
+    """Every tensor of a forward's arguments that `readable_tensors` finds, with its name.
 
     parameters: names of the positional arguments (`parameter_names`); tensors beyond them have none. The tensors in a dict
     or other container that is a positional argument have the names that a loader's micro-batch gives them; where several
@@ -153,25 +153,25 @@ def named_tensors(
         argument = parameters[index] if index < len(parameters) else None
         kind = kind_of(value)
         if kind is TENSOR:
-            tensor = tensor_of(value, whole=False)
+            tensor = tensor_of(value, for_record=False)
             if isinstance(tensor, Tensor):
                 found.append((argument, tensor))
-        elif kind is CONTAINER and (inside := _in_forward(value)):
+        elif kind is CONTAINER and (inside := _collected(value)):
             containers.append((len(found), argument or str(index), inside))
     for at, argument, inside in reversed(containers):
         prefix = f"{argument}." if len(containers) > 1 else ""
         found[at:at] = [(prefix + name, tensor) for name, tensor in inside]
-    found.extend(_in_forward(kwargs))
+    found.extend(_collected(kwargs))
     return found
 
 
-def plain_tensors(values: Any) -> list[Tensor]:
+def readable_tensors(values: Any) -> list[Tensor]:
     """Every tensor in `values` whose bytes can be looked at; a DTensor counts as its local tensor."""
-    return [tensor for _, tensor in _in_forward([values] if isinstance(values, Tensor) else values)]
+    return [tensor for _, tensor in _collected([values] if isinstance(values, Tensor) else values)]
 
 
-def _in_forward(value: Any) -> list[tuple[str, Tensor]]:
-    contents = _Contents(None)
+def _collected(value: Any) -> list[tuple[str, Tensor]]:
+    contents = _TensorCollector(None)
     contents.walk(value)
     return contents.found
 
@@ -196,14 +196,14 @@ def _positional(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def is_recorded(name: str, include: Sequence[str] | None, exclude: Sequence[str]) -> bool:
-    """Whether a tensor of this name, of a forward, is recorded; patterns as of `name_tensors`."""
-    choice = _Choice(_patterns(include), _patterns(exclude) or ())
+    """Whether a tensor of this name, of a forward, is recorded; patterns as of `name_microbatch`."""
+    choice = _NameFilter(_patterns(include), _patterns(exclude) or ())
     ends = [index for index, character in enumerate(name) if character == "."]
     names = [name[:end] for end in (*ends, len(name))]
     return any(choice.includes(each) for each in names) and not any(choice.excludes(each) for each in names)
 
 
-class _Choice(NamedTuple):
+class _NameFilter(NamedTuple):
     """Which names are recorded. tokens: the name of the tokens, where it is known before the micro-batch is walked."""
 
     include: tuple[str, ...] | None = None
@@ -235,13 +235,13 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-class _Contents:
+class _TensorCollector:
     """The tensors in a micro-batch, as `choice` says; without one, all that can be looked at in a forward's arguments.
 
     found: by name. _origins: what the micro-batch has in their place; _left_out: the same of what is not recorded.
     """
 
-    def __init__(self, choice: _Choice | None) -> None:
+    def __init__(self, choice: _NameFilter | None) -> None:
         self.found: list[tuple[str, Tensor]] = []
         self.metadata: dict[str, Any] = {}
         self._choice = choice
@@ -285,7 +285,7 @@ class _Contents:
     def add(self, name: str, value: Any) -> None:
         """One tensor, array or list of numbers. Raises InputError for what cannot be recorded, in a micro-batch."""
         choice = self._choice
-        tensor = tensor_of(value, whole=choice is not None)
+        tensor = tensor_of(value, for_record=choice is not None)
         if isinstance(tensor, Tensor):
             self.found.append((name, tensor))
             self._origins.append(value)
@@ -301,7 +301,7 @@ class _Contents:
         for name, origin in self._left_out.items():
             if origin is chosen:
                 return self._add_tokens(name, origin)
-        if kind_of(chosen) is TENSOR and isinstance(tensor := tensor_of(chosen, whole=True), Tensor):
+        if kind_of(chosen) is TENSOR and isinstance(tensor := tensor_of(chosen, for_record=True), Tensor):
             for name, known in self.found:
                 if _is_whole(tensor, known):
                     return name

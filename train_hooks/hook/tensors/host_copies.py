@@ -52,7 +52,7 @@ class HostCopy:
         return tuple(self.buffer.shape) if self.view is None else self.view[0]
 
     @property
-    def late(self) -> bool:
+    def in_flight(self) -> bool:
         """Whether a device may still write to it."""
         return self.wait is not None
 
@@ -110,12 +110,12 @@ class BufferPool:
         buffer = copy.buffer
         if copy.narrowed:
             copy.view = None
-            _keep(self._narrowed, buffer.shape, copy, buffer.nbytes)
+            _put_back(self._narrowed, buffer.shape, copy, buffer.nbytes)
         else:
-            _keep(self._free, (buffer.dtype, buffer.shape, copy.pinned), buffer, buffer.nbytes)
+            _put_back(self._free, (buffer.dtype, buffer.shape, copy.pinned), buffer, buffer.nbytes)
 
 
-def _keep(free: dict[K, deque[V]], key: K, item: V, nbytes: int) -> None:
+def _put_back(free: dict[K, deque[V]], key: K, item: V, nbytes: int) -> None:
     found = free.get(key)
     if found is None:
         found = free.setdefault(key, deque(maxlen=_MAX_POOL_BYTES // max(1, nbytes)))

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from train_hooks.export_format.records import Matched, Segment
 from train_hooks.export_format.tensors import bits_dtype
-from train_hooks.hook.tensors.batches import NamedTensors
+from train_hooks.hook.tensors.batches import NamedMicrobatch
 from train_hooks.hook.tensors.host_copies import BufferPool, HostCopy, copy_narrowed, copy_tensor
 
-__all__ = ["Columns", "Snapshot", "as_array", "equal_bits", "torch_dtype"]
+__all__ = ["Columns", "Observation", "Snapshot", "as_array", "equal_bits", "torch_dtype"]
 
 Array = npt.NDArray[np.generic]
 Columns = slice | Sequence[int] | None
@@ -28,10 +28,12 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Snapshot:
     """One fetched micro-batch: the trainer's tensors, to know them again, and our copies of them.
 
-    address, object_id: where the trainer's tokens were, and which tensor they were. columns: what the forward gets of
-    each row; None: all of it. documents_only: its tensors are not recorded, since the forward's are. uses: for each row 0
-    while it is free, else a number of the step that consumed it; None while all are free. seen, rows_seen: how a forward
-    got it, and of which rows some did, where micro-batches are counted. holders: how many still need the copies.
+    number: its place in the order of fetching, from 1. tokens_name: the name of its token tensor. tokens_address, tokens_id:
+    where the trainer's tokens were, and which tensor they were. sources: the trainer's tensors; names_by_id: their names.
+    copies: our copies of them. columns: what the forward gets of each row; None: all of it. documents_only: its tensors
+    are not recorded, since the forward's are. consumed_by: for each row 0 while it is free, else the serial number of the
+    step that consumed it; None while all are free. observation, observed_rows: how a forward got it, and which rows some
+    forward got, where micro-batches are counted. num_holders: how many still need the copies.
     """
 
     __slots__ = (
@@ -41,62 +43,62 @@ class Snapshot:
         "_sample_start",
         "_segments",
         "_shapes",
-        "address",
-        "by_id",
         "columns",
+        "consumed_by",
         "copies",
         "documents_only",
-        "holders",
-        "name",
+        "names_by_id",
+        "num_holders",
         "num_slots",
         "number",
-        "object_id",
-        "rows_seen",
-        "seen",
+        "observation",
+        "observed_rows",
         "sequence_length",
         "size_bytes",
         "sources",
-        "uses",
+        "tokens_address",
+        "tokens_id",
+        "tokens_name",
     )  # fmt: skip
 
     def __init__(
-        self, batch: NamedTensors, pool: BufferPool, columns: Columns = None, *, documents_only: bool = False
+        self, batch: NamedMicrobatch, pool: BufferPool, columns: Columns = None, *, documents_only: bool = False
     ) -> None:
         self.number = 0
-        self.name, tensors, segments, index, start = batch
+        self.tokens_name, tensors, segments, index, start = batch
         if documents_only:
-            tensors = {self.name: tensors[self.name]}
+            tensors = {self.tokens_name: tensors[self.tokens_name]}
         self.sources: Mapping[str, Tensor] = tensors
         self.columns, self.documents_only = columns, documents_only
-        self.num_slots, self.sequence_length = tensors[self.name].shape
+        self.num_slots, self.sequence_length = tensors[self.tokens_name].shape
         self._pool = pool
         self._array: Array | None = None
-        self.address = tensors[self.name].data_ptr()
-        self.object_id = id(tensors[self.name])
-        self.uses: npt.NDArray[np.int64] | None = None
-        self.seen: Any = None
-        self.rows_seen: frozenset[int] = frozenset()
-        self.holders = 1
+        self.tokens_address = tensors[self.tokens_name].data_ptr()
+        self.tokens_id = id(tensors[self.tokens_name])
+        self.consumed_by: npt.NDArray[np.int64] | None = None
+        self.observation: Any = None  # an Observation, or a deferred one
+        self.observed_rows: frozenset[int] = frozenset()
+        self.num_holders = 1
         self._segments: tuple[tuple[Segment, ...], ...] = ()
         if segments is not None:
             self._segments = tuple(tuple(of_slot) for of_slot in segments)
-        self._sample_index = None if index is None else _own(index, pool)
-        self._sample_start = None if start is None else _own(start, pool)
+        self._sample_index = None if index is None else _copied(index, pool)
+        self._sample_start = None if start is None else _copied(start, pool)
         self.copies = _copy_all(tensors, pool)
         size_bytes = 256 * self.num_slots
-        self._shapes, self.by_id = {}, {}
+        self._shapes, self.names_by_id = {}, {}
         for name, tensor in tensors.items():
             self._shapes[name] = tensor.shape
-            self.by_id[id(tensor)] = name
+            self.names_by_id[id(tensor)] = name
             size_bytes += self.copies[name].buffer.nbytes
         self.size_bytes = size_bytes
 
     @property
-    def on_cpu(self) -> bool:
+    def tokens_ready(self) -> bool:
         """Whether the tokens can be looked at without waiting for a device."""
-        return self.copies[self.name].wait is None
+        return self.copies[self.tokens_name].wait is None
 
-    def holds(self, names: Sequence[str]) -> bool:
+    def is_unchanged(self, names: Sequence[str]) -> bool:
         """Whether the trainer's tensors of these names, on the CPU, still are what was copied: all bytes compared."""
         compared: Tensor | None = None
         for name in names:
@@ -122,9 +124,11 @@ class Snapshot:
                     return False
         return True
 
-    def copy_again(self) -> None:
-        """Replace our copies of what the trainer changed since by copies of what its tensors hold now."""
-        changed = {name: source for name, source in self.sources.items() if source.is_cpu and not self.holds([name])}
+    def refresh_copies(self) -> None:
+        """Copy again what the trainer changed in place since the last copy."""
+        changed = {
+            name: source for name, source in self.sources.items() if source.is_cpu and not self.is_unchanged([name])
+        }
         buffers = [self.copies[name].buffer for name in changed]
         sharing = {
             name: self.sources[name]
@@ -136,7 +140,7 @@ class Snapshot:
         for copy in old:
             if copy.wait is None:  # else a device may still write to it
                 self._pool.give(copy)
-        tokens = self.sources[self.name]
+        tokens = self.sources[self.tokens_name]
         self._array = None
         self.num_slots, self.sequence_length = tokens.shape
         self._shapes = {name: source.shape for name, source in self.sources.items()}
@@ -144,11 +148,11 @@ class Snapshot:
     def tokens(self) -> Array:
         """Integers [num_slots, sequence_length]; waits for a device's copy. Whoever keeps them keeps a holder."""
         if self._array is None:
-            self._array = self.copies[self.name].values().numpy()
+            self._array = self.copies[self.tokens_name].values().numpy()
         return self._array
 
-    def given_tokens(self) -> Array:
-        """Of the tokens the columns that the forward gets."""
+    def forward_tokens(self) -> Array:
+        """The columns of the tokens that the forward gets."""
         return self.tokens() if self.columns is None else self.tokens()[:, self.columns]
 
     def tensor(self, name: str) -> Tensor:
@@ -162,14 +166,14 @@ class Snapshot:
 
     def free_rows(self) -> npt.NDArray[np.bool_]:
         """Which rows no forward has got yet."""
-        return np.ones(self.num_slots, bool) if self.uses is None else self.uses == 0
+        return np.ones(self.num_slots, bool) if self.consumed_by is None else self.consumed_by == 0
 
     def segments(self, rows: Sequence[int] | None, length: int) -> tuple[tuple[Segment, ...], ...] | None:
         """The documents of these rows (None: of all), cut to `length` tokens; None where they are unknown."""
         if not self._segments:
             return None
         chosen = self._segments if rows is None else tuple(self._segments[row] for row in rows)
-        return chosen if length >= self.sequence_length else tuple(_cut(of_slot, length) for of_slot in chosen)
+        return chosen if length >= self.sequence_length else tuple(_truncated(of_slot, length) for of_slot in chosen)
 
     def sample_index(self, rows: Sequence[int] | None) -> list[int] | None:
         """The sample of each of these rows (None: of all), where the loader said it."""
@@ -181,12 +185,12 @@ class Snapshot:
 
     def forget_sources(self) -> None:
         """Let go of the trainer's tensors."""
-        self.sources, self.by_id = {}, {}
+        self.sources, self.names_by_id = {}, {}
 
-    def drop(self) -> None:
-        """One holder less; without any, the memory of the copies goes back to the pool. Under the lock of the consumption."""
-        self.holders -= 1
-        if self.holders:
+    def release(self) -> None:
+        """One holder less; after the last one, the memory of the copies goes back to the pool. Call it under the lock."""
+        self.num_holders -= 1
+        if self.num_holders:
             return
         copies, self.copies, self._array = self.copies, {}, None
         for copy in _distinct(copies):
@@ -194,8 +198,8 @@ class Snapshot:
                 self._pool.give(copy)
 
 
-class Seen:
-    """How a forward got a micro-batch that is counted. tensors: names of those that it was seen to get."""
+class Observation:
+    """How a forward got a counted micro-batch. tensors: names of the other tensors that it was seen to get."""
 
     __slots__ = ("matched", "relation", "tensors")
 
@@ -207,7 +211,7 @@ def _distinct(copies: Mapping[str, HostCopy]) -> list[HostCopy]:
     return list({id(copy.buffer): copy for copy in copies.values()}.values())
 
 
-def _cut(of_slot: tuple[Segment, ...], length: int) -> tuple[Segment, ...]:
+def _truncated(of_slot: tuple[Segment, ...], length: int) -> tuple[Segment, ...]:
     return tuple(
         segment if segment.start + segment.length <= length else replace(segment, length=length - segment.start)
         for segment in of_slot
@@ -215,7 +219,7 @@ def _cut(of_slot: tuple[Segment, ...], length: int) -> tuple[Segment, ...]:
     )
 
 
-def _own(of_slots: Any, pool: BufferPool) -> Any:
+def _copied(of_slots: Any, pool: BufferPool) -> Any:
     """A copy that the loader does not write to."""
     return copy_tensor(of_slots, pool) if isinstance(of_slots, Tensor) else np.array(of_slots, object)
 
@@ -241,14 +245,14 @@ def _copy_all(tensors: Mapping[str, Tensor], pool: BufferPool) -> dict[str, Host
         else:
             copies[name] = copy_tensor(tensor, pool)
     for sharing in views.values():
-        if _compact(list(sharing.values())):
+        if _is_compact(list(sharing.values())):
             copies.update(_copy_storage(sharing, pool))
         else:
             copies.update({name: copy_tensor(tensor, pool) for name, tensor in sharing.items()})
     return copies
 
 
-def _compact(views: list[Tensor]) -> bool:
+def _is_compact(views: list[Tensor]) -> bool:
     """Whether their storage is not much more than what they show, and one copy of it is less than one of each."""
     whole, shown = views[0].untyped_storage().nbytes(), sum(view.nbytes for view in views)
     return whole * 4 < shown * 3 and len({view.dtype for view in views}) == 1

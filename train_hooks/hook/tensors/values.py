@@ -14,7 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["CONTAINER", "NOTHING", "TENSOR", "kind_of", "tensor_of"]
+from train_hooks.export_format.errors import InputError
+
+__all__ = ["CONTAINER", "NOTHING", "TENSOR", "declared_tensor", "kind_of", "tensor_of"]
 
 TENSOR, CONTAINER, NOTHING = "tensor", "container", "nothing"
 _MAX_DIMENSIONS = 8
@@ -62,21 +64,21 @@ def _item_types(value: Sequence[Any], depth: int) -> set[type]:
     return kinds
 
 
-def tensor_of(value: Any, *, whole: bool) -> Tensor | str:
-    """A tensor whose bytes can be looked at, or in words why there is none. whole: for a record, not of a forward."""
+def tensor_of(value: Any, *, for_record: bool) -> Tensor | str:
+    """A tensor whose bytes can be looked at, or in words why there is none. for_record: not only to be compared."""
     if (
         type(value) is Tensor
         and value.layout is _STRIDED
         and not (value.is_nested or value.is_quantized or value.is_meta)
-        and (whole or not _is_wrapped(value))
+        and (for_record or not _is_wrapped(value))
     ):
         return value
     if isinstance(value, Tensor):
-        return _plain(value, whole=whole)
-    return _of_array(value) if isinstance(value, np.ndarray) else _of_list(value)
+        return _unwrapped(value, for_record=for_record)
+    return _from_array(value) if isinstance(value, np.ndarray) else _from_list(value)
 
 
-def _plain(tensor: Tensor, *, whole: bool) -> Tensor | str:
+def _unwrapped(tensor: Tensor, *, for_record: bool) -> Tensor | str:
     while _is_wrapped(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     kind = type(tensor)
@@ -85,9 +87,9 @@ def _plain(tensor: Tensor, *, whole: bool) -> Tensor | str:
     to_local = getattr(tensor, "to_local", None)
     if to_local is not None:
         placements = getattr(tensor, "placements", ())
-        if whole and not all(placement.is_replicate() for placement in placements):
+        if for_record and not all(placement.is_replicate() for placement in placements):
             return f"expected a tensor, found a DTensor that is not replicated {placements}; give its .full_tensor()"
-        return tensor_of(to_local(), whole=whole)
+        return tensor_of(to_local(), for_record=for_record)
     if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return f"expected a tensor, found a {kind.__name__}, whose values cannot be read; give the tensor in it"
     if tensor.is_quantized:
@@ -99,7 +101,7 @@ def _plain(tensor: Tensor, *, whole: bool) -> Tensor | str:
     return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
 
 
-def _of_array(array: npt.NDArray[Any]) -> Tensor | str:
+def _from_array(array: npt.NDArray[Any]) -> Tensor | str:
     native = np.dtype(array.dtype.newbyteorder("=").str)
     if native.itemsize > (16 if native.kind == "c" else 8):
         return f"expected numbers of a dtype that torch has, found {native.type.__name__}; give float64 or complex128"
@@ -109,7 +111,7 @@ def _of_array(array: npt.NDArray[Any]) -> Tensor | str:
     return torch.from_numpy(array.view(native))  # numpy has two types of one name, of which torch knows one: ulonglong
 
 
-def _of_list(value: Sequence[Any]) -> Tensor | str:
+def _from_list(value: Sequence[Any]) -> Tensor | str:
     kinds = _item_types(value, _MAX_DIMENSIONS)
     if type(None) in kinds:
         return "expected numbers, found None among numbers; give a number in its place"
@@ -118,18 +120,28 @@ def _of_list(value: Sequence[Any]) -> Tensor | str:
     except OverflowError:
         return "expected numbers, found integers beyond 64 bits"
     except ValueError:
-        return f"expected rows of one length, found {_uneven(value)}; pad them"
+        return f"expected rows of one length, found {_ragged_text(value)}; pad them"
     integers = all(issubclass(kind, int | np.integer | np.bool_) for kind in kinds)
     if array.dtype.kind == "O" or (integers and array.dtype.kind not in "biu"):
         return "expected numbers, found integers beyond 64 bits"
-    return _of_array(array)
+    return _from_array(array)
 
 
-def _uneven(value: Sequence[Any]) -> str | None:
-    """What stands beside one another in a ragged list."""
+def _ragged_text(value: Sequence[Any]) -> str | None:
+    """In words what a ragged list holds side by side."""
     lengths = sorted({len(item) for item in value if _is_list(type(item))})
     if lengths and not all(_is_list(type(item)) for item in value):
         return "a number beside a list of numbers"
     if len(lengths) > 1:
         return f"lists of lengths {', '.join(map(str, lengths[:-1]))} and {lengths[-1]} beside one another"
-    return next((found for item in value if lengths and (found := _uneven(item))), None)
+    return next((found for item in value if lengths and (found := _ragged_text(item))), None)
+
+
+def declared_tensor(name: str, value: Any) -> Tensor:
+    """What `hook.trained_on` is given under a name. Raises InputError for what holds no numbers."""
+    if isinstance(value, Tensor):
+        return value
+    try:
+        return torch.from_numpy(np.array(value))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"trained_on: expected numbers [num_slots, …] for {name!r}, found {error}") from error

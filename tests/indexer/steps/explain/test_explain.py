@@ -149,7 +149,7 @@ def test_of_large_steps_some_rows_are_read(
     reader, _ = planted
     monkeypatch.setattr(reading, "MAX_STEP_TOKENS", PACKED * 3)  # 8 rows: every third is read, 3 of 8
     monkeypatch.setattr(reading, "MAX_WINDOW_TOKENS", PACKED * 20)
-    subject = reading.subject_of(reader, GARBAGE, 12, None)
+    subject = reading.explained_step(reader, GARBAGE, 12, None)
     step, window = reading.read_rows(reader, subject, EVERYTHING)
     assert step.read.tolist() == [0, 3, 6] and window.table.num_rows == 96
     steps = window.table.column("global_step").to_numpy()[window.read]
@@ -178,7 +178,7 @@ def test_rows_with_something_hidden_are_not_there(planted: tuple[IndexReader, di
     later = explain_step(reader, GARBAGE + 1, window=1, visibility=hidden)
     assert later.window_num_sequences == 7
     tokens = set(reader.sequence(noisy).tokens.tolist())
-    _, window = reading.read_rows(reader, reading.subject_of(reader, GARBAGE + 1, 1, None), hidden)
+    _, window = reading.read_rows(reader, reading.explained_step(reader, GARBAGE + 1, 1, None), hidden)
     assert len(window.read) == 7 and not tokens <= set(window.tokens.tolist())
     with pytest.raises(QueryError, match="no sequence that may be seen"):
         explain_step(reader, 2, visibility=Visibility(sources=frozenset()))

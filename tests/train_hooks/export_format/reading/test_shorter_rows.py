@@ -23,7 +23,8 @@ from train_hooks.export_format.upkeep.status import status
 from train_hooks.export_format.verify.run import verify
 from train_hooks.export_format.writing.attempts import RunSpec, open_or_create_run
 from train_hooks.export_format.writing.writer import RankWriter
-from train_hooks.hook.export.row_builder import RowBuilder, StagedMicrobatch, check_shapes
+from train_hooks.hook.export.row_builder import RowBuilder
+from train_hooks.hook.export.staging import StagedMicrobatch, check_shapes
 
 
 def num_tokens(run_dir: Path) -> int:

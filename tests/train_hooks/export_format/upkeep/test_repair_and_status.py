@@ -17,7 +17,8 @@ from train_hooks.export_format.upkeep.status import status
 from train_hooks.export_format.verify.findings import Severity
 from train_hooks.export_format.verify.run import verify
 from train_hooks.export_format.writing.writer import RankWriter
-from train_hooks.hook.export.row_builder import RowBuilder, gap_of
+from train_hooks.hook.export.committed_step import as_gap
+from train_hooks.hook.export.row_builder import RowBuilder
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_gaps_are_counted_and_make_an_export_incomplete(tmp_path: Path) -> None:
     info = begin_attempt(tmp_path, run)
     writer = RankWriter(OsFileSystem(), ExportPaths(tmp_path).attempt_dir(1), run, info, 0)
     builder = RowBuilder(run, info, 0, RunReader(tmp_path).secret())
-    writer.append([builder.frame(committed_step(1, 0)), builder.frame(gap_of(committed_step(2, 0), "queue full"))])
+    writer.append([builder.frame(committed_step(1, 0)), builder.frame(as_gap(committed_step(2, 0), "queue full"))])
     writer.close()
     report = verify(tmp_path)
 

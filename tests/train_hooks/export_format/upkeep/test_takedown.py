@@ -16,13 +16,15 @@ from train_hooks.export_format.filesystem import AppendFile, OsFileSystem
 from train_hooks.export_format.leaf import RowLeaf, row_salt
 from train_hooks.export_format.reading.reader import RunReader
 from train_hooks.export_format.records import Evidence, Row, Segment, SequenceAddress, StepStatus, TensorRecord
-from train_hooks.export_format.removal import joined, leaf_of_row, removal_of, without_tokens
-from train_hooks.export_format.upkeep.compact import alone, compact
+from train_hooks.export_format.removal import leaf_of_row, merged_ranges, removal_of, without_tokens
+from train_hooks.export_format.upkeep.compact import compact, upkeep_lock
 from train_hooks.export_format.upkeep.takedown import Takedown, take_out
 from train_hooks.export_format.verify.findings import Severity
 from train_hooks.export_format.verify.run import verify
 from train_hooks.export_format.writing.writer import RankWriter
-from train_hooks.hook.export.row_builder import CommittedStep, RowBuilder, StagedMicrobatch
+from train_hooks.hook.export.committed_step import CommittedStep
+from train_hooks.hook.export.row_builder import RowBuilder
+from train_hooks.hook.export.staging import StagedMicrobatch
 from train_hooks.replay import ReplayDataset
 
 Prepare = Callable[[RunReader], object]
@@ -139,7 +141,7 @@ def test_an_open_file_stops_it_before_anything_is_changed(tmp_path: Path) -> Non
 
 def test_one_at_a_time(tmp_path: Path) -> None:
     run = write_export(tmp_path / "run")
-    with alone(run):
+    with upkeep_lock(run):
         for work in (lambda: take_out(RunReader(tmp_path / "run"), WHAT), lambda: compact(RunReader(tmp_path / "run"))):
             with pytest.raises(IncompleteError, match="another compaction or takedown is at work"):
                 work()
@@ -278,7 +280,7 @@ def test_joined_ranges() -> None:
     for _ in range(200):
         ranges = [tuple(sorted(rng.integers(0, 30, 2).tolist())) for _ in range(rng.integers(0, 6))]
         covered = {position for start, end in ranges for position in range(start, end)}
-        found = joined(ranges)
+        found = merged_ranges(ranges)
         assert {position for start, end in found for position in range(start, end)} == covered
         assert all(a[1] < b[0] for a, b in itertools.pairwise(found))
 

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from tests.train_hooks.hook.toy import LENGTH, SLOTS, Toy, attach, exported, microbatch
 from train_hooks.export_format.errors import InputError
-from train_hooks.hook.tensors.batches import name_tensors, named_tensors, plain_tensors
+from train_hooks.hook.tensors.batches import forward_tensors, name_microbatch, readable_tensors
 
 IDS = microbatch(1)["input_ids"]
 LABELS = microbatch(1)["labels"]
@@ -24,12 +24,12 @@ LABELS = microbatch(1)["labels"]
 
 def names(batch: Any, **options: Any) -> list[str]:
     """The names of what is recorded."""
-    return list(name_tensors(batch, options.pop("tokens", "input_ids"), **options).tensors)
+    return list(name_microbatch(batch, options.pop("tokens", "input_ids"), **options).tensors)
 
 
 def of(value: Any) -> Tensor | None:
     """What is recorded of a further item of a micro-batch."""
-    return name_tensors({"input_ids": IDS, "x": value}, "input_ids").tensors.get("x")
+    return name_microbatch({"input_ids": IDS, "x": value}, "input_ids").tensors.get("x")
 
 
 # ---- numpy
@@ -182,7 +182,7 @@ def test_lists_that_are_no_tensor_are_refused(value: Any, message: str) -> None:
 
 def test_ragged_token_lists_cannot_be_left_out() -> None:
     with pytest.raises(InputError, match=r"'input_ids': .*lengths 1 and 2 beside one another; pad them.*$") as caught:
-        name_tensors({"input_ids": [[1, 2], [3]]}, "input_ids")
+        name_microbatch({"input_ids": [[1, 2], [3]]}, "input_ids")
     assert "exclude" not in str(caught.value)
 
 
@@ -222,7 +222,7 @@ LISTS = IDS.tolist()
     ],
 )  # fmt: skip
 def test_structure_is_walked_and_numbers_are_not(batch: Any, tokens: Any, expected: list[str]) -> None:
-    named = name_tensors(batch, tokens)
+    named = name_microbatch(batch, tokens)
     assert list(named.tensors) == expected
     assert torch.equal(named.tensors[named.tokens], IDS)
 
@@ -237,16 +237,16 @@ def test_a_list_in_itself() -> None:
 def test_two_tensors_of_one_name_are_refused(batch: Any) -> None:
     """The second took the place of the first."""
     with pytest.raises(InputError, match=r"expected one tensor of each name, found two at '(a\.b|1)'"):
-        name_tensors({"input_ids": IDS, **batch}, "input_ids")
+        name_microbatch({"input_ids": IDS, **batch}, "input_ids")
 
 
 @pytest.mark.parametrize("tokens", [2, 7, -3])
 def test_an_index_beyond_the_microbatch(tokens: int) -> None:
     """7 was taken for 1."""
     with pytest.raises(InputError, match=rf"tokens={tokens}: expected an index of a micro-batch of 2 items"):
-        name_tensors((LABELS, IDS), tokens)
+        name_microbatch((LABELS, IDS), tokens)
     with pytest.raises(InputError, match=f"tokens={tokens}: expected an index"):
-        name_tensors(Pair(LABELS, IDS), tokens)
+        name_microbatch(Pair(LABELS, IDS), tokens)
 
 
 # ---- tensors whose bytes cannot be looked at
@@ -293,8 +293,8 @@ def test_tensors_without_bytes_are_refused(name: str, inside: bool) -> None:
     assert names({"input_ids": IDS, "x": value}, exclude=["x"]) == ["input_ids"]
     assert names({"input_ids": IDS, "x": value}, include=["input_ids"]) == ["input_ids"]
     with pytest.raises(InputError, match=rf"'input_ids': .*{message}"):
-        name_tensors({"input_ids": make()}, "input_ids")
-    assert plain_tensors({"a": value, "b": IDS}) == [IDS]
+        name_microbatch({"input_ids": make()}, "input_ids")
+    assert readable_tensors({"a": value, "b": IDS}) == [IDS]
 
 
 SPARSE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -320,7 +320,7 @@ def test_sparse_tensors_are_exported_dense(layout: str, tmp_path: Path) -> None:
         hook.commit(1)
     (part,) = exported(tmp_path).values()
     assert torch.equal(part.batch["x"], dense)
-    assert [found.layout for found in plain_tensors([batch["x"]])] == [torch.strided]
+    assert [found.layout for found in readable_tensors([batch["x"]])] == [torch.strided]
 
 
 class Marked(Tensor):
@@ -353,18 +353,18 @@ def mesh(tmp_path: Path) -> Iterator[Any]:
 
 def test_distributed_tensors(mesh: Any) -> None:
     replicated = distribute_tensor(IDS, mesh, [Replicate()])
-    named = name_tensors({"input_ids": replicated}, "input_ids")
+    named = name_microbatch({"input_ids": replicated}, "input_ids")
     assert type(named.tensors["input_ids"]) is Tensor
     assert torch.equal(named.tensors["input_ids"], IDS)
     assert named.tensors["input_ids"].data_ptr() == replicated.to_local().data_ptr()
     sharded = distribute_tensor(IDS, mesh, [Shard(0)])
     with pytest.raises(InputError, match=r"'x': .*a DTensor that is not replicated \(.*\).*full_tensor.*exclude="):
         of(sharded)
-    assert name_tensors({"ids": replicated}, lambda batch: batch["ids"]).tokens == "ids"
-    found = named_tensors((sharded,), {"labels": replicated}, ("input_ids",))
+    assert name_microbatch({"ids": replicated}, lambda batch: batch["ids"]).tokens == "ids"
+    found = forward_tensors((sharded,), {"labels": replicated}, ("input_ids",))
     assert [name for name, _ in found] == ["input_ids", "labels"]
     assert all(type(tensor) is Tensor and torch.equal(tensor, IDS) for _, tensor in found)
-    assert not any(isinstance(tensor, DTensor) for tensor in plain_tensors([sharded, replicated]))
+    assert not any(isinstance(tensor, DTensor) for tensor in readable_tensors([sharded, replicated]))
 
 
 def test_a_forward_under_vmap_is_looked_at() -> None:
@@ -372,7 +372,7 @@ def test_a_forward_under_vmap_is_looked_at() -> None:
     seen: list[Tensor] = []
 
     def forward(row: Tensor) -> Tensor:
-        seen.extend(plain_tensors([row]))
+        seen.extend(readable_tensors([row]))
         return row * 2.0
 
     torch.func.vmap(torch.func.grad(lambda row: forward(row).sum()))(torch.rand(2, 3))

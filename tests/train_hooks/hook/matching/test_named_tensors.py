@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.train_hooks.hook.toy import LENGTH, SLOTS, Toy, attach, exported, exported_ids, microbatch, rows, same
 from train_hooks.export_format.errors import InputError
-from train_hooks.hook.tensors.batches import name_tensors, named_tensors, parameter_names
+from train_hooks.hook.tensors.batches import forward_tensors, name_microbatch, parameter_names
 
 IDS = microbatch(1)["input_ids"]
 LABELS = microbatch(1)["labels"]
@@ -34,7 +34,7 @@ class Batch:
 
 def names(batch: Any, **options: Any) -> list[str]:
     """The names of what is recorded."""
-    return list(name_tensors(batch, options.pop("tokens", "input_ids"), **options).tensors)
+    return list(name_microbatch(batch, options.pop("tokens", "input_ids"), **options).tensors)
 
 
 def read_only(array: Any) -> Any:
@@ -49,18 +49,18 @@ def read_only(array: Any) -> Any:
 @pytest.mark.parametrize("more", [{}, {"x": [1]}])
 def test_packed_tokens_are_one_row(more: dict[str, Any]) -> None:
     ids = torch.arange(6, dtype=torch.int32)
-    named = name_tensors({"input_ids": ids, **more}, "input_ids")
+    named = name_microbatch({"input_ids": ids, **more}, "input_ids")
     assert named.tensors["input_ids"].shape == (1, 6)
     assert named.tensors["input_ids"].data_ptr() == ids.data_ptr()
     ids += 1
     assert named.tensors["input_ids"]._version == ids._version
-    assert name_tensors(ids[::2], "input_ids").tensors["input_ids"].tolist() == [[1, 3, 5]]
-    assert name_tensors({"input_ids": [1, 2, 3]}, "input_ids").tensors["input_ids"].tolist() == [[1, 2, 3]]
+    assert name_microbatch(ids[::2], "input_ids").tensors["input_ids"].tolist() == [[1, 3, 5]]
+    assert name_microbatch({"input_ids": [1, 2, 3]}, "input_ids").tensors["input_ids"].tolist() == [[1, 2, 3]]
 
 
 def test_the_trainers_microbatch_keeps_its_shape() -> None:
     batch = {"input_ids": torch.arange(6)}
-    name_tensors(batch, "input_ids")
+    name_microbatch(batch, "input_ids")
     assert batch["input_ids"].shape == (6,)
 
 
@@ -74,7 +74,7 @@ def test_other_tokens_are_refused(tokens: Tensor) -> None:
         with pytest.raises(
             InputError, match=r"expected integers \[num_slots, sequence_length\] or \[length\] at 'input_ids', found"
         ):
-            name_tensors({"input_ids": tokens, **more}, "input_ids")
+            name_microbatch({"input_ids": tokens, **more}, "input_ids")
 
 
 def test_a_packed_row_is_exported(tmp_path: Path) -> None:
@@ -95,20 +95,20 @@ def test_a_packed_row_is_exported(tmp_path: Path) -> None:
 def test_a_function_may_choose_a_view() -> None:
     """The first of two rows a sample, as of (prompt, answer): the rest stays under its own name."""
     both = torch.arange(24).view(2, 2, 6)
-    named = name_tensors({"ids": both}, lambda batch: batch["ids"][:, 0])
+    named = name_microbatch({"ids": both}, lambda batch: batch["ids"][:, 0])
     assert named.tokens == "tokens"
     assert list(named.tensors) == ["ids", "tokens"]
     assert named.tensors["ids"] is both
     assert named.tensors["tokens"].data_ptr() == both.data_ptr()
     assert torch.equal(named.tensors["tokens"], both[:, 0])
     flat = torch.arange(24)
-    named = name_tensors({"ids": flat}, lambda batch: batch["ids"].view(-1, 6))
+    named = name_microbatch({"ids": flat}, lambda batch: batch["ids"].view(-1, 6))
     assert named.tensors["tokens"].shape == (4, 6)
     assert named.tensors["ids"] is flat
 
 
 def test_a_function_may_make_tokens() -> None:
-    named = name_tensors({"tokens": LABELS, "x": 1}, lambda batch: batch["tokens"] + 1)
+    named = name_microbatch({"tokens": LABELS, "x": 1}, lambda batch: batch["tokens"] + 1)
     assert named.tokens == "tokens_2"
     assert list(named.tensors) == ["tokens", "tokens_2"]
     assert torch.equal(named.tensors["tokens_2"], LABELS + 1)
@@ -118,21 +118,21 @@ def test_a_function_may_make_tokens() -> None:
     "ids", [IDS, IDS.numpy(), LISTS, read_only(IDS.numpy().copy())], ids=["torch", "numpy", "list", "ro"]
 )
 def test_a_function_that_chooses_what_is_there_adds_nothing(ids: Any) -> None:
-    named = name_tensors({"ids": ids, "labels": LABELS}, lambda batch: batch["ids"])
+    named = name_microbatch({"ids": ids, "labels": LABELS}, lambda batch: batch["ids"])
     assert named.tokens == "ids"
     assert list(named.tensors) == ["ids", "labels"]
 
 
 def test_a_whole_view_is_the_tensor_itself() -> None:
-    assert name_tensors({"ids": IDS}, lambda batch: batch["ids"][:]).tokens == "ids"
-    assert name_tensors({"ids": IDS}, lambda batch: batch["ids"].detach()).tokens == "ids"
-    assert name_tensors({"ids": IDS.numpy()}, lambda batch: torch.from_numpy(batch["ids"])).tokens == "ids"
+    assert name_microbatch({"ids": IDS}, lambda batch: batch["ids"][:]).tokens == "ids"
+    assert name_microbatch({"ids": IDS}, lambda batch: batch["ids"].detach()).tokens == "ids"
+    assert name_microbatch({"ids": IDS.numpy()}, lambda batch: torch.from_numpy(batch["ids"])).tokens == "ids"
 
 
 @pytest.mark.parametrize("value", ["ids", 3, None, {"ids": IDS}, ["a"]])
 def test_a_function_must_give_tokens(value: Any) -> None:
     with pytest.raises(InputError, match=r"tokens: expected a function that gives token ids, found \w+; .*ids"):
-        name_tensors({"ids": IDS}, lambda _: value)
+        name_microbatch({"ids": IDS}, lambda _: value)
 
 
 def test_tokens_made_by_a_function_are_exported(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_the_tokens_cannot_be_excluded(tokens: Any, batch: Any, exclude: Sequenc
     with pytest.raises(
         InputError, match=r"exclude: expected patterns that leave the tokens \('.*'\), found .*include=\[\]"
     ):
-        name_tensors(batch, tokens, exclude=exclude)
+        name_microbatch(batch, tokens, exclude=exclude)
 
 
 def test_tokens_of_a_function_are_recorded_whatever_is_included() -> None:
@@ -212,7 +212,7 @@ def test_tokens_of_a_function_are_recorded_whatever_is_included() -> None:
 
 def found(args: tuple[Any, ...], kwargs: Mapping[str, Any], parameters: Sequence[str] = ()) -> list[str | None]:
     """The names of a forward's tensors."""
-    return [name for name, _ in named_tensors(args, kwargs, tuple(parameters))]
+    return [name for name, _ in forward_tensors(args, kwargs, tuple(parameters))]
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_names_of_a_forwards_tensors(args: Any, kwargs: Any, parameters: Any, ex
 
 
 def test_a_forwards_tensors_are_the_very_ones() -> None:
-    (_, ids), (_, labels) = named_tensors((IDS,), {"labels": LABELS}, ("input_ids",))
+    (_, ids), (_, labels) = forward_tensors((IDS,), {"labels": LABELS}, ("input_ids",))
     assert ids is IDS
     assert labels is LABELS
 

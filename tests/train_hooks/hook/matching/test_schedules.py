@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.train_hooks.hook.toy import microbatch
 from train_hooks.export_format.errors import ExportStopped
 from train_hooks.hook.matching.consumption import Consumption
-from train_hooks.hook.tensors.batches import name_tensors
+from train_hooks.hook.tensors.batches import name_microbatch
 from train_hooks.hook.tensors.snapshots import Snapshot
 
 OPERATIONS = st.lists(
@@ -46,7 +46,7 @@ class Trainer:
 
     def fetch(self, seed: int) -> None:
         batch = microbatch(seed % 3, slots=1) if seed < 3 else microbatch(seed * 1000 + len(self.fetched), slots=1)
-        self.consumption.fetched(Snapshot(name_tensors(batch, "input_ids"), self.consumption.pool))
+        self.consumption.fetched(Snapshot(name_microbatch(batch, "input_ids"), self.consumption.pool))
         self.fetched.append(batch)
 
     def forward(self, number: int) -> None:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.train_hooks.hook.matching.test_late import Job
+from tests.train_hooks.hook.matching.test_deferred import Job
 from tests.train_hooks.hook.tensors.test_narrowed import consumed
 from tests.train_hooks.hook.toy import LENGTH, Toy, attach, exported_ids, microbatch, same, train_step
 from train_hooks.export_format.errors import ExportStopped, InputError
 from train_hooks.export_format.verify.run import verify
-from train_hooks.hook.tensors.batches import name_tensors
+from train_hooks.hook.tensors.batches import name_microbatch
 from train_hooks.hook.tensors.host_copies import BufferPool
 from train_hooks.hook.tensors.snapshots import Snapshot
 from train_hooks.replay import ReplayDataset
@@ -96,7 +96,7 @@ def test_forwards_that_only_a_device_knows() -> None:
     lengths = (4, 16, 9)
     batches = [shorter(seed, length) for seed, length in enumerate(lengths)]
     for batch in batches:
-        job.consumption.fetched(Snapshot(name_tensors(batch, "input_ids"), job.consumption.pool))
+        job.consumption.fetched(Snapshot(name_microbatch(batch, "input_ids"), job.consumption.pool))
     for batch in batches:
         job.forward(batch["input_ids"])
     job.commit(1)
@@ -113,7 +113,9 @@ def test_buffers_of_many_lengths_are_bounded() -> None:
     pool, most = BufferPool(), 0
     for length in range(1, 2048, 4):
         tokens = torch.full((8, length), length)
-        held = [Snapshot(name_tensors({"input_ids": tokens, "mask": tokens > 0}, "input_ids"), pool) for _ in range(40)]
+        held = [
+            Snapshot(name_microbatch({"input_ids": tokens, "mask": tokens > 0}, "input_ids"), pool) for _ in range(40)
+        ]
         for snapshot in held:
             release = consumed(snapshot, pool).resolve()[0].release
             assert release is not None
@@ -127,7 +129,7 @@ def test_few_lengths_find_their_buffers_again() -> None:
     batches = [shorter(seed, length) for seed, length in enumerate((3, 8, 16))]
     used: list[set[int]] = []
     for _ in range(3):
-        held = [Snapshot(name_tensors(batch, "input_ids"), pool) for batch in batches]
+        held = [Snapshot(name_microbatch(batch, "input_ids"), pool) for batch in batches]
         used.append({copy.address for snapshot in held for copy in snapshot.copies.values()})
         for snapshot in held:
             release = consumed(snapshot, pool).resolve()[0].release

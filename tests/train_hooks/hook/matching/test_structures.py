@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from tests.train_hooks.hook.toy import LENGTH, SLOTS, Toy, attach, exported, exported_ids, microbatch, rows, same
 from train_hooks.export_format.errors import InputError
-from train_hooks.hook.tensors.batches import TokensSelector, name_tensors, without_metadata
+from train_hooks.hook.tensors.batches import TokensSelector, name_microbatch, without_metadata
 
 
 @dataclass
@@ -49,7 +49,7 @@ LABELS = microbatch(1)["labels"]
     ],
 )
 def test_names(batch: Any, tokens: TokensSelector, name: str, others: list[str]) -> None:
-    named = name_tensors(batch, tokens)
+    named = name_microbatch(batch, tokens)
     assert named.tokens == name
     assert torch.equal(named.tensors[name], IDS)
     assert [other for other in named.tensors if other != name] == others
@@ -57,7 +57,7 @@ def test_names(batch: Any, tokens: TokensSelector, name: str, others: list[str])
 
 def test_a_function_that_gives_something_else() -> None:
     with pytest.raises(InputError, match=r"found torch\.float32"):
-        name_tensors(microbatch(1), lambda batch: batch["input_ids"].float())
+        name_microbatch(microbatch(1), lambda batch: batch["input_ids"].float())
 
 
 def test_metadata_is_taken_out_and_nothing_else_changes() -> None:
@@ -129,7 +129,7 @@ def test_views_of_one_storage_are_copied_once(tmp_path: Path) -> None:
         whole = torch.randint(0, 90, (SLOTS, LENGTH + 1))
         expected = whole.clone()
         for batch in hook.wrap([{"input_ids": whole[:, :-1], "labels": whole[:, 1:]}]):
-            copies = hook._consumption._pending[1].copies
+            copies = hook._consumption._pending.by_number[1].copies
             assert copies["input_ids"].buffer is copies["labels"].buffer
             model(**batch).backward()
             whole.zero_()

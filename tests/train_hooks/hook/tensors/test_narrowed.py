@@ -10,20 +10,20 @@ from torch import Tensor
 
 from tests.train_hooks.hook.toy import LENGTH, SLOTS, VOCAB, Toy, attach, exported_ids, microbatch, same
 from train_hooks.export_format.errors import ExportStopped
-from train_hooks.hook.matching.consumed import Consumed
-from train_hooks.hook.matching.rows import Found
-from train_hooks.hook.tensors.batches import name_tensors
+from train_hooks.hook.matching.consumed import ConsumedRows
+from train_hooks.hook.matching.rows import RowMatch
+from train_hooks.hook.tensors.batches import name_microbatch
 from train_hooks.hook.tensors.host_copies import BufferPool
 from train_hooks.hook.tensors.scopes import TensorScopes
 from train_hooks.hook.tensors.snapshots import Snapshot
 
 
 def snapshot(batch: dict[str, Tensor], pool: BufferPool) -> Snapshot:
-    return Snapshot(name_tensors(batch, "input_ids"), pool)
+    return Snapshot(name_microbatch(batch, "input_ids"), pool)
 
 
-def consumed(snapshot: Snapshot, pool: BufferPool | None = None) -> Consumed:
-    return Consumed(Found(snapshot), pool or BufferPool(), TensorScopes({}), threading.RLock())
+def consumed(snapshot: Snapshot, pool: BufferPool | None = None) -> ConsumedRows:
+    return ConsumedRows(RowMatch(snapshot), pool or BufferPool(), TensorScopes({}), threading.RLock())
 
 
 def test_half_the_bytes_and_the_same_numbers() -> None:

@@ -1,1 +1,0 @@
-"""What to answer to a name that is not there: the names that are near."""
