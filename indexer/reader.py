@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from indexer.lru_cache import LruCache
 from indexer.selection.rows import SelectedShard, Selection, select_of_shard
 from indexer.selection.tombstones import TombstoneFile
 from indexer.selection.visibility import EVERYTHING, Visibility, VisibleShard, visible_shard
 from indexer.storage.catalog import connect_catalog, rows_of_catalog
 from indexer.storage.generations import Generation, published
+from indexer.storage.lru_cache import LruCache
 from indexer.storage.paths import IndexPaths
 from indexer.storage.shard import OldShard, Shard, ShardDamage
 from indexer.tokenizer.tokenizer import RunTokenizer

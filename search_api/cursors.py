@@ -1,8 +1,9 @@
 """Cursors: where a page ended, on which generation, of which question. Opaque to clients and signed by this server.
 
-It is one of `indexer.cursor` with a signature behind it, and holds the run, the generation, a fingerprint of the question and
-of what the key may see, and the place. Another question, another key or a changed byte is refused; a generation that is gone
-is a problem of its own (`runs`). The signing secret lives as long as the server, as the generations that it keeps open do.
+It is one of `indexer.answers.cursor` with a signature behind it. It holds the run, the generation, a fingerprint of the
+question and of what the key may see, and the place. Another question, another key or a changed byte is refused. A
+generation that is gone is a problem of its own (`runs`). The signing secret lives as long as the server, as the generations
+that it keeps open do.
 """
 
 import hmac
@@ -10,7 +11,7 @@ import secrets
 from dataclasses import dataclass
 from typing import cast
 
-from indexer.cursor import CursorError, Values, decode_cursor, encode_cursor, fingerprint
+from indexer.answers.cursor import CursorError, Values, decode_cursor, encode_cursor, fingerprint
 from search_api.problems import Problem
 
 __all__ = ["Cursor", "CursorSigner"]

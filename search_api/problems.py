@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from indexer.deadline import DeadlineError
+from indexer.answers.deadline import DeadlineError
 from indexer.sql.sandbox import SqlLimitError
 from train_hooks.export_format.errors import (
     DamageError,

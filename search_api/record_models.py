@@ -36,8 +36,8 @@ def fields_of(
     """A decorator that adds the fields of a record to a model, without those named in `without`. All of them are required.
 
     descriptions: of fields by name, where the docstring is not enough. A nested record is described by the model that was
-    made from it before. As in `indexer.plain_data`, tuples are arrays and sequence addresses are strings. Raises TypeError
-    for a nested record that has no model yet.
+    made from it before. As in `indexer.answers.plain_data`, tuples are arrays and sequence addresses are strings. Raises
+    TypeError for a nested record that has no model yet.
     """
     described = descriptions or {}
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeAlias
 from fastapi import Depends, Request, Response
 from pydantic import BaseModel
 
-from indexer.coverage import coverage_of
+from indexer.answers.coverage import coverage_of
 from indexer.reader import IndexReader
 from indexer.selection.rows import Selection
 from search_api.actions import Action

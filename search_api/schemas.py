@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from indexer.coverage import Coverage
+from indexer.answers.coverage import Coverage
 from indexer.documents.history import DocumentHistory
 from indexer.search.records import SearchResult
 from indexer.steps import steps

@@ -1,7 +1,8 @@
 """Where searches run: a few threads, a bounded queue before them, and a deadline that the client can rely on.
 
 1. A search that did not finish by its deadline is answered with `deadline`. Its own thread looks at the clock as well
-   (`indexer.deadline`) and gives up soon after; its place is free only then, so that never more than `searches_at_once` run.
+   (`indexer.answers.deadline`) and gives up soon after; its place is free only then, so that never more than
+   `searches_at_once` run.
 2. A search that is still waiting at its deadline is taken out of the queue.
 3. A full queue is `busy`, at once.
 """
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from indexer.deadline import deadline
+from indexer.answers.deadline import deadline
 from search_api.problems import Problem
 from search_api.settings import Limits
 

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from indexer.coverage import Coverage, coverage_of
-from indexer.cursor import CursorError, decode_cursor, encode_cursor
+from indexer.answers.coverage import Coverage, coverage_of
+from indexer.answers.cursor import CursorError, decode_cursor, encode_cursor
+from indexer.answers.not_found import document_not_found_error
+from indexer.answers.plain_data import plain_data
 from indexer.documents.token_ranges import covered, overlap, times_covered
 from indexer.limits import MAX_LIMIT
-from indexer.not_found import document_not_found_error
-from indexer.plain_data import plain_data
 from indexer.reader import IndexReader
 from indexer.selection.rows import Selection, select_of_shard
 from indexer.selection.visibility import Visibility

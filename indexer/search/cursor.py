@@ -8,7 +8,7 @@ it came from.
 from dataclasses import dataclass
 from typing import cast
 
-from indexer.cursor import CursorError, Values, decode_cursor, encode_cursor
+from indexer.answers.cursor import CursorError, Values, decode_cursor, encode_cursor
 
 __all__ = ["HitPlace", "SearchCursor"]
 

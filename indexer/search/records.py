@@ -4,8 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from indexer.coverage import Coverage
-from indexer.plain_data import plain_data
+from indexer.answers.coverage import Coverage
+from indexer.answers.plain_data import plain_data
 from indexer.selection.rows import Selection
 from train_hooks.export_format.records import Segment, SequenceAddress
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 import tantivy
 
-from indexer.coverage import coverage_of
-from indexer.cursor import fingerprint
+from indexer.answers.coverage import coverage_of
+from indexer.answers.cursor import fingerprint
 from indexer.fulltext.engine import FullTextHit
 from indexer.limits import MAX_LIMIT, Sort
 from indexer.reader import IndexReader

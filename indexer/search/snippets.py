@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from indexer.answers.marked_text import join_ranges
 from indexer.fulltext.terms import LocatedTerms, located_terms
-from indexer.marked_text import join_ranges
 from indexer.search.query.patterns import Gram, Pattern
 from indexer.search.records import Snippet
 

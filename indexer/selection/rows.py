@@ -11,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from indexer.arrow_columns import equals
 from indexer.selection.visibility import EVERYTHING, Visibility, VisibleShard
 from indexer.spans.arrays import SpanArrays
 from indexer.spans.filters import Filter
+from indexer.storage.arrow_columns import equals
 from indexer.storage.shard import Shard
 from train_hooks.export_format.errors import QueryError
 from train_hooks.export_format.lineage import StepInterval

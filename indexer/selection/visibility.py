@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from indexer.arrow_columns import is_among
-from indexer.distinct import distinct
+from indexer.storage.arrow_columns import is_among
+from indexer.storage.distinct import distinct
 from indexer.storage.shard import Shard
 from train_hooks.export_format.records import SequenceAddress
 

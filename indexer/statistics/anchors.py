@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.distinct import distinct
 from indexer.jit import jit
+from indexer.storage.distinct import distinct
 
 __all__ = ["SEEN_LENGTH", "anchors", "bloom_filter", "in_bloom_filter"]
 

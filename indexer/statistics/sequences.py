@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from indexer.distinct import distinct
 from indexer.statistics.repetition import repeated_shares
 from indexer.statistics.scripts import CLASSES, script_shares
+from indexer.storage.distinct import distinct
 from indexer.tokenizer.token_bytes import TokenBytes
 
 __all__ = ["SCRIPT_COLUMNS", "STATISTIC_FIELDS", "compression_ratios", "sequence_statistics"]

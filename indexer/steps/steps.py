@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from indexer.plain_data import finite_data
+from indexer.answers.plain_data import finite_data
 from indexer.reader import IndexReader
 from indexer.steps.spikes import spike_candidates
 from train_hooks.export_format.errors import QueryError

@@ -31,11 +31,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from indexer.arrow_columns import equals, numbers_of
-from indexer.distinct import distinct
 from indexer.durable import sha256_of, sha256_of_file
 from indexer.fulltext.engine import FullTextDamage, FullTextIndex
 from indexer.spans.arrays import SpanArrays, open_span_arrays
+from indexer.storage.arrow_columns import equals, numbers_of
+from indexer.storage.distinct import distinct
 from indexer.storage.document_index import DocumentIndex, build_document_index, open_document_index
 from indexer.storage.step_range import StepRange
 from train_hooks.export_format.errors import DamageError

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from indexer.deadline import check_deadline
+from indexer.answers.deadline import check_deadline
 from indexer.reader import IndexReader
 from indexer.selection.visibility import EVERYTHING, Visibility
 from indexer.trace.records import Hit, JoinedSpans, Span, TracedDocument

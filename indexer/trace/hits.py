@@ -7,7 +7,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from indexer.deadline import check_deadline
+from indexer.answers.deadline import check_deadline
 from indexer.reader import IndexReader, PackedSequence
 from indexer.selection.rows import SelectedShard
 from indexer.selection.visibility import EVERYTHING, Visibility

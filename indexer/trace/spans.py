@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from indexer.deadline import check_deadline
+from indexer.answers.deadline import check_deadline
 from indexer.reader import IndexReader
 from indexer.selection.rows import SelectedShard
 from indexer.spans.group import Member, Spans, spans_of_group

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from indexer.coverage import CountRelation, coverage_of
-from indexer.deadline import check_deadline
+from indexer.answers.coverage import CountRelation, coverage_of
+from indexer.answers.deadline import check_deadline
 from indexer.limits import MAX_HITS, MAX_SPANS, MIN_LENGTH_DEFAULT
 from indexer.reader import IndexReader
 from indexer.selection.rows import SelectedShard, Selection

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from indexer.deadline import check_deadline
+from indexer.answers.deadline import check_deadline
 from indexer.selection.rows import SelectedShard
 from indexer.spans.group import Spans
 from indexer.spans.search import count, find, page

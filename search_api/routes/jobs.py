@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 from fastapi.responses import StreamingResponse
 
-from indexer.deadline import deadline
+from indexer.answers.deadline import deadline
 from search_api.actions import Action
 from search_api.jobs import Item, Job
 from search_api.negotiation import JSON, NDJSON, json_bytes

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Response
 from fastapi.responses import Response as PlainResponse
 
-from indexer.plain_data import plain_data
+from indexer.answers.plain_data import plain_data
 from indexer.reader import IndexReader
 from indexer.steps.completeness import completeness
 from search_api.actions import Action

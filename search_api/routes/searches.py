@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 
-from indexer.plain_data import plain_data
+from indexer.answers.plain_data import plain_data
 from indexer.reader import IndexReader
 from indexer.search.records import SearchHit
 from indexer.search.search import SearchOptions, search

@@ -54,7 +54,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_search_without_ngrams_loads_no_kernel_and_no_pandas(small_run: Path) -> None:
     code = f"""
-from indexer.not_found import not_found_error
+from indexer.answers.not_found import not_found_error
 from indexer.reader import IndexReader
 from indexer.search.search import search
 reader = IndexReader.open({str(small_run)!r})

@@ -21,7 +21,7 @@ def doctor_command(
     """Check this installation, and a run: what is wrong, and the way out. Exit code 1 where something is."""
     from rich.text import Text
 
-    from indexer.plain_data import plain_data
+    from indexer.answers.plain_data import plain_data
     from ui.doctor import check_installation, check_run
 
     checks = []

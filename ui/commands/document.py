@@ -45,9 +45,9 @@ def document_command(
     as_json: JsonOption = False,
 ) -> None:
     """Show when and where training saw a document, and how much of it."""
+    from indexer.answers.plain_data import plain_data
     from indexer.corpora.source_text import source_text
     from indexer.documents.history import document_history
-    from indexer.plain_data import plain_data
     from indexer.reader import IndexReader
     from ui.terminal.corpus import print_source_text
     from ui.terminal.document import print_document, print_document_summary

@@ -22,7 +22,7 @@ export_app = typer.Typer(
 @export_app.command("status")
 def status_command(run: RunArgument, as_json: JsonOption = False) -> None:
     """Attempts, steps, ranks, rows, tokens, gaps, how rows are known, and how far the files lag behind."""
-    from indexer.plain_data import plain_data
+    from indexer.answers.plain_data import plain_data
     from train_hooks.export_format.reading.reader import RunReader
     from train_hooks.export_format.upkeep.status import status
     from ui.terminal.export import print_status
@@ -46,8 +46,8 @@ def verify_command(
     as_json: JsonOption = False,
 ) -> None:
     """Check every hash, that each step is complete, and maybe every token. Exit code 1: damaged, 3: incomplete."""
+    from indexer.answers.plain_data import plain_data
     from indexer.corpora.files import list_files
-    from indexer.plain_data import plain_data
     from indexer.tokenizer.tokenizer import open_tokenizer
     from train_hooks.export_format.verify.run import verify
     from ui.terminal.corpus import corpus_report_json, print_corpus_report, verify_with_corpus
@@ -88,7 +88,7 @@ def repair_command(
     as_json: JsonOption = False,
 ) -> None:
     """Cut torn tails and seal the files of dead writers. What was acknowledged is never cut."""
-    from indexer.plain_data import plain_data
+    from indexer.answers.plain_data import plain_data
     from train_hooks.export_format.upkeep.repair import repair
 
     actions = repair(run, seal=not no_seal, assume_dead=assume_dead)
@@ -104,7 +104,7 @@ def repair_command(
 @export_app.command("compact")
 def compact_command(run: RunArgument, as_json: JsonOption = False) -> None:
     """Turn sealed segment files into Parquet, about half the size; hashes, leaves and addresses stay."""
-    from indexer.plain_data import plain_data
+    from indexer.answers.plain_data import plain_data
     from train_hooks.export_format.reading.reader import RunReader
     from train_hooks.export_format.upkeep.compact import compact
 
@@ -130,8 +130,8 @@ def llm_jp_command(
     as_json: JsonOption = False,
 ) -> None:
     """Write the export as an LLM-jp dump: used_data_FOLD/used_data_RANK.jsonl.gz, a line a sequence."""
+    from indexer.answers.plain_data import plain_data
     from indexer.importers.llm_jp.exporter import export_dump
-    from indexer.plain_data import plain_data
     from train_hooks.export_format.reading.reader import RunReader
 
     with console.progress("writing steps") as progress:
@@ -156,8 +156,8 @@ def resolve_command(
     as_json: JsonOption = False,
 ) -> None:
     """Copy an export, with boundaries in sequences that name no documents: identity unknown, but told apart."""
+    from indexer.answers.plain_data import plain_data
     from indexer.importers.resolved import Boundaries, resolve_export
-    from indexer.plain_data import plain_data
     from train_hooks.export_format.reading.reader import RunReader
 
     with console.progress("copying frames") as progress:

@@ -29,8 +29,8 @@ def metrics_command(
 
     Exit code 1: some lines could not be read; they are named, and the others are imported.
     """
+    from indexer.answers.plain_data import plain_data
     from indexer.metrics.imported import import_metrics
-    from indexer.plain_data import plain_data
     from ui.terminal.imported import print_metrics, print_problems
 
     done = import_metrics(run, files, step_offset=step_offset)
@@ -67,8 +67,8 @@ def llm_jp_command(
     as_json: JsonOption = False,
 ) -> None:
     """Make an export of an LLM-jp dump, marked as imported. Exit code 1: some lines could not be read; they are named."""
+    from indexer.answers.plain_data import plain_data
     from indexer.importers.llm_jp.importer import import_dump
-    from indexer.plain_data import plain_data
     from ui.terminal.imported import print_dump, print_problems
 
     with console.progress("importing bytes") as progress:

@@ -45,7 +45,7 @@ def index_command(
 
 def _print(report: "IndexReport", *, as_json: bool) -> None:
     if as_json:
-        from indexer.plain_data import plain_data
+        from indexer.answers.plain_data import plain_data
 
         console.print_json(plain_data(report))
         return

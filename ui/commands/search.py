@@ -50,7 +50,7 @@ def search_command(
 
     docs/query_language.md has the whole language.
     """
-    from indexer.not_found import not_found_error, require_step
+    from indexer.answers.not_found import not_found_error, require_step
     from indexer.reader import IndexReader
     from indexer.search.search import SearchOptions, search
     from ui.terminal.search import print_search

@@ -82,7 +82,7 @@ def create_command(
 @keys_app.command("list")
 def list_command(keys: KeysArgument, as_json: JsonOption = False) -> None:
     """List the keys, without what would let anybody use them."""
-    from indexer.plain_data import plain_data
+    from indexer.answers.plain_data import plain_data
 
     found = _read(keys)
     if as_json:

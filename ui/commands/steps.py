@@ -39,7 +39,7 @@ def steps_command(
     as_json: JsonOption = False,
 ) -> None:
     """Show the steps of a run: a chart of the loss, and a table."""
-    from indexer.not_found import not_found_error
+    from indexer.answers.not_found import not_found_error
     from indexer.reader import IndexReader
     from indexer.steps.steps import Steps, read_steps
     from ui.terminal.steps import print_charts, print_table

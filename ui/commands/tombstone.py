@@ -48,7 +48,7 @@ def add_command(
 @tombstone_app.command("list")
 def list_command(run: RunArgument, as_json: JsonOption = False) -> None:
     """List all tombstones, lifted ones too."""
-    from indexer.plain_data import plain_data
+    from indexer.answers.plain_data import plain_data
 
     found = _file(run).read()
     if as_json:
@@ -79,8 +79,8 @@ def finish_command(
     as_json: JsonOption = False,
 ) -> None:
     """Remove what the tombstones in force hide from export and index, for good. It cannot be undone."""
+    from indexer.answers.plain_data import plain_data
     from indexer.build.update import IndexOptions
-    from indexer.plain_data import plain_data
     from indexer.takedown import finish_takedown
 
     with console.progress("reading files of the export") as progress:

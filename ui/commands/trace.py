@@ -55,7 +55,7 @@ def trace_command(
     as_json: JsonOption = False,
 ) -> None:
     """Find where a text occurs in what was trained on."""
-    from indexer.not_found import not_found_error, require_step
+    from indexer.answers.not_found import not_found_error, require_step
     from indexer.reader import IndexReader
     from indexer.trace.trace import TraceOptions, trace
     from ui.kernels import say_if_compiling
@@ -108,7 +108,7 @@ def count_command(
     as_json: JsonOption = False,
 ) -> None:
     """Count how often exactly this text occurs."""
-    from indexer.not_found import not_found_error, require_step
+    from indexer.answers.not_found import not_found_error, require_step
     from indexer.reader import IndexReader
     from indexer.trace.counts import count_of_ngram, ids_of, needs_kernels
 

@@ -32,8 +32,8 @@ def upgrade_command(
             markup=False,
         )
         return
-    from indexer.plain_data import plain_data
-    from indexer.upgrade import check_upgrade
+    from indexer.answers.plain_data import plain_data
+    from indexer.build.upgrade import check_upgrade
     from ui.terminal.upgrade import print_upgrade
 
     found = check_upgrade(run)

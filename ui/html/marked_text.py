@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from indexer.marked_text import TextPiece, pieces_of
+from indexer.answers.marked_text import TextPiece, pieces_of
 from ui.html.escape import Html, joined, tag, text_html
 from ui.html.places import Place
 

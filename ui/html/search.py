@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from indexer.marked_text import join_ranges, pieces_of
+from indexer.answers.marked_text import join_ranges, pieces_of
 from ui.html.charts import Bar, bar_chart
 from ui.html.escape import EMPTY, LINE_BREAK, Html, joined, one_line, tag, text_html
 from ui.html.messages import failures_html, message_html

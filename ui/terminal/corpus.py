@@ -6,10 +6,10 @@ from typing import Any
 
 from rich.text import Text
 
+from indexer.answers.plain_data import plain_data
 from indexer.corpora.source_text import SourceText, TextPart
 from indexer.corpora.verify import collect_claims, compare_with_corpus
 from indexer.corpora.verify_records import CorpusFinding, CorpusReport, Reason
-from indexer.plain_data import plain_data
 from train_hooks.export_format.reading.reader import RunReader
 from ui.terminal import console
 from ui.terminal.trace import plural

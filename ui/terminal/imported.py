@@ -5,10 +5,10 @@ from pathlib import Path
 
 from rich.text import Text
 
+from indexer.answers.plain_data import plain_data
 from indexer.importers.llm_jp.importer import ImportedDump
 from indexer.importers.recomputed import Recomputed
 from indexer.metrics.imported import ImportedFile
-from indexer.plain_data import plain_data
 from ui.terminal import console
 from ui.terminal.trace import plural
 from ui.terminal.visible import safe

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.text import Text
 
-from indexer.marked_text import pieces_with_one_mark
+from indexer.answers.marked_text import pieces_with_one_mark
 from indexer.search.records import Facets, SearchHit, SearchResult, Snippet
 from ui.terminal.visible import safe
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from indexer.marked_text import pieces_with_one_mark
+from indexer.answers.marked_text import pieces_with_one_mark
 from indexer.trace.records import Hit, Span, Trace
 from train_hooks.export_format.records import Segment
 from ui.html.evidence import evidence_words, matched_words

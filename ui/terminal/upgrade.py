@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from indexer.upgrade import INDEX_TOKENS_PER_S, LACKS, ShardToRebuild, UpgradeCheck, WayBack
+from indexer.build.upgrade import INDEX_TOKENS_PER_S, LACKS, ShardToRebuild, UpgradeCheck, WayBack
 from ui.terminal import console
 from ui.terminal.trace import numbered, plural
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from indexer.plain_data import finite_data
+from indexer.answers.plain_data import finite_data
 from indexer.steps.steps import Spike
 
 __all__ = ["Feature", "OverusedNgram", "Reason", "RepeatedDocument", "SourceShare", "StepExplanation", "UnusualRow"]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from indexer.answers.cursor import encode_cursor
 from indexer.build.update import update_index
-from indexer.cursor import encode_cursor
 from indexer.documents import history
 from indexer.documents.history import DocumentHistory, Exposure, document_history
 from indexer.documents.token_ranges import covered, overlap, times_covered

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from indexer.answers.cursor import CursorError, decode_cursor, encode_cursor
 from indexer.build.update import IndexOptions, update_index
-from indexer.cursor import CursorError, decode_cursor, encode_cursor
 from indexer.fulltext.engine import FullTextIndex
 from indexer.limits import Sort
 from indexer.reader import IndexReader

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from indexer.build.update import IndexOptions, update_index
+from indexer.build.upgrade import INDEX_TOKENS_PER_S, LACKS, WayBack, check_upgrade
 from indexer.reader import IndexReader
 from indexer.storage.generations import Generation, publish, published, write_generation
 from indexer.storage.paths import IndexPaths
 from indexer.storage.shard import SHARD_FORMAT, manifest_sha256
-from indexer.upgrade import INDEX_TOKENS_PER_S, LACKS, WayBack, check_upgrade
 from tests.support.make_kept_exports import EXPORTS
 from tests.train_hooks.export_format.test_formats_together import continue_run, rewrite_json
 from tests.ui.test_cli import run_here

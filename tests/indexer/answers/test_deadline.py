@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from indexer.deadline import DeadlineError, check_deadline, deadline
+from indexer.answers.deadline import DeadlineError, check_deadline, deadline
 from indexer.reader import IndexReader
 from indexer.trace.trace import TraceOptions, trace
 from tests.conftest import TextRun

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.distinct import distinct
+from indexer.storage.distinct import distinct
 
 
 @given(st.lists(st.integers(-3, 20) | st.integers(-(1 << 63), (1 << 63) - 1)))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.cursor import CursorError, decode_cursor, encode_cursor, fingerprint
+from indexer.answers.cursor import CursorError, decode_cursor, encode_cursor, fingerprint
 
 VALUES = st.lists(st.integers(0, 2**63 - 1) | st.text(st.characters(exclude_categories=())), max_size=6).map(tuple)
 

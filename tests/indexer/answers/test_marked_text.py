@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.marked_text import join_ranges, pieces_of, pieces_with_one_mark
+from indexer.answers.marked_text import join_ranges, pieces_of, pieces_with_one_mark
 
 RANGES = st.lists(st.none() | st.tuples(st.integers(0, 14), st.integers(0, 14)), max_size=6)
 

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from indexer.arrow_columns import equals
 from indexer.reader import IndexReader
 from indexer.selection.rows import Selection, step_interval
 from indexer.selection.visibility import Visibility
+from indexer.storage.arrow_columns import equals
 from indexer.storage.document_index import document_key
 from indexer.storage.shard import Shard
 from train_hooks.export_format.errors import QueryError

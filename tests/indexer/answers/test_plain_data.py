@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.plain_data import finite_data, plain_data
+from indexer.answers.plain_data import finite_data, plain_data
 from train_hooks.export_format.records import SequenceAddress, StepStatus
 
 

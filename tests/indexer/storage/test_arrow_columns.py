@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from indexer.arrow_columns import equals, is_among, numbers_of
+from indexer.storage.arrow_columns import equals, is_among, numbers_of
 
 KINDS = [pa.bool_(), pa.int8(), pa.int32(), pa.int64(), pa.uint64(), pa.float32(), pa.float64()]
 
@@ -52,7 +52,7 @@ def test_no_pandas() -> None:
     code = """
 import sys
 import numpy as np, pyarrow as pa
-from indexer.arrow_columns import equals, is_among, numbers_of
+from indexer.storage.arrow_columns import equals, is_among, numbers_of
 numbers = pa.Array.from_buffers(pa.int64(), 3, [None, pa.py_buffer(np.arange(3))])
 assert numbers_of(pa.table([numbers], names=["a"]).column("a")).sum() == 3
 texts = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(np.array([0, 1], np.int32)), pa.py_buffer(b"a")])
