@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.support.history import Figures, bench_options, recorded
 from indexer.reader import IndexReader
-from indexer.sql.sandbox import SqlLimitError, SqlLimits, SqlSandbox, run_untrusted
+from indexer.sql.limits import SqlLimitError, SqlLimits
+from indexer.sql.sandbox import SqlSandbox, run_untrusted
 
 QUERIES = {
     "SELECT 1": "SELECT 1",

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from indexer.selection.visibility import EVERYTHING, Visibility
-from search_api.actions import Action
 from search_api.keys import Key, KeyFile
+from search_api.permissions import Action
 from search_api.problems import Problem
 from search_api.settings import Limits
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from indexer.durable import replace_file
 from indexer.selection.visibility import Visibility
-from search_api.actions import Action
+from search_api.permissions import Action
 from train_hooks.export_format.errors import DamageError, InputError
 from train_hooks.export_format.json_files import decode_document, encode_document
 

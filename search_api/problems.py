@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from indexer.answers.deadline import DeadlineError
-from indexer.sql.sandbox import SqlLimitError
+from indexer.sql.limits import SqlLimitError
 from train_hooks.export_format.errors import (
     DamageError,
     IncompleteError,

@@ -16,10 +16,10 @@ from pydantic import BaseModel
 from indexer.answers.coverage import coverage_of
 from indexer.reader import IndexReader
 from indexer.selection.rows import Selection
-from search_api.actions import Action
 from search_api.cursors import Cursor
 from search_api.gate import Access
 from search_api.negotiation import JSON, Rows, choose_media_type, json_bytes
+from search_api.permissions import Action
 from search_api.problems import Problem
 from search_api.request_models import StepFields
 from search_api.service import Service

@@ -28,40 +28,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 import pyarrow as pa
 
 from indexer.reader import IndexReader
+from indexer.sql.limits import SqlLimitError, SqlLimits
 from indexer.sql.queries import SqlError
 from indexer.sql.worker import HEADER
 from indexer.storage.catalog import catalog_files, sql_path
 from train_hooks.export_format.errors import IncompleteError, InputError, QueryError
 
-__all__ = ["SqlLimitError", "SqlLimits", "SqlResult", "SqlSandbox", "run_untrusted"]
+__all__ = ["SqlResult", "SqlSandbox", "run_untrusted"]
 
 MAX_STATEMENT_BYTES = 32_768
 QUERIES_A_WORKER = 500
 SCHEMA_BYTES = 1 << 20
 MESSAGE_BYTES, START_S, FRAME_S = 1 << 16, 60.0, 5.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SqlLimits:
-    """What one query may take.
-
-    deadline_s: from the call on, waiting for a free worker included. memory_bytes: what its process may grow by.
-    max_rows, max_bytes: of the result (Arrow buffers); more is cut, and said to be.
-    """
-
-    deadline_s: float = 5.0
-    memory_bytes: int = 384 << 20
-    max_rows: int = 10_000
-    max_bytes: int = 16 << 20
-
-    def __post_init__(self) -> None:
-        if min(self.deadline_s, self.memory_bytes, self.max_rows, self.max_bytes) <= 0:
-            raise InputError(f"expected limits > 0, found {self}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,14 +55,6 @@ class SqlResult:
     truncated: bool
     took_ms: float
     generation: int
-
-
-class SqlLimitError(QueryError):
-    """A query that was ended at a limit: "deadline", "memory", or "busy" where no worker was free in time."""
-
-    def __init__(self, limit: Literal["deadline", "memory", "busy"], message: str) -> None:
-        super().__init__(message)
-        self.limit = limit
 
 
 class SqlSandbox:

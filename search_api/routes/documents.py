@@ -6,8 +6,8 @@ from fastapi import APIRouter, Query, Response
 
 from indexer.documents.history import document_history
 from indexer.reader import IndexReader
-from search_api.actions import Action
 from search_api.negotiation import ROW_FORMATS, Rows
+from search_api.permissions import Action
 from search_api.problems import Problem
 from search_api.record_models import arrow_schema
 from search_api.request import Answer, AuthorizedRequest, authorized

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
-from search_api.actions import Action
 from search_api.negotiation import JSON
+from search_api.permissions import Action
 from search_api.problems import Problem
 from search_api.request import AuthorizedRequest, authorized, service_of
 from search_api.service import Service

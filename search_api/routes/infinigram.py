@@ -21,9 +21,9 @@ from indexer.trace.counts import ids_of
 from indexer.trace.ngrams import counts_by_shard, hit_of_shard
 from indexer.trace.records import Hit, Span
 from indexer.trace.trace import TraceOptions, trace
-from search_api.actions import Action
 from search_api.infinigram_ranks import RANKS_EACH, RankedNgram
 from search_api.negotiation import JSON, json_bytes
+from search_api.permissions import Action
 from search_api.request import AuthorizedRequest, authorized
 from search_api.request_models import Text, TokenIds
 from search_api.routes.openapi import answers_json

@@ -7,9 +7,9 @@ from fastapi import APIRouter, Response
 from fastapi.responses import StreamingResponse
 
 from indexer.answers.deadline import deadline
-from search_api.actions import Action
 from search_api.jobs import Item, Job
 from search_api.negotiation import JSON, NDJSON, json_bytes
+from search_api.permissions import Action
 from search_api.request import AuthorizedRequest, authorized
 from search_api.request_models import JobRequest, TraceItem
 from search_api.routes.openapi import EVENTS, answers_events, answers_json, answers_lines

@@ -8,8 +8,8 @@ from indexer.reader import IndexReader
 from indexer.trace.counts import count_of_ngram, ids_of
 from indexer.trace.ngrams import PageEnd, hits_of_ngram
 from indexer.trace.records import Hit
-from search_api.actions import Action
 from search_api.negotiation import ROW_FORMATS, Rows
+from search_api.permissions import Action
 from search_api.record_models import arrow_schema
 from search_api.request import Answer, AuthorizedRequest, authorized
 from search_api.request_models import CountRequest, HitsRequest

@@ -8,8 +8,8 @@ from fastapi.responses import Response as PlainResponse
 from indexer.answers.plain_data import plain_data
 from indexer.reader import IndexReader
 from indexer.steps.completeness import completeness
-from search_api.actions import Action
 from search_api.negotiation import JSON, ROW_FORMATS, Rows, json_bytes
+from search_api.permissions import Action
 from search_api.record_models import arrow_schema
 from search_api.request import Answer, AuthorizedRequest, authorized
 from search_api.routes.openapi import answers_json, answers_rows

@@ -10,8 +10,8 @@ from indexer.search.records import SearchHit
 from indexer.search.search import SearchOptions, search
 from indexer.selection.visibility import EVERYTHING
 from search_api import schemas
-from search_api.actions import Action
 from search_api.negotiation import ROW_FORMATS, Rows
+from search_api.permissions import Action
 from search_api.record_models import arrow_schema
 from search_api.request import Answer, AuthorizedRequest, authorized
 from search_api.request_models import SearchRequest

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Query, Response
 
 from indexer.reader import IndexReader
 from indexer.sequence import describe_row, describe_tokens
-from search_api.actions import Action
 from search_api.negotiation import ROW_FORMATS, Rows, etag_of, unchanged
+from search_api.permissions import Action
 from search_api.problems import Problem
 from search_api.record_models import arrow_schema
 from search_api.request import Answer, AuthorizedRequest, authorized

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Response
 from indexer.reader import IndexReader
 from indexer.selection.visibility import EVERYTHING
 from indexer.sql.statement import distinct_names
-from search_api.actions import Action
 from search_api.negotiation import ROW_FORMATS, Rows
+from search_api.permissions import Action
 from search_api.problems import Problem
 from search_api.request import Answer, AuthorizedRequest, authorized
 from search_api.request_models import SqlRequest

@@ -9,8 +9,8 @@ from indexer.reader import IndexReader
 from indexer.steps.explain import explain_step
 from indexer.steps.steps import read_steps
 from indexer.steps.thinned import thin_steps
-from search_api.actions import Action
 from search_api.negotiation import ROW_FORMATS, Rows
+from search_api.permissions import Action
 from search_api.record_models import arrow_schema
 from search_api.request import Answer, AuthorizedRequest, authorized
 from search_api.request_models import ExplainQuery, StepsQuery

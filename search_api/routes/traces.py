@@ -8,8 +8,8 @@ from fastapi.responses import StreamingResponse
 
 from indexer.reader import IndexReader
 from indexer.trace.trace import TraceOptions, trace
-from search_api.actions import Action
 from search_api.negotiation import NDJSON, json_bytes
+from search_api.permissions import Action
 from search_api.problems import Problem
 from search_api.request import Answer, AuthorizedRequest, authorized
 from search_api.request_models import TraceBatchRequest, TraceItem, TraceRequest

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi.testclient import TestClient
 
 from search_api import Limits, Settings, create_app
-from search_api.actions import Action
+from search_api.permissions import Action
 from search_api.problems import PROBLEMS
 from search_api.settings import RequestLimits, limit_rows
 from tests.conftest import TextRun

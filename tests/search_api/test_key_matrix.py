@@ -17,8 +17,8 @@ from fastapi.testclient import TestClient
 
 from indexer.build.update import IndexOptions, update_index
 from search_api import Limits, Settings, create_app
-from search_api.actions import Action
 from search_api.keys import KeyFile
+from search_api.permissions import Action
 from tests.conftest import byte_level_bpe, read_documents
 from tests.search_api.test_api import check_problem
 from tests.support.export_maker import MadeStep, make_attempt

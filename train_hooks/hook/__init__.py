@@ -15,7 +15,7 @@ A micro-batch flows through the modules like this:
       ▼
     matching: which fetched rows did the forward get?                        matching.consumption
       │    one micro-batch as it was fetched (the usual case)                matching.unchanged
-      │    rows in any order, number and form; repetitions; edits            matching.matcher, rows, comparisons
+      │    rows in any order, number and form; repetitions; edits            matching.matcher, match_tokens, …
       │    tensors on a device: copied without waiting, matched later        matching.deferred
       │    hook.consume(n): counted, and the forward only observed           matching.counting
       │    record="forward": the forward's own tensors, copied               matching.forward_recorder

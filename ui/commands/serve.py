@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from search_api.actions import Action
+from search_api.permissions import Action
 from train_hooks.export_format.errors import InputError
 from ui.commands.arguments import JsonOption
 from ui.terminal import console

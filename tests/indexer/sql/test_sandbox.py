@@ -17,8 +17,9 @@ import duckdb
 import pytest
 
 from indexer.reader import IndexReader
+from indexer.sql.limits import SqlLimitError, SqlLimits
 from indexer.sql.queries import SqlError
-from indexer.sql.sandbox import SqlLimitError, SqlLimits, SqlSandbox, run_untrusted
+from indexer.sql.sandbox import SqlSandbox, run_untrusted
 from indexer.sql.statement import StatementRefused, check_statement
 from indexer.sql.worker import receive_frame, send_frame
 from indexer.storage.catalog import catalog_files

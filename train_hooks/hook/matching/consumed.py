@@ -11,7 +11,7 @@ from torch import Tensor
 from train_hooks.export_format.errors import ExportStopped
 from train_hooks.export_format.records import Evidence, Matched
 from train_hooks.hook.export.staging import StagedMicrobatch
-from train_hooks.hook.matching.rows import RowMatch
+from train_hooks.hook.matching.match_tokens import RowMatch
 from train_hooks.hook.tensors.host_copies import BufferPool, HostCopy
 from train_hooks.hook.tensors.scopes import TensorScopes
 from train_hooks.hook.tensors.snapshots import Array, Observation, Snapshot, as_array, torch_dtype

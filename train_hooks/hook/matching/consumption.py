@@ -3,7 +3,7 @@
 - A forward counts when gradients are on and the model is in training mode. (Around a reentrant activation checkpoint the
   first forward has them off; its repetition in the backward counts instead.) In evaluation mode it counts only if it gets
   a fetched micro-batch.
-- Each is accounted for: its tokens are a fetched micro-batch, or whole rows of some (`rows` has the forms), every byte
+- Each is accounted for: its tokens are a fetched micro-batch, or whole rows of some (`match_tokens` has the forms), every byte
   compared, or what a forward of this step got already (activation checkpointing, SAM), which consumes nothing more.
 - Whatever else it gets makes the step fail, since the record would lack it. Only before the first fetch it is a dry run.
 - What the trainer changed in place since the fetch is copied again: recorded is what the forward got. So it is with other
@@ -25,9 +25,9 @@ from train_hooks.hook.matching.consumed import ConsumedRows
 from train_hooks.hook.matching.counting import CountedMicrobatch, observe_forward
 from train_hooks.hook.matching.deferred import DeferredForward, EndOfDeferredStep, copies_to_match
 from train_hooks.hook.matching.forward_recorder import ForwardRecorder
+from train_hooks.hook.matching.match_tokens import RowMatch
 from train_hooks.hook.matching.matcher import ForwardMatcher
 from train_hooks.hook.matching.pending import PendingMicrobatches
-from train_hooks.hook.matching.rows import RowMatch
 from train_hooks.hook.matching.step_state import ForwardTensor, StepState, base_name, can_hold_tokens, tensor_key
 from train_hooks.hook.matching.unchanged import find_unchanged
 from train_hooks.hook.tensors.batches import forward_tensors

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from train_hooks.export_format.records import Matched
 from train_hooks.hook.export.staging import StagedMicrobatch
-from train_hooks.hook.matching.comparisons import compare_other_tensors
 from train_hooks.hook.matching.consumed import ConsumedRows
+from train_hooks.hook.matching.match_other_tensors import compare_other_tensors
+from train_hooks.hook.matching.match_tokens import RowMatch, match_rows, match_whole
 from train_hooks.hook.matching.pending import PendingMicrobatches
-from train_hooks.hook.matching.rows import RowMatch, match_rows, match_whole
 from train_hooks.hook.matching.step_state import ForwardTensor, StepState, tensor_key
 from train_hooks.hook.tensors.host_copies import BufferPool, HostCopy, copy_tensor
 from train_hooks.hook.tensors.scopes import TensorScopes

@@ -11,8 +11,8 @@ from torch import Tensor
 from train_hooks.export_format.records import Evidence, Segment
 from train_hooks.hook.export.staging import StagedMicrobatch
 from train_hooks.hook.matching.consumed import concatenated
+from train_hooks.hook.matching.match_tokens import FetchedRow
 from train_hooks.hook.matching.pending import PendingMicrobatches
-from train_hooks.hook.matching.rows import FetchedRow
 from train_hooks.hook.matching.step_state import StepState, base_name, can_hold_tokens, tensor_key
 from train_hooks.hook.tensors.host_copies import BufferPool, HostCopy, copy_tensor
 from train_hooks.hook.tensors.scopes import TensorScopes

@@ -2,27 +2,27 @@
 
 1. *Which tensors are tokens?* Those under the loader's name for them. Without a name it is the first tensor of integers
    that is not another tensor of the same rows.
-2. *What are they?* `rows` compares them with the pending micro-batches. If nothing is equal, a micro-batch in whose memory
+2. *What are they?* `match_tokens` compares them with the pending micro-batches. If nothing is equal, a micro-batch in whose memory
    they lie was edited in place: it is copied again and compared once more. What a forward of this step got already is
    a repetition (activation checkpointing, SAM), which consumes nothing.
-3. *What else did the forward get?* `comparisons` does this for labels, masks and positions. The same rows with other
+3. *What else did the forward get?* `match_other_tensors` does this for labels, masks and positions. The same rows with other
    labels are no repetition, but consumed again.
 """
 
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
-from train_hooks.hook.matching.comparisons import (
+from train_hooks.hook.matching.consumed import ConsumedRows
+from train_hooks.hook.matching.counting import observe_whole
+from train_hooks.hook.matching.match_other_tensors import (
     compare_other_tensors,
     consuming_step,
     is_tensor_of_rows,
     match_earlier_forwards,
     repeats_earlier_forward,
 )
-from train_hooks.hook.matching.consumed import ConsumedRows
-from train_hooks.hook.matching.counting import observe_whole
+from train_hooks.hook.matching.match_tokens import RowMatch, match_rows, match_whole
 from train_hooks.hook.matching.pending import PendingMicrobatches
-from train_hooks.hook.matching.rows import RowMatch, match_rows, match_whole
 from train_hooks.hook.matching.step_state import ForwardTensor, StepState, base_name, tensor_key
 from train_hooks.hook.tensors.host_copies import BufferPool
 from train_hooks.hook.tensors.scopes import TensorScopes

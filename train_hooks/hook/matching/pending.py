@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import numpy as np
 from torch import Tensor
 
-from train_hooks.hook.matching.rows import RowMatch
+from train_hooks.hook.matching.match_tokens import RowMatch
 from train_hooks.hook.matching.step_state import StepState
 from train_hooks.hook.tensors.snapshots import Array, Snapshot
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.train_hooks.hook.toy import LENGTH, SLOTS, VOCAB, Toy, attach, exported_ids, microbatch, same
 from train_hooks.export_format.errors import ExportStopped
 from train_hooks.hook.matching.consumed import ConsumedRows
-from train_hooks.hook.matching.rows import RowMatch
+from train_hooks.hook.matching.match_tokens import RowMatch
 from train_hooks.hook.tensors.batches import name_microbatch
 from train_hooks.hook.tensors.host_copies import BufferPool
 from train_hooks.hook.tensors.scopes import TensorScopes

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from train_hooks.hook.matching.consumed import ConsumedRows
-from train_hooks.hook.matching.rows import FetchedRow, RowMatch, match_rows, match_whole
+from train_hooks.hook.matching.match_tokens import FetchedRow, RowMatch, match_rows, match_whole
 from train_hooks.hook.matching.step_state import ForwardTensor, StepState, base_name
 from train_hooks.hook.tensors.host_copies import BufferPool, HostCopy, copy_tensor
 from train_hooks.hook.tensors.snapshots import Array, as_array, equal_bits
