@@ -112,3 +112,13 @@ def _load(state: dict[str, Any], directory: Path) -> None:
     except (CheckpointException, OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise InputError(f"{directory}: does not fit the model or is damaged ({reason}); remove it") from error
+
+
+def check_same(what: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """A checkpoint fits only the model and the data order that it was made with."""
+    for name in now:
+        if before.get(name) != now[name]:
+            raise InputError(
+                f"the checkpoint was made with {what} {name} = {before.get(name)}, this command asks for {now[name]}; "
+                "give the same options or a new --run-dir"
+            )

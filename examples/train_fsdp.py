@@ -14,34 +14,35 @@ line and exit code 2; torchrun adds its own report, and itself exits with 1.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import shutil
-import sys
-import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from checkpoints import TrainerState, complete_checkpoints, load_checkpoint, read_state, save_checkpoint
+from checkpoints import (
+    TrainerState,
+    check_same,
+    complete_checkpoints,
+    load_checkpoint,
+    read_state,
+    save_checkpoint,
+)
 from documents import load_tokenizer, read_corpus, tokenize, train_tokenizer
 from errors import InputError, one_line_errors
 from gpt import GPT, GPTConfig
 from inject import InjectedSequences, parse_injections
+from job_log import ConsumedLog, Progress, full, mean_over_ranks, say
 from packing import GlobalBatchSampler, PackedSequence, PackedSequences, collate, parse_mixture
-from torch import Tensor
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 
 from train_hooks import ExportHook
-
-CLEAR_LINE = "\r\x1b[K"
 
 
 class ShardedGPT(GPT, FSDPModule):
@@ -123,15 +124,57 @@ def parse_arguments() -> Settings:
     return settings
 
 
+@dataclass(kw_only=True, slots=True)
+class Job:
+    """What one rank trains, from which step on."""
+
+    model: ShardedGPT
+    optimizer: torch.optim.Optimizer
+    loader: Iterable[dict[str, Any]]
+    model_config: GPTConfig
+    data_config: dict[str, Any]
+    tokenizer: Path
+    device: torch.device
+    global_batch: int
+    first_step: int
+    next_sample: int
+    resume: dict[str, Any] | None
+
+
 def train(settings: Settings) -> None:
     """The whole job of one rank."""
+    job = prepare(settings)
+    if job is None:
+        say(f"nothing to do: --steps {settings.steps} are done; give more to go on")
+        return
+    hook: ExportHook | None = None
+    if settings.export:
+        # EXPORT 1/4: attach to the root module, once it is sharded. A resumed job hands in what its checkpoint kept.
+        hook = ExportHook.attach(
+            job.model,
+            settings.run,
+            sequence_length=settings.sequence_length,
+            vocab_size=job.model_config.vocab_size,
+            tokenizer=job.tokenizer,
+            config={"trainer": settings.as_json(), "model": asdict(job.model_config), "data": job.data_config},
+            resume=job.resume,
+        )
+        # EXPORT 2/4: the same batches, without "segments".
+        job.loader = hook.wrap(job.loader)
+    run_steps(settings, job, hook)
+    if hook:
+        hook.close()
+    dist.destroy_process_group()
+
+
+def prepare(settings: Settings) -> Job | None:
+    """Data, model and optimizer, as the newest checkpoint left them; None where all steps are done."""
     device = start_distributed(settings.seed)
     checkpoint = find_checkpoint(settings)
     state = read_state(checkpoint) if checkpoint else None
     first_step = state.step + 1 if state else 1
     next_sample = state.next_sample_index if state else 0
     global_batch = settings.micro_batch * settings.accumulation * dist.get_world_size()
-
     tokenizer = prepare_tokenizer(settings)
     sequences, data_config = build_data(
         settings, tokenizer, num_sequences=next_sample + global_batch * (settings.steps - first_step + 1)
@@ -148,8 +191,7 @@ def train(settings: Settings) -> None:
         check_same("data", state.data, data_config)
         say(f"resuming after step {state.step} from {checkpoint}")
     if first_step > settings.steps:
-        say(f"nothing to do: --steps {settings.steps} are done; give more to go on")
-        return
+        return None
 
     training_data: Dataset[PackedSequence] = sequences
     if settings.inject:
@@ -158,48 +200,48 @@ def train(settings: Settings) -> None:
     optimizer = build_optimizer(model, settings)
     if checkpoint:
         load_checkpoint(checkpoint, model, optimizer)
-    loader: Iterable[dict[str, Any]] = build_loader(settings, training_data, len(sequences), next_sample, device)
+    return Job(
+        model=model,
+        optimizer=optimizer,
+        loader=build_loader(settings, training_data, len(sequences), next_sample, device),
+        model_config=model_config,
+        data_config=data_config,
+        tokenizer=tokenizer,
+        device=device,
+        global_batch=global_batch,
+        first_step=first_step,
+        next_sample=next_sample,
+        resume=state.export if state else None,
+    )
 
-    hook: ExportHook | None = None
-    if settings.export:
-        # EXPORT 1/4: attach to the root module, once it is sharded. A resumed job hands in what its checkpoint kept.
-        hook = ExportHook.attach(
-            model,
-            settings.run,
-            sequence_length=settings.sequence_length,
-            vocab_size=model_config.vocab_size,
-            tokenizer=tokenizer,
-            config={"trainer": settings.as_json(), "model": asdict(model_config), "data": data_config},
-            resume=state.export if state else None,
-        )
-        # EXPORT 2/4: the same batches, without "segments".
-        loader = hook.wrap(loader)
 
-    batches = iter(loader)
-    progress = Progress(settings, first_step)
-    log = ConsumedLog.from_environment(model, resumed_from=first_step - 1)
-    for step in range(first_step, settings.steps + 1):
+def run_steps(settings: Settings, job: Job, hook: ExportHook | None) -> None:
+    """Forward, backward, update and commit, step by step; a checkpoint every so often."""
+    model, optimizer, batches = job.model, job.optimizer, iter(job.loader)
+    progress = Progress(settings.steps, settings.log_every, job.first_step)
+    log = ConsumedLog.from_environment(model, resumed_from=job.first_step - 1)
+    for step in range(job.first_step, settings.steps + 1):
         lr = set_learning_rate(optimizer, settings, step)
-        loss = torch.zeros((), device=device)
+        loss = torch.zeros((), device=job.device)
         for microbatch in range(settings.accumulation):
             batch = next(batches)
             if log:
                 log.step, log.microbatch = step, microbatch
             # Gradients are reduced over the ranks once a step, with the last micro-batch.
             model.set_requires_gradient_sync(microbatch == settings.accumulation - 1)
-            part = model(batch["input_ids"].to(device), batch["labels"].to(device)) / settings.accumulation
+            part = model(batch["input_ids"].to(job.device), batch["labels"].to(job.device)) / settings.accumulation
             part.backward()
             loss += part.detach()
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimizer.step()
         optimizer.zero_grad()
-        next_sample += global_batch
+        job.next_sample += job.global_batch
 
         metrics: dict[str, int | float] = {
             "loss": mean_over_ranks(loss),
             "lr": lr,
             "grad_norm": full(grad_norm).item(),
-            "num_tokens": global_batch * settings.sequence_length,
+            "num_tokens": job.global_batch * settings.sequence_length,
         }
         if hook:
             # EXPORT 3/4: the step is over, and these are its numbers.
@@ -215,16 +257,13 @@ def train(settings: Settings) -> None:
                 optimizer,
                 TrainerState(
                     step=step,
-                    next_sample_index=next_sample,
-                    model=asdict(model_config),
-                    data=data_config,
+                    next_sample_index=job.next_sample,
+                    model=asdict(job.model_config),
+                    data=job.data_config,
                     export=hook.state_dict() if hook else None,
                 ),
             )
-    if hook:
-        hook.close()
     progress.close()
-    dist.destroy_process_group()
 
 
 # ---- what it starts from ---------------------------------------------------------------------------------------------
@@ -305,16 +344,6 @@ def build_data(settings: Settings, tokenizer_file: Path, num_sequences: int) -> 
     }
 
 
-def check_same(what: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """A checkpoint fits only the model and the data order that it was made with."""
-    for name in now:
-        if before.get(name) != now[name]:
-            raise InputError(
-                f"the checkpoint was made with {what} {name} = {before.get(name)}, this command asks for {now[name]}; "
-                "give the same options or a new --run-dir"
-            )
-
-
 def shard(model: GPT) -> ShardedGPT:
     """FSDP2: parameters, gradients and optimizer state are split over the ranks, and gathered block by block."""
     for block in model.blocks:
@@ -359,86 +388,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, settings: Settings, step
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]
     return lr
-
-
-def mean_over_ranks(value: Tensor) -> float:
-    """Every rank has as many tokens as the others, so the mean of the ranks is the mean of the tokens."""
-    dist.all_reduce(value)
-    return value.item() / dist.get_world_size()
-
-
-def full(value: Tensor) -> Tensor:
-    """A norm over sharded gradients is itself sharded."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
-
-
-class Progress:
-    """A line every few steps on rank 0; on a terminal, a bar that is redrawn every step as well."""
-
-    def __init__(self, settings: Settings, first_step: int) -> None:
-        self._steps, self._every = settings.steps, settings.log_every
-        self._bar = dist.get_rank() == 0 and sys.stdout.isatty()
-        self._start, self._last_step = time.perf_counter(), first_step - 1
-
-    def update(self, step: int, metrics: dict[str, int | float]) -> None:
-        """Tell of a step that is over."""
-        if step % self._every == 0 or step == self._steps:
-            now = time.perf_counter()
-            speed = metrics["num_tokens"] * (step - self._last_step) / (now - self._start)
-            self._start, self._last_step = now, step
-            say(
-                f"{CLEAR_LINE if self._bar else ''}step {step:>5}/{self._steps}  loss {metrics['loss']:.4f}  "
-                f"lr {metrics['lr']:.2e}  grad_norm {metrics['grad_norm']:.3f}  {speed:,.0f} tokens/s"
-            )
-        if self._bar:
-            done = 40 * step // self._steps
-            print(f"{CLEAR_LINE}[{'#' * done}{'.' * (40 - done)}] {step}/{self._steps}", end="", flush=True)
-
-    def close(self) -> None:
-        """Leave the terminal's line to whoever comes next."""
-        if self._bar:
-            print()
-
-
-def say(text: str) -> None:
-    """Print on rank 0."""
-    if dist.get_rank() == 0:
-        print(text, flush=True)
-
-
-@dataclass(kw_only=True, slots=True)
-class ConsumedLog:
-    """What each forward really got, written by the model itself: a test's second opinion on the export.
-
-    One JSON line a forward in DIR/rank{n}.jsonl, appended to over restarts. `last_label` [B] is the one token of a
-    sequence that is no input; the other labels are the inputs moved by one.
-    """
-
-    file: TextIO
-    resumed_from: int
-    step: int = 0
-    microbatch: int = 0
-
-    @classmethod
-    def from_environment(cls, model: GPT, resumed_from: int) -> ConsumedLog | None:
-        """A log that watches the model, if KISEKI_EXAMPLE_CONSUMED_LOG names a directory."""
-        if not (name := os.environ.get("KISEKI_EXAMPLE_CONSUMED_LOG")):
-            return None
-        Path(name).mkdir(parents=True, exist_ok=True)
-        file = (Path(name) / f"rank{dist.get_rank()}.jsonl").open("a", buffering=1, encoding="utf-8")
-        model.observer = (log := cls(file=file, resumed_from=resumed_from)).write
-        return log
-
-    def write(self, input_ids: Tensor, labels: Tensor) -> None:
-        """One forward."""
-        record = {
-            "resumed_from": self.resumed_from,
-            "step": self.step,
-            "microbatch": self.microbatch,
-            "input_ids": input_ids.tolist(),
-            "last_label": labels[:, -1].tolist(),
-        }
-        self.file.write(json.dumps(record) + "\n")
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 1. *Which tensors are tokens?* Those under the loader's name for them. Without a name it is the first tensor of integers
    that is not another tensor of the same rows.
-2. *What are they?* `match_tokens` compares them with the pending micro-batches. If nothing is equal, a micro-batch in whose memory
-   they lie was edited in place: it is copied again and compared once more. What a forward of this step got already is
+2. *What are they?* `match_tokens` compares them with the pending micro-batches. If nothing is equal, a micro-batch in whose
+   memory they lie was edited in place: it is copied again and compared once more. What a forward of this step got already is
    a repetition (activation checkpointing, SAM), which consumes nothing.
 3. *What else did the forward get?* `match_other_tensors` does this for labels, masks and positions. The same rows with other
    labels are no repetition, but consumed again.
